@@ -1,0 +1,73 @@
+# `make help` lists what there is. The first call makes .venv from requirements.lock.
+PROFILE ?= quick
+CORES ?= 2
+LOCK_FLAGS ?=
+
+PY := .venv/bin/python
+STAMP := .venv/.stamp
+
+# The settings of rrlib/notebook.py (see there why; tests/test_repo.py compares them), in place here
+# for every process that make starts, whatever it imports first.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+export CUBLAS_WORKSPACE_CONFIG := :4096:8
+ifneq ($(filter $(shell uname -m),x86_64 AMD64),)
+export ATEN_CPU_CAPABILITY := avx2
+export ONEDNN_MAX_CPU_ISA := AVX2
+export MKL_CBWR := AVX2,STRICT
+endif
+export MPLBACKEND := Agg
+# Nothing here renders with MuJoCo; a value from outside could only ask for libraries not present.
+unexport MUJOCO_GL
+
+.DEFAULT_GOAL := help
+.PHONY: help book test check accept lock format clean
+
+help:  ## list the commands
+	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
+	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
+	@echo "make check                 lint and the tests that train nothing (2 minutes)"
+	@echo "make format                format the code and fix what the linter can fix"
+	@echo "make accept                run the chapters again, store their outputs in notebooks/"
+	@echo "make lock                  pin requirements.lock from pyproject.toml"
+	@echo "                           (LOCK_FLAGS=--upgrade: newest versions in its ranges)"
+	@echo "make clean                 delete what was built; keeps .venv and the trained artefacts"
+
+$(STAMP): requirements.lock pyproject.toml
+	@PYTHON="$(PYTHON)" workflow/environment.sh
+	@touch $@
+
+book: $(STAMP)
+	$(PY) workflow/run.py $(PROFILE) --cores $(CORES)
+
+accept: $(STAMP)
+	$(PY) workflow/run.py quick --cores $(CORES) --accept
+
+test: $(STAMP)
+	$(PY) -c "import matplotlib.font_manager"
+	$(PY) -m pytest -m "not book" -n 2 --dist loadfile
+	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1800 -n 2 --dist loadfile notebooks/
+	$(PY) -m pytest -m book
+
+check: $(STAMP)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m pytest -m "not slow and not book"
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+# No hashes, no index and no local version: the pins hold for any source of the same packages.
+lock: $(STAMP)
+	$(PY) -m piptools compile --quiet --extra book --extra test --allow-unsafe --strip-extras \
+		--no-header --annotation-style line --no-emit-options --no-emit-index-url \
+		--no-emit-find-links --no-emit-trusted-host $(LOCK_FLAGS) \
+		--output-file requirements.lock pyproject.toml
+	sed -i.old -e '/considered to be unsafe/d' -e '/^$$/d' -e 's/+[a-z0-9.]*//' requirements.lock
+	rm requirements.lock.old
+
+clean:
+	rm -rf _build _run book/_generated .pytest_cache .ruff_cache *.egg-info
+	find rrlib tests workflow -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,163 @@
+"""One contract for every diffusion model: a network, a diffusers scheduler, and four readings.
+
+The readings of a model at (x_t, t) are x0 = E[x_0 | x_t], epsilon, the score and the mean of
+p(x_{t-1} | x_t).
+They say the same thing in four ways; every conversion between them is here and nowhere else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler, UNet1DModel
+from torch import Tensor, nn
+
+from rrlib.errors import InputError
+
+
+def cosine_scheduler(steps: int, clip: bool = True) -> DDPMScheduler:
+    """The cosine schedule (Nichol and Dhariwal, s = 0.008) with x0 as the network's output.
+
+    Args:
+        steps: diffusion steps T, at least 2.
+        clip: keep x0 in [-1, 1], the range of normalised plans (so do the paper's authors).
+    """
+    if steps < 2:
+        raise InputError(f"steps={steps} is not allowed: at least 2 diffusion steps are needed.")
+    return DDPMScheduler(
+        steps, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=clip
+    )
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A diffusion model.
+
+    Attributes:
+        network: (x_t [B, ...], t [B] int64) -> prediction [B, ...], x0 or epsilon as the scheduler's
+            `prediction_type` says ("sample" or "epsilon").
+        scheduler: diffusers' DDPMScheduler; t runs over 0 .. T - 1, and t = 0 is the least noise.
+    """
+
+    network: Callable[[Tensor, Tensor], Tensor]
+    scheduler: DDPMScheduler
+
+    @property
+    def steps(self) -> int:
+        """T, the number of diffusion steps."""
+        return self.scheduler.config.num_train_timesteps
+
+    def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+        """table[t] shaped [B, 1, ...] to multiply `like` [B, ...]."""
+        return table.to(like)[t].reshape(-1, *[1] * (like.ndim - 1))
+
+    def abar(self, t: Tensor, like: Tensor) -> Tensor:
+        """alpha-bar at t, [B, 1, ...]."""
+        return self._at(self.scheduler.alphas_cumprod, t, like)
+
+    def noise(self, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of x_t given x_0 [B, ...] at t [B] (the forward process, appendix A.2)."""
+        draw = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        return self.scheduler.add_noise(x0, draw, t)
+
+    def x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t], [B, ...], clipped where the scheduler clips."""
+        out = self.network(x_t, t)
+        if self.scheduler.config.prediction_type == "epsilon":
+            abar = self.abar(t, x_t)
+            out = (x_t - (1 - abar).sqrt() * out) / abar.sqrt()
+        if self.scheduler.config.clip_sample:
+            limit = self.scheduler.config.clip_sample_range
+            out = out.clamp(-limit, limit)
+        return out
+
+    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x_t), [B, ...]."""
+        return self.score_from_x0(self.x0(x_t, t), x_t, t)
+
+    def epsilon(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The predicted noise, [B, ...]: minus the score times sqrt(1 - abar_t)."""
+        return -self.score(x_t, t) * (1 - self.abar(t, x_t)).sqrt()
+
+    def mean(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """mu(x_t, t), the mean of p(x_{t-1} | x_t), [B, ...] (Eq. 17); x0 itself at t = 0."""
+        return self.mean_from_x0(self.x0(x_t, t), x_t, t)
+
+    def score_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The score that belongs to an x0, [B, ...] (Tweedie's formula)."""
+        abar = self.abar(t, x_t)
+        return (abar.sqrt() * x0 - x_t) / (1 - abar)
+
+    def mean_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The mean that belongs to an x0, [B, ...]: of q(x_{t-1} | x_t, x_0)."""
+        abar, before = self.abar(t, x_t), self._abar_before(t, x_t)
+        alpha = abar / before
+        return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
+
+    def mean_per_score(self, t: Tensor, like: Tensor) -> Tensor:
+        """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times this is a mean difference."""
+        alpha = self.abar(t, like) / self._abar_before(t, like)
+        return (1 - alpha) / alpha.sqrt()
+
+    def deviation(self, t: Tensor, like: Tensor) -> Tensor:
+        """sigma_t of p(x_{t-1} | x_t), [B, 1, ...] (the smaller of DDPM's two choices)."""
+        abar, before = self.abar(t, like), self._abar_before(t, like)
+        return ((1 - abar / before) * (1 - before) / (1 - abar)).sqrt()
+
+    def _abar_before(self, t: Tensor, like: Tensor) -> Tensor:
+        table = self.scheduler.alphas_cumprod
+        return self._at(torch.cat([table.new_ones(1), table[:-1]]), t, like)
+
+
+class PlanNetwork(nn.Module):
+    """Diffuser's temporal U-Net (diffusers' UNet1DModel) for plans [B, H, D].
+
+    Args:
+        width: D, numbers per time step (actions, then observations).
+        channels: per resolution; the horizon is halved between two resolutions.
+    """
+
+    def __init__(self, width: int, channels: tuple[int, ...] = (32, 128, 256)):
+        super().__init__()
+        levels = len(channels)
+        self.unet = UNet1DModel(
+            in_channels=width,
+            out_channels=width,
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            act_fn="mish",
+            norm_num_groups=8,
+            layers_per_block=1,
+            downsample_each_block=False,
+            block_out_channels=channels,
+            down_block_types=("DownResnetBlock1D",) * levels,
+            up_block_types=("UpResnetBlock1D",) * (levels - 1),
+            mid_block_type="MidResTemporalBlock1D",
+            out_block_type="OutConv1DBlock",
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Prediction [B, H, D] for x [B, H, D] at t [B]."""
+        return self.unet(x.mT, t).sample.mT
+
+
+def check_horizon(horizon: int, channels: tuple[int, ...]) -> None:
+    """Raise InputError unless `horizon` can be halved between the network's resolutions."""
+    factor = 2 ** (len(channels) - 1)
+    if horizon < factor or horizon % factor:
+        raise InputError(
+            f"horizon={horizon} is not allowed: a positive multiple of {factor} is needed by "
+            f"a network of {len(channels)} resolutions."
+        )
+
+
+def denoising_loss(denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the network's own output at uniform t, [] (Eq. 18, or x0's form)."""
+    device = x0.device
+    t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=device)
+    draw = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype)
+    x_t = denoiser.scheduler.add_noise(x0, draw, t)
+    wanted = draw if denoiser.scheduler.config.prediction_type == "epsilon" else x0
+    return (denoiser.network(x_t, t) - wanted).square().mean()

@@ -1,0 +1,245 @@
+"""The method: note where base and expert differ, and fit a potential to the difference.
+
+The target is *expert minus base*, for scores (Eq. 14) and for means alike.
+Both algorithms fill a pool of (where, t, target) once; training reads the pool and never calls the
+diffusion models again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.rewards import Place, Target
+from rrlib.training import Progress, stream, train
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where base and expert were compared, and by how much they differed.
+
+    Attributes:
+        x: points where the reward's gradient is taken, [N, ...].
+        t: diffusion steps, [N].
+        target: expert minus base, [N, ...].
+    """
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def to(self, device: str) -> "Pool":
+        """The same pool on a device."""
+        return Pool(self.x.to(device), self.t.to(device), self.target.to(device))
+
+    def cut(self, window: int) -> "Pool":
+        """The pool of windows of `window` steps, [N H / h, h, D], for a windowed reward.
+
+        With rho = mean of g over H / h windows, grad rho on a window is (h / H) grad g there, so
+        fitting grad rho to the target is fitting grad g to H / h times the target, window by window.
+        """
+        n, horizon, width = self.x.shape
+        if horizon % window:
+            raise InputError(
+                f"window={window} is not allowed: a divisor of the horizon {horizon} is needed."
+            )
+        count = horizon // window
+        return Pool(
+            self.x.reshape(n * count, window, width),
+            self.t.repeat_interleave(count),
+            self.target.reshape(n * count, window, width) * count,
+        )
+
+    def scale(self, steps: int) -> Tensor:
+        """Root mean square of the target's entries at each t, [T]; 1 where the pool has no t."""
+        squares = self.target.flatten(1).square().mean(1)
+        total = torch.zeros(steps, dtype=squares.dtype, device=squares.device)
+        count = total.index_add(0, self.t, torch.ones_like(squares))
+        total = total.index_add(0, self.t, squares)
+        return torch.where(count > 0, total / count.clamp(min=1), 1.0).sqrt().clamp(min=1e-12)
+
+
+@torch.no_grad()
+def compare(
+    base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor, target: Target, place: Place
+) -> tuple[Tensor, Tensor]:
+    """Where the gradient is taken and what it should be there, both [B, ...].
+
+    Args:
+        base, expert: of one schedule.
+        x_t: noised samples, [B, ...].
+        t: diffusion steps, [B].
+        target: "score" (Eq. 14) or "mean" (Eq. 45; its minus sign belongs to a score read as noise).
+        place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
+    """
+    mine, other = base.x0(x_t, t), expert.x0(x_t, t)
+    read = base.score_from_x0 if target == "score" else base.mean_from_x0
+    where = x_t if place == "x_t" else base.mean_from_x0(mine, x_t, t)
+    return where, read(other, x_t, t) - read(mine, x_t, t)
+
+
+def algorithm1(
+    base: Denoiser,
+    expert: Denoiser,
+    base_data: Tensor,
+    expert_data: Tensor,
+    *,
+    size: int,
+    target: Target,
+    place: Place,
+    seed: int,
+    batch: int = 256,
+) -> Pool:
+    """Algorithm 1's comparisons: x_0 from both training sets in equal parts, t uniform, x_t noised.
+
+    Args:
+        base, expert: diffusion models of one schedule.
+        base_data, expert_data: [n, ...] training samples, normalised alike.
+        size: comparisons N.
+        target, place: see `compare`.
+        seed: of the draws.
+        batch: samples per call of the models.
+    """
+    check_schedules(base, expert)
+    xs, ts, targets = [], [], []
+    for start in range(0, size, batch):
+        generator = stream(seed, start, str(base_data.device))
+        n = min(batch, size - start)
+        x_t, t = noised(base, base_data, expert_data, n, generator)
+        where, difference = compare(base, expert, x_t, t, target, place)
+        xs.append(where)
+        ts.append(t)
+        targets.append(difference)
+    return Pool(torch.cat(xs), torch.cat(ts), torch.cat(targets))
+
+
+def noised(
+    base: Denoiser, base_data: Tensor, expert_data: Tensor, n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """n draws of x_t, half of them from each data set, and their t, uniform over 0 .. T - 1."""
+    device = base_data.device
+    half = n // 2
+    picks = [
+        torch.randint(len(data), (count,), generator=generator, device=device)
+        for data, count in ((base_data, n - half), (expert_data, half))
+    ]
+    x0 = torch.cat([base_data[picks[0]], expert_data[picks[1]]])
+    t = torch.randint(base.steps, (n,), generator=generator, device=device)
+    return base.noise(x0, t, generator), t
+
+
+def loss(network: nn.Module, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+    """L_RRF (Eq. 14): mean over the batch of |grad rho(x, t) - target|^2, []."""
+    x = x.detach().requires_grad_()
+    gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
+    return (gradient - target).flatten(1).square().sum(1).mean()
+
+
+def literal_loss(
+    network: nn.Module,
+    base: Denoiser,
+    expert: Denoiser,
+    base_data: Tensor,
+    expert_data: Tensor,
+    n: int,
+    generator: torch.Generator,
+    target: Target,
+    place: Place,
+) -> Tensor:
+    """One step of Algorithm 1 as printed, [] : two model calls per step, then L_RRF.
+
+    The reference that tests and benchmarks hold the pool against.
+    """
+    x_t, t = noised(base, base_data, expert_data, n, generator)
+    return loss(network, *_order(compare(base, expert, x_t, t, target, place), t))
+
+
+def _order(compared: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return compared[0], t, compared[1]
+
+
+def units(base: Denoiser, target: Target) -> Tensor:
+    """What a unit of the network's output is worth at each t, [T].
+
+    A log ratio of densities keeps its size as t goes to 0 and fades like sqrt(abar_t) as t grows, so
+    a network in units of sqrt(abar_t) says nearly the same at neighbouring t. Where the densities
+    have gaps, gradients at small t do not tell how two regions compare; larger t do, and hand it
+    down this way. Means have the further factor beta_t / sqrt(alpha_t).
+    """
+    t = torch.arange(base.steps)
+    like = torch.empty(base.steps)
+    factor = base.mean_per_score(t, like) if target == "mean" else 1.0
+    return base.abar(t, like).sqrt() * factor
+
+
+def fit(
+    network: nn.Module,
+    pool: Pool,
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> Iterator[Progress]:
+    """Fit `network` to a pool by L_RRF, each t weighed by the inverse square of its target's scale.
+
+    Weighing changes no minimiser (each t has its own), only how well a finite network meets each.
+
+    Args:
+        network: a reward, changed in place.
+        pool: of x [N, h, D] or [N, D]; cut into windows already, if the reward is windowed.
+        steps, batch, learning_rate, seed, checkpoint: see `training.train`.
+    """
+    scale = pool.scale(int(pool.t.max()) + 1)
+
+    def batch_loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pool), (batch,), generator=generator, device=pool.t.device)
+        x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
+        weight = scale[t].reciprocal().reshape(-1, *[1] * (x.ndim - 1))
+        x = x.detach().requires_grad_()
+        rho = network(x, t) * weight.flatten()
+        gradient = torch.autograd.grad(rho.sum(), x, create_graph=True)[0]
+        return (gradient - target * weight).square().mean()
+
+    return train(
+        network,
+        batch_loss,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+
+
+def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> Tensor:
+    """Share of the target's energy that grad rho explains at each t, [T]; NaN where no t.
+
+    Ask it of a pool that the reward was not fitted to.
+    """
+    left = torch.zeros(steps, dtype=pool.target.dtype, device=pool.target.device)
+    total = left.clone()
+    for rows in torch.arange(len(pool), device=pool.t.device).split(batch):
+        x = pool.x[rows].detach().requires_grad_()
+        gradient = torch.autograd.grad(network(x, pool.t[rows]).sum(), x)[0]
+        error = (gradient - pool.target[rows]).flatten(1).square().sum(1)
+        left.index_add_(0, pool.t[rows], error)
+        total.index_add_(0, pool.t[rows], pool.target[rows].flatten(1).square().sum(1))
+    return 1 - left / total
+
+
+def check_schedules(base: Denoiser, expert: Denoiser) -> None:
+    """Raise InputError unless both models share one schedule, without which x_t means two things."""
+    mine, other = base.scheduler.alphas_cumprod, expert.scheduler.alphas_cumprod
+    if mine.shape != other.shape or not torch.equal(mine, other):
+        raise InputError(
+            f"expert: its schedule ({len(other)} steps) is not allowed: the base's own schedule "
+            f"({len(mine)} steps) is needed."
+        )

@@ -1,0 +1,103 @@
+"""Figures: mazes, heat-maps of reward, plans coloured by reward, histograms, densities.
+
+Colours are safe for colour-blind readers, backgrounds opaque.
+Captions and alternative texts are in the chapters, beside the cell that draws.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+BASE, EXPERT, STEERED = "#0072B2", "#D55E00", "#009E73"  # blue, vermilion, green (Okabe and Ito)
+REWARD = "viridis"
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the book."""
+    plt.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "font.size": 9,
+            "legend.frameon": False,
+        }
+    )
+
+
+def maze_grid(n: int, walls: list[np.ndarray], columns: int = 4) -> tuple[Figure, list[Axes]]:
+    """A figure of n maze panels, `walls` (one [rows, columns] per panel) drawn in each."""
+    columns = min(n, columns)
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.1 * rows), squeeze=False)
+    for ax, layout in zip(axes.flat, walls, strict=False):
+        draw_maze(ax, layout)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:n])
+
+
+def draw_maze(ax: Axes, walls: np.ndarray) -> None:
+    """Walls [rows, columns] in grey; the axes are in cell units, rows downwards."""
+    rows, columns = walls.shape
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    ax.imshow(np.where(walls, 0.45, 1.0), cmap="gray", vmin=0, vmax=1, extent=extent)
+    ax.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+    ax.spines[:].set_visible(False)
+
+
+def draw_heat(ax: Axes, heat: np.ndarray, bins: int) -> AxesImage:
+    """A heat-map [rows * bins, columns * bins] of reward over the maze; NaN is left open."""
+    rows, columns = (n / bins for n in heat.shape)
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    return ax.imshow(heat, cmap=REWARD, extent=extent, interpolation="nearest")
+
+
+def draw_goal(ax: Axes, goal: tuple[float, float], peak: tuple[float, float] | None = None) -> None:
+    """The expert's goal as an open circle of one cell's radius, the map's peak as a cross."""
+    ax.add_patch(plt.Circle(goal[::-1], 1.0, fill=False, color=EXPERT, lw=1, ls=":"))
+    ax.plot(goal[1], goal[0], "o", mec=EXPERT, mfc="none", ms=9, mew=2, label="goal")
+    if peak is not None:
+        ax.plot(peak[1], peak[0], "x", color="black", ms=7, mew=2, label="peak of the reward")
+
+
+def draw_plan(ax: Axes, cells: np.ndarray, values: np.ndarray, norm) -> PathCollection:
+    """One plan, [H, 2] in cell units, coloured by the reward of each step [H]; later is larger."""
+    sizes = np.linspace(4, 26, len(cells))
+    return ax.scatter(cells[:, 1], cells[:, 0], c=values, s=sizes, cmap=REWARD, norm=norm, lw=0)
+
+
+def draw_paths(ax: Axes, cells: np.ndarray, colour: str) -> None:
+    """Paths [n, H, 2] in cell units as thin lines, with a dot where each ends."""
+    ax.plot(cells[..., 1].T, cells[..., 0].T, color=colour, lw=0.6, alpha=0.5)
+    ax.plot(cells[:, -1, 1], cells[:, -1, 0], ".", color=colour, ms=4)
+
+
+def draw_histograms(ax: Axes, base: np.ndarray, expert: np.ndarray) -> None:
+    """Densities of the rewards of base and expert plans on one axis."""
+    edges = np.histogram_bin_edges(np.concatenate([base, expert]), 40)
+    for values, colour, name in ((base, BASE, "base"), (expert, EXPERT, "expert")):
+        ax.hist(values, edges, density=True, color=colour, alpha=0.6, label=name)
+    ax.set(yticks=[], xlabel="reward of a plan at t = 0")
+    ax.spines["left"].set_visible(False)
+
+
+def draw_density(ax: Axes, grid: np.ndarray, density: np.ndarray, colour: str) -> None:
+    """Contours of a density [n, n] on a square grid [n] of both axes."""
+    ax.contour(grid, grid, density, levels=6, colors=colour, linewidths=0.9)
+    ax.set(aspect="equal", xticks=[], yticks=[])
+
+
+def draw_potential(ax: Axes, grid: np.ndarray, values: np.ndarray, limit: float):
+    """A potential [n, n] on a square grid in diverging colours between -limit and limit."""
+    ax.set(aspect="equal", xticks=[], yticks=[])
+    levels = np.linspace(-limit, limit, 21)
+    return ax.contourf(grid, grid, values, levels, cmap="PuOr_r", extend="both")

@@ -1,0 +1,363 @@
+"""What the chapters make: frozen dataclasses that tie a world, a network and a training together.
+
+Each is a recipe of `store`: ``store.obtain(recipe)`` makes it once and loads it ever after.
+Defaults are the quick profile.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rrlib import denoisers, extraction, maze, store, training, trajectories
+from rrlib.denoisers import Denoiser, PlanNetwork
+from rrlib.errors import InputError
+from rrlib.rewards import Place, RelativeReward, Target, WindowReward
+from rrlib.sde import GaussianMixture
+from rrlib.trajectories import Normaliser, Trajectories
+
+OBSERVATION, ACTION = 4, 2  # numbers per step of a maze trajectory
+# Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
+LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
+
+
+@dataclass(frozen=True)
+class GaussianReward:
+    """rho extracted from the exact scores of two Gaussian mixtures by Algorithm 1 (chapter 04)."""
+
+    base: GaussianMixture
+    expert: GaussianMixture
+    diffusion_steps: int = 100
+    samples: int = 20_000  # x_0 drawn from each mixture
+    pool: int = 100_000  # comparisons
+    hidden: tuple[int, ...] = (128, 128, 128)
+    steps: int = 1_500
+    batch: int = 1_024
+    learning_rate: float = 2e-3
+    target: Target = "score"
+    place: Place = "x_t"
+    seed: int = 0
+
+    def pair(self) -> tuple[Denoiser, Denoiser]:
+        """The two exact diffusion models."""
+        scheduler = denoisers.cosine_scheduler(self.diffusion_steps, clip=False)
+        return self.base.denoiser(scheduler), self.expert.denoiser(scheduler)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Fill the pool, fit rho, write `reward.safetensors`."""
+        draws = training.stream(self.seed, 0)
+        data = self.base.sample(self.samples, draws), self.expert.sample(self.samples, draws)
+        pool = extraction.algorithm1(
+            *self.pair(),
+            *data,
+            size=self.pool,
+            target=self.target,
+            place=self.place,
+            seed=self.seed,
+            batch=self.samples,
+        )
+        # Targets are differences of nearly equal numbers at large t, hence float64 until here.
+        pool = extraction.Pool(pool.x.float(), pool.t, pool.target.float()).to(device)
+        network = self._network()
+        network.unit.copy_(extraction.units(self.pair()[0], self.target))
+        _fit_reward(self, network.to(device), pool, folder, "reward on Gaussians")
+
+    def load(self, folder: Path, device: str) -> RelativeReward:
+        """The fitted reward."""
+        network = _load(self._network(), folder / "reward.safetensors", device)
+        return RelativeReward(network, self.target, self.place)
+
+    def _network(self) -> WindowReward:
+        torch.manual_seed(self.seed)
+        return WindowReward(self.base.means.shape[1], 1, self.hidden, self.diffusion_steps)
+
+
+@dataclass(frozen=True)
+class MazeData:
+    """Trajectories of the way-point controller in MuJoCo's PointMaze.
+
+    Attributes:
+        maze: open, umaze, medium or large.
+        goal: the expert's only target in cell units; None draws one per episode (the base).
+        episodes: started at once.
+        length: steps of an episode; the ball rests at its target once it is there.
+    """
+
+    maze: str
+    goal: tuple[float, float] | None = None
+    episodes: int = 1_000
+    length: int = 300
+    seed: int = 0
+
+    def make(self, folder: Path, device: str) -> None:
+        """Simulate and write `trajectories.hdf5` in D4RL's layout."""
+        made = maze.make_trajectories(
+            maze.load(self.maze), self.episodes, self.length, self.goal, self.seed
+        )
+        trajectories.write_hdf5(folder / "trajectories.hdf5", made)
+
+    def load(self, folder: Path, device: str) -> Trajectories:
+        """The trajectories."""
+        return trajectories.read(folder / "trajectories.hdf5", OBSERVATION, ACTION)
+
+
+@dataclass(frozen=True)
+class MazeFile:
+    """Somebody else's trajectories of a maze: a D4RL-layout HDF5 file or a Minari dataset."""
+
+    maze: str
+    path: str
+    sha256: str
+
+    @classmethod
+    def at(cls, maze_name: str, path: str) -> "MazeFile":
+        """The recipe of a file as it is now.
+
+        Raises:
+            InputError: the file cannot be used, or its positions do not fit the maze.
+        """
+        digest = hashlib.sha256()
+        for array in _read_maze(maze_name, path).arrays().values():
+            digest.update(np.ascontiguousarray(array))
+        return cls(maze_name, str(Path(path).expanduser()), digest.hexdigest())
+
+    def make(self, folder: Path, device: str) -> None:
+        """Check and copy the trajectories into `trajectories.hdf5`."""
+        trajectories.write_hdf5(
+            folder / "trajectories.hdf5", _read_maze(self.maze, self.path)
+        )
+
+    def load(self, folder: Path, device: str) -> Trajectories:
+        """The trajectories."""
+        return trajectories.read(folder / "trajectories.hdf5", OBSERVATION, ACTION)
+
+
+def _read_maze(name: str, path: str) -> Trajectories:
+    found = trajectories.read(path, OBSERVATION, ACTION)
+    world = maze.load(name)
+    cells = np.rint(world.to_cells(found.observations[:, :2])).astype(int)
+    last = np.array(world.walls.shape) - 1
+    inside = ((cells >= 0) & (cells <= last)).all(1)
+    inside &= ~world.walls[tuple(cells.clip(0, last).T)]
+    if not inside.all():
+        raise InputError(
+            f"Dataset {path!r} does not fit maze={name!r}: {np.mean(~inside):.0%} of its positions "
+            "lie in walls; all must be in free space, the maze's centre at (0, 0)."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Split:
+    """Plans of one data set, split by trajectory before anything is learnt.
+
+    Attributes:
+        train, held_out: trajectories.
+        normaliser: shared by base and expert.
+        horizon: steps of a plan.
+    """
+
+    train: Trajectories
+    held_out: Trajectories
+    normaliser: Normaliser
+    horizon: int
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where a training window may begin, [n]."""
+        return trajectories.windows(self.train, self.horizon)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n training plans, normalised, [n, H, 6], on the generator's device."""
+        device = generator.device
+        rows = torch.randint(len(self.starts), (n,), generator=generator, device=device)
+        plans = trajectories.cut(self.train, self.starts[rows.cpu().numpy()], self.horizon)
+        return torch.from_numpy(self.normaliser.normalise(plans)).to(device)
+
+    def held_out_plans(self, n: int, seed: int) -> tuple[Tensor, np.ndarray]:
+        """n held-out plans, normalised, [n, H, 6], and the trajectory of each, [n]."""
+        starts = trajectories.windows(self.held_out, self.horizon)
+        rows = np.random.default_rng(seed).choice(len(starts), n, replace=n > len(starts))
+        plans = trajectories.cut(self.held_out, starts[rows], self.horizon)
+        owner = np.searchsorted(self.held_out.bounds[:, 1], starts[rows], side="right")
+        return torch.from_numpy(self.normaliser.normalise(plans)), owner
+
+
+@dataclass(frozen=True)
+class MazeDiffuser:
+    """A diffusion model of plans in a maze.
+
+    Attributes:
+        data: what it learns.
+        ruler: data whose range is [-1, 1]; the base's, for base and expert alike.
+        horizon: steps of a plan.
+        channels: of the temporal U-Net, per resolution.
+        start: a diffuser whose weights it begins from; None begins at random.
+    """
+
+    data: MazeData | MazeFile
+    ruler: MazeData | MazeFile
+    horizon: int = 32
+    channels: tuple[int, ...] = (16, 32, 64)
+    diffusion_steps: int = 20
+    steps: int = 3_000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    start: "MazeDiffuser | None" = None
+    seed: int = 0
+
+    def split(self) -> Split:
+        """Its plans: 10 % of the trajectories are held out (the paper's share)."""
+        normaliser = Normaliser.fit(store.obtain(self.ruler))
+        train, held_out = trajectories.split(store.obtain(self.data), 0.1, self.seed)
+        return Split(train, held_out, normaliser, self.horizon)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Train the network and write `denoiser.safetensors`."""
+        denoiser = self._denoiser(device)
+        split = self.split()
+        if self.start:
+            denoiser.network.load_state_dict(
+                store.obtain(self.start, device).network.state_dict()
+            )
+        progress = training.train(
+            denoiser.network,
+            lambda draws: denoisers.denoising_loss(denoiser, split.draw(self.batch, draws), draws),
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            checkpoint=store.checkpoints(folder) / "denoiser.safetensors",
+        )
+        training.finish(progress, f"diffuser {self.data.maze}")
+        save_file(denoiser.network.state_dict(), folder / "denoiser.safetensors")
+
+    def load(self, folder: Path, device: str) -> Denoiser:
+        """The trained diffusion model."""
+        denoiser = self._denoiser(device)
+        _load(denoiser.network, folder / "denoiser.safetensors", device)
+        return denoiser
+
+    def _denoiser(self, device: str) -> Denoiser:
+        denoisers.check_horizon(self.horizon, self.channels)
+        torch.manual_seed(self.seed)
+        network = PlanNetwork(OBSERVATION + ACTION, self.channels).to(device)
+        return Denoiser(network, denoisers.cosine_scheduler(self.diffusion_steps))
+
+
+@dataclass(frozen=True)
+class MazeReward:
+    """rho extracted from a base and an expert diffuser by Algorithm 1 (Table 2's maze rows)."""
+
+    base: MazeDiffuser
+    expert: MazeDiffuser
+    window: int = 4
+    hidden: tuple[int, ...] = (128, 64, 32)
+    pool: int = 20_000  # plans compared
+    target: Target = "mean"
+    place: Place = "mu_base"
+    steps: int = 3_000
+    batch: int = 512  # windows
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def make(self, folder: Path, device: str) -> None:
+        """Fill the pool once, fit rho to its windows, write `reward.safetensors`."""
+        draws = training.stream(self.seed, 0, device)
+        data = [half.split().draw(self.pool, draws) for half in (self.base, self.expert)]
+        base, expert = (store.obtain(half, device) for half in (self.base, self.expert))
+        pool = extraction.algorithm1(
+            base,
+            expert,
+            *data,
+            size=self.pool,
+            target=self.target,
+            place=self.place,
+            seed=self.seed,
+        )
+        network = self._network().to(device)
+        network.unit.copy_(extraction.units(base, self.target))
+        _fit_reward(self, network, pool.cut(self.window), folder, f"reward {self.base.data.maze}")
+
+    def load(self, folder: Path, device: str) -> RelativeReward:
+        """The fitted reward."""
+        network = _load(self._network(), folder / "reward.safetensors", device)
+        return RelativeReward(network, self.target, self.place)
+
+    def _network(self) -> WindowReward:
+        torch.manual_seed(self.seed)
+        width = OBSERVATION + ACTION
+        return WindowReward(width, self.window, self.hidden, self.base.diffusion_steps)
+
+
+@dataclass(frozen=True)
+class MazeExperiment:
+    """One maze and goal: its base, shared by the maze's goals, and its expert."""
+
+    goal: tuple[float, float]
+    base: MazeDiffuser
+    expert: MazeDiffuser
+
+    @property
+    def world(self) -> maze.Maze:
+        """The maze itself."""
+        return maze.load(self.base.data.maze)
+
+    @property
+    def label(self) -> str:
+        """Such as "umaze (1, 2)"."""
+        return f"{self.base.data.maze} ({self.goal[0]:g}, {self.goal[1]:g})"
+
+
+def maze_experiments(chosen: SimpleNamespace) -> list[MazeExperiment]:
+    """The experiments that a maze chapter's parameters ask for, none of them made yet.
+
+    Args:
+        chosen: checked parameters `maze` (names), `n_goals`, `goal` (cell units or None), `seed`,
+            `episodes`, `horizon`, `diffuser_steps`, `dataset_path`.
+
+    Raises:
+        InputError: the goal lies in a wall of one of the mazes, or the data file cannot be used.
+    """
+    sizes = {"horizon": chosen.horizon, "seed": chosen.seed}
+    experiments = []
+    for name in chosen.maze:
+        world = maze.load(name)
+        goals = [chosen.goal] if chosen.goal else maze.GOALS[name][: chosen.n_goals]
+        for goal in goals:
+            maze.check_goal(world, goal)
+        if chosen.dataset_path:
+            data = MazeFile.at(name, chosen.dataset_path)
+        else:
+            data = MazeData(name, episodes=chosen.episodes, length=LENGTHS[name], seed=chosen.seed)
+        base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **sizes)
+        for goal in goals:
+            shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed + 1)
+            half = max(chosen.diffuser_steps // 2, 1)
+            expert = MazeDiffuser(shown, data, steps=half, start=base, **sizes)
+            experiments.append(MazeExperiment(goal, base, expert))
+    return experiments
+
+
+def _fit_reward(recipe: GaussianReward | MazeReward, network, pool, folder: Path, label: str):
+    progress = extraction.fit(
+        network,
+        pool,
+        steps=recipe.steps,
+        batch=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        seed=recipe.seed,
+        checkpoint=store.checkpoints(folder) / "reward.safetensors",
+    )
+    training.finish(progress, label)
+    save_file(network.state_dict(), folder / "reward.safetensors")
+
+
+def _load(network: torch.nn.Module, file: Path, device: str) -> torch.nn.Module:
+    network.load_state_dict(load_file(file))
+    return network.to(device).eval().requires_grad_(False)

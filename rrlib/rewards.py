@@ -1,0 +1,104 @@
+"""Reward networks: rho(x_t, t), and the reward of a single step."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+
+from rrlib.errors import InputError
+
+Target = Literal["score", "mean"]
+Place = Literal["x_t", "mu_base"]
+
+
+class WindowReward(nn.Module):
+    """rho(x_t, t) = mean over contiguous windows of g(window, t), g an MLP (Table 2; section 4.3).
+
+    Args:
+        width: D, numbers per time step.
+        window: h, time steps that g sees; the horizon must be a multiple of it.
+        hidden: widths of g's hidden layers.
+        steps: T of the diffusion, which the time embedding is scaled to.
+
+    SiLU, because the theorem wants smooth gradients and Mish's second derivative overflows.
+    The time is a sinusoidal embedding, so what one t learns its neighbours share.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        window: int = 1,
+        hidden: tuple[int, ...] = (128, 64, 32),
+        steps: int = 100,
+        time_features: int = 16,
+    ):
+        super().__init__()
+        self.width, self.window, self.steps, self.time_features = width, window, steps, time_features
+        sizes = [width * window + time_features, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        self.g = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+        # What a unit of g is worth at each t; see `extraction.units`.
+        self.register_buffer("unit", torch.ones(steps))
+
+    def per_window(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """g of every window, [B, H / h], for x_t [B, H, D] (or [B, D], one step) and t [B]."""
+        windows = x_t.reshape(len(x_t), -1, self.window * self.width)  # [B, H / h, h D]
+        time = get_timestep_embedding(t * (100.0 / self.steps), self.time_features, max_period=1000)
+        time = time.to(windows)[:, None].expand(-1, windows.shape[1], -1)
+        g = self.g(torch.cat([windows, time], -1)).squeeze(-1)
+        return g * self.unit.to(g)[t][:, None]
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] (or [B, D]) and t [B]."""
+        return self.per_window(x_t, t).mean(1)
+
+
+@dataclass(frozen=True)
+class RelativeReward:
+    """A fitted reward together with what its gradient means.
+
+    Attributes:
+        network: (x [B, ...], t [B]) -> rho [B], twice differentiable.
+        target: the gradient is a difference of "score"s (Eq. 14) or of "mean"s (Eq. 45).
+        place: where the gradient was fitted: at "x_t" (Eq. 14), or at "mu_base" = mean_base(x_t).
+    """
+
+    network: nn.Module
+    target: Target
+    place: Place
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """rho, [B]."""
+        return self.network(x, t)
+
+    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """grad_x rho(x, t), [B, ...], detached."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.network(x, t).sum(), x)[0]
+
+
+def per_step(reward: RelativeReward, states: Tensor, actions: Tensor) -> Tensor:
+    """Reward of each time step at t = 0, [B, H] (section 4.3): a step has its window's g.
+
+    Args:
+        states: [B, H, do], normalised.
+        actions: [B, H, da], normalised.
+
+    Raises:
+        InputError: the horizon is no multiple of the reward's window.
+    """
+    plans = torch.cat([actions, states], -1)
+    window = reward.network.window
+    if plans.shape[1] % window:
+        raise InputError(
+            f"horizon={plans.shape[1]} is not allowed: a multiple of the reward's window "
+            f"{window} is needed."
+        )
+    t = torch.zeros(len(plans), dtype=torch.long, device=plans.device)
+    with torch.no_grad():
+        return reward.network.per_window(plans, t).repeat_interleave(window, 1)

@@ -1,0 +1,141 @@
+"""The training loop: a generator of typed progress, with an average of the weights and resume."""
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from rrlib.errors import InputError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One optimisation step: its number (from 1), how many there will be, and the batch's loss."""
+
+    step: int
+    steps: int
+    loss: Tensor  # []
+
+
+def stream(seed: int, step: int, device: str = "cpu") -> torch.Generator:
+    """Random numbers of one step, a function of (seed, step) alone.
+
+    A run that is resumed at some step therefore draws what an uninterrupted run draws there.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+def train(
+    module: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    ema: float = 0.995,
+    decay: bool = True,
+    checkpoint: Path | None = None,
+    every: int = 500,
+) -> Iterator[Progress]:
+    """Minimise `loss` over the parameters of `module` with Adam; yields after every step.
+
+    When the generator is exhausted, `module` holds the exponential average of its weights.
+
+    Args:
+        module: network, changed in place.
+        loss: batch loss [] from the random numbers of the step.
+        steps: optimisation steps, at least 1.
+        learning_rate: Adam's, at the start.
+        seed: of the batches.
+        ema: decay of the average of the weights, per step.
+        decay: anneal the learning rate to zero along half a cosine, else hold it.
+        checkpoint: safetensors file to resume from, rewritten (atomically) every `every` steps.
+        every: steps between two checkpoints.
+
+    Raises:
+        InputError: `steps` is below 1.
+        FloatingPointError: the loss is not finite (looked at when a checkpoint is due).
+    """
+    if steps < 1:
+        raise InputError(f"steps={steps} is not allowed: at least 1 step is needed.")
+    device = str(next(module.parameters()).device)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema))
+    optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
+    start = _restore(checkpoint, module, average, optimiser) if checkpoint else 0
+    for step in range(start + 1, steps + 1):
+        if decay:
+            annealed = learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+            optimiser.param_groups[0]["lr"] = annealed
+        value = loss(stream(seed, step, device))
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        average.update_parameters(module)
+        if step % every == 0 or step == steps:
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"the loss is {float(value)} at step {step}")
+            if checkpoint and step < steps:
+                _save(checkpoint, step, module, average, optimiser)
+        yield Progress(step, steps, value.detach())
+    module.load_state_dict(average.module.state_dict())
+
+
+def finish(progress: Iterable[Progress], label: str) -> None:
+    """Run a training to its end, with a progress bar where a person is watching.
+
+    Batch runs (papermill, nbval) show none: their outputs are compared.
+    """
+    watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    bar = tqdm(desc=label, disable=not watched, leave=False)
+    for item in progress:
+        bar.total = item.steps
+        bar.update()
+    bar.close()
+
+
+def _state(module: nn.Module, average: AveragedModel, optimiser: torch.optim.Adam) -> dict:
+    adam = optimiser.state_dict()["state"]
+    return {
+        **{f"module.{name}": value for name, value in module.state_dict().items()},
+        **{f"average.{name}": value for name, value in average.state_dict().items()},
+        **{f"adam.{i}.{name}": v for i, state in adam.items() for name, v in state.items()},
+    }
+
+
+def _save(path: Path, step: int, *parts) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    state = {name: value.contiguous() for name, value in _state(*parts).items()}
+    save_file(state, temporary, metadata={"step": str(step)})
+    temporary.replace(path)
+
+
+def _restore(path: Path, module, average, optimiser) -> int:
+    if not path.exists():
+        return 0
+    device = str(next(module.parameters()).device)
+    with safe_open(path, framework="pt", device=device) as file:
+        step = int(file.metadata()["step"])
+        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    groups: dict[str, dict] = {"module": {}, "average": {}, "adam": {}}
+    for name, value in saved.items():
+        group, rest = name.split(".", 1)
+        groups[group][rest] = value
+    module.load_state_dict(groups["module"])
+    average.load_state_dict(groups["average"])
+    state: dict[int, dict] = {}
+    for name, value in groups["adam"].items():
+        index, slot = name.split(".", 1)
+        state.setdefault(int(index), {})[slot] = value.cpu() if slot == "step" else value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return step

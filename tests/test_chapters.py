@@ -1,0 +1,140 @@
+"""Every chapter explains its parameters, and stops at once, in one sentence, at a wrong one."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import papermill
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = {path.stem: path for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
+
+# Parameter, value, and what the sentence must hold besides the value. FILE/sub lies under a file
+# and so can be written by nobody, root included.
+COMMON = [
+    ("sed", "1", "seed"),
+    ("seed", "-1", "at least 0"),
+    ("seed", "zero", "an integer"),
+    ("device", "cuda:99", "cpu"),
+    ("device", "abacus", "cpu"),
+    ("results", "FILE/sub", "written"),
+]
+MAZE = [
+    ("maze", "spiral", "open, umaze, medium, large"),
+    ("mazes", "open", "maze"),
+    ("n_goals", "0", "at least 1|from 1"),
+    ("goal", "0,0", "goal"),
+    ("goal", "99,1", "goal"),
+    ("goal", "somewhere", "goal"),
+    ("horizon", "33", "multiple of|divisible"),
+    ("horizon", "0", "horizon"),
+    ("diffuser_steps", "-1", "at least"),
+    ("episodes", "0", "at least|from"),
+    ("store", "FILE/sub", "written"),
+]
+DATASETS = ["missing", "text", "no_actions", "lengths", "nan", "width"]
+BAD = {
+    "04_gaussians": [*COMMON, ("steps", "-1", "at least"), ("scale", "-1.0", "number")],
+    "05_maze_data": [*COMMON, *MAZE],
+    "06_maze_rewards": [*COMMON, *MAZE, ("reward_steps", "-1", "at least")],
+}
+READS_DATASETS = ("05_maze_data", "06_maze_rewards")
+
+
+def test_every_chapter_is_tried_with_bad_parameters():
+    assert set(BAD) == set(CHAPTERS)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_parameter_has_a_type_and_a_comment(name):
+    parameters = papermill.inspect_notebook(CHAPTERS[name])
+    assert {"seed", "device", "results"} <= set(parameters)
+    for parameter in parameters.values():
+        assert parameter["inferred_type_name"] in ("str", "int", "float", "bool"), parameter
+        assert len(parameter["help"]) > 10, parameter
+
+
+@pytest.mark.parametrize(
+    "profile", sorted(ROOT.glob("workflow/profiles/*.yaml")), ids=lambda path: path.stem
+)
+def test_profiles_name_chapters_and_their_parameters(profile):
+    given = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    assert set(given) == set(CHAPTERS)
+    for name, values in given.items():
+        known = papermill.inspect_notebook(CHAPTERS[name])
+        assert set(values) <= set(known) - {"results", "store"}
+        for parameter, value in values.items():
+            assert type(value).__name__ == known[parameter]["inferred_type_name"], parameter
+
+
+def run(chapter: str, parameter: str, value: str, folder: Path) -> str:
+    """The one sentence in which a chapter refuses a value; `folder` is where it is run."""
+    store = folder / "store"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(CHAPTERS[chapter])]
+    command += ["out.ipynb", "-p", parameter, value]
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"RRLIB_STORE": str(store)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    took = time.monotonic() - start
+    said = [line for line in done.stderr.splitlines() if line.startswith("InputError: ")]
+    assert done.returncode != 0 and len(said) == 1, done.stderr[-2000:]
+    assert said[0].endswith(".") and value in said[0], said[0]
+    assert "Traceback" not in done.stderr.partition("Exception encountered at")[2], done.stderr
+    assert took < 10, f"took {took:.1f} s"
+    assert not store.exists() or not list(store.iterdir())
+    return said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chapter", "parameter", "value", "words"),
+    [(name, *case) for name in CHAPTERS for case in BAD.get(name, [])],
+)
+def test_a_bad_parameter_stops_a_chapter(tmp_path, chapter, parameter, value, words):
+    (tmp_path / "file").touch()
+    value = value.replace("FILE", str(tmp_path / "file"))
+    said = run(chapter, parameter, value, tmp_path)
+    assert parameter in said and any(word in said for word in words.split("|")), said
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "out.ipynb", "store"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", DATASETS)
+@pytest.mark.parametrize("chapter", [name for name in READS_DATASETS if name in CHAPTERS])
+def test_a_bad_dataset_stops_a_chapter(tmp_path, chapter, fault):
+    path = tmp_path / f"{fault}.hdf5"
+    if fault == "text":
+        path.write_text("no HDF5")
+    elif fault != "missing":
+        write_faulty(path, fault)
+    run(chapter, "dataset_path", str(path), tmp_path)
+
+
+def write_faulty(path: Path, fault: str, size: int = 1000) -> None:
+    """A maze dataset in D4RL's layout with one fault."""
+    arrays = {
+        "observations": np.zeros((size, 4 if fault != "width" else 3), np.float32),
+        "actions": np.zeros((size if fault != "lengths" else size - 1, 2), np.float32),
+        "rewards": np.zeros(size, np.float32),
+        "terminals": np.zeros(size, bool),
+        "timeouts": np.arange(size) % 100 == 99,
+    }
+    if fault == "nan":
+        arrays["observations"][7, 1] = np.nan
+    if fault == "no_actions":
+        del arrays["actions"]
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array

@@ -1,0 +1,339 @@
+"""Extraction against hand-written loops and two Gaussians, whose relative reward is known."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+from torch.testing import assert_close
+
+from rrlib import extraction
+from rrlib.denoisers import Denoiser, cosine_scheduler
+from rrlib.errors import InputError
+from rrlib.extraction import Pool
+from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.sde import GaussianMixture
+from rrlib.training import stream
+
+STEPS = 20
+TARGETS, PLACES = ("score", "mean"), ("x_t", "mu_base")
+
+
+def gaussian(mean: tuple[float, float], variance: float = 0.5) -> GaussianMixture:
+    centre = torch.tensor([mean], dtype=torch.float64)
+    covariance = variance * torch.eye(2, dtype=torch.float64)[None]
+    return GaussianMixture(torch.ones(1, dtype=torch.float64), centre, covariance)
+
+
+def pair() -> tuple[Denoiser, Denoiser]:
+    """Base around (-1, 0), expert around (1, 0)."""
+    scheduler = cosine_scheduler(STEPS, clip=False)
+    return gaussian((-1, 0)).denoiser(scheduler), gaussian((1, 0)).denoiser(scheduler)
+
+
+def plan_pair() -> tuple[Denoiser, Denoiser]:
+    """Two smooth networks on plans [B, 6, 2], which any step may tell apart."""
+    scheduler = cosine_scheduler(STEPS)
+    mix = torch.randn(2, 2, generator=stream(8, 0), dtype=torch.float64)
+    base = Denoiser(lambda x, t: (x @ mix).tanh(), scheduler)
+    return base, Denoiser(lambda x, t: (x @ mix.T + 0.01 * t[:, None, None]).sin(), scheduler)
+
+
+def plans(n: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, 6, 2, generator=stream(seed, 0), dtype=torch.float64)
+
+
+def reward(window: int = 1) -> WindowReward:
+    torch.manual_seed(0)
+    network = WindowReward(2, window, hidden=(16, 8), steps=STEPS).double()
+    network.unit.copy_(torch.linspace(0.5, 2, STEPS))
+    return network
+
+
+def random_pool(n: int = 7) -> Pool:
+    t = torch.randint(STEPS, (n,), generator=stream(4, 0))
+    return Pool(plans(n, 1), t, plans(n, 2))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_target_points_from_base_to_expert(target, place):
+    base, expert = pair()
+    x = torch.randn(STEPS, 2, generator=stream(0, 0), dtype=torch.float64)
+    _, difference = extraction.compare(base, expert, x, torch.arange(STEPS), target, place)
+    assert (difference[:, 0] > 0).all()  # the expert lies at +x of the base
+    assert_close(difference[:, 1], torch.zeros(STEPS, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_target_of_two_gaussians_is_its_closed_form(target):
+    base, expert = pair()
+    t = torch.arange(STEPS)
+    x = torch.randn(STEPS, 2, generator=stream(0, 0), dtype=torch.float64)
+    _, difference = extraction.compare(base, expert, x, t, target, "x_t")
+    abar = base.scheduler.alphas_cumprod.double()
+    closed = (
+        abar.sqrt() * 2 / (0.5 * abar + 1 - abar)
+    )  # score of the expert less the base's, along x
+    if target == "mean":
+        before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+        closed = closed * (1 - abar / before) / (abar / before).sqrt()
+    assert_close(difference[:, 0], closed, rtol=1e-8, atol=1e-10)
+
+
+def test_swapping_the_models_flips_the_target():
+    base, expert = plan_pair()
+    x, t = plans(STEPS, 0), torch.arange(STEPS)
+    for target in TARGETS:
+        there = extraction.compare(base, expert, x, t, target, "x_t")[1]
+        back = extraction.compare(expert, base, x, t, target, "x_t")[1]
+        assert_close(there, -back)
+        assert there.abs().max() > 0.1
+
+
+def test_the_place_is_x_t_or_the_mean_of_the_base():
+    base, expert = plan_pair()
+    x, t = plans(STEPS, 0), torch.arange(STEPS)
+    for target in TARGETS:
+        at, difference = extraction.compare(base, expert, x, t, target, "x_t")
+        assert torch.equal(at, x)
+        moved, same = extraction.compare(base, expert, x, t, target, "mu_base")
+        assert_close(moved, base.mean(x, t))
+        assert (moved - expert.mean(x, t)).abs().max() > 0.1
+        assert torch.equal(same, difference)
+
+
+def test_targets_are_differences_of_the_models_own_readings():
+    base, expert = plan_pair()
+    x, t = plans(STEPS, 0), torch.arange(STEPS)
+    for target in TARGETS:
+        difference = extraction.compare(base, expert, x, t, target, "x_t")[1]
+        assert_close(difference, getattr(expert, target)(x, t) - getattr(base, target)(x, t))
+
+
+def test_noised_draws_half_from_each_data_set_and_t_uniformly():
+    base, _ = pair()
+    n = 8001
+    ours = torch.full((10, 2), -50.0), torch.full((3, 2), 50.0)
+    x_t, t = extraction.noised(base, *ours, n, stream(0, 0))
+    shares = torch.bincount(t, minlength=STEPS) / n
+    assert len(shares) == STEPS
+    assert (shares - 1 / STEPS).abs().max() < 6 * math.sqrt(1 / STEPS / n)
+    early = t < STEPS // 2  # where x_t still shows its side
+    expert = x_t[:, 0] > 0
+    assert float(expert[early].float().mean()) == pytest.approx(0.5, abs=0.05)
+    # Both sources see all t: otherwise a t would know base or expert alone.
+    for side in (expert[early], ~expert[early]):
+        assert torch.bincount(t[early][side], minlength=STEPS // 2).min() > 0.3 * n / STEPS
+
+
+def test_noised_uses_every_sample():
+    base, _ = pair()
+    data = torch.arange(5.0)[:, None].expand(-1, 2) * 10
+    x_t, t = extraction.noised(base, data, -data - 10, 2000, stream(0, 1))
+    clean = (x_t[t == 0, 0] / 10).round()
+    assert set(clean.tolist()) == set(range(-5, 5))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_algorithm1_is_the_literal_comparison_batch_by_batch(target, place):
+    base, expert = plan_pair()
+    data = plans(9, 3), plans(5, 4)
+    pool = extraction.algorithm1(
+        base, expert, *data, size=23, target=target, place=place, seed=6, batch=8
+    )
+    rows = []
+    for start, n in ((0, 8), (8, 8), (16, 7)):
+        generator = stream(6, start)
+        chosen = torch.randint(9, (n - n // 2,), generator=generator)
+        others = torch.randint(5, (n // 2,), generator=generator)
+        t = torch.randint(STEPS, (n,), generator=generator)
+        draw = torch.randn(n, 6, 2, generator=generator, dtype=torch.float64)
+        x0 = torch.cat([data[0][chosen], data[1][others]])
+        for i in range(n):
+            abar = base.scheduler.alphas_cumprod[t[i]].double()
+            x_t = (abar.sqrt() * x0[i] + (1 - abar).sqrt() * draw[i])[None]
+            at = x_t if place == "x_t" else base.mean(x_t, t[i : i + 1])
+            mine, other = (getattr(m, target)(x_t, t[i : i + 1]) for m in (base, expert))
+            rows.append((at, t[i : i + 1], other - mine))
+    x, t, difference = (torch.cat(column) for column in zip(*rows, strict=True))
+    assert len(pool) == 23
+    assert torch.equal(pool.t, t)
+    assert_close(pool.x, x, rtol=1e-6, atol=1e-6)  # diffusers noises with float32 tables
+    assert_close(pool.target, difference, rtol=1e-5, atol=1e-5)
+    assert not pool.target.requires_grad
+
+
+def test_algorithm1_depends_on_the_seed_alone():
+    base, expert = plan_pair()
+
+    def pool(seed):
+        return extraction.algorithm1(
+            base, expert, plans(9, 3), plans(5, 4), size=10, target="mean", place="x_t", seed=seed
+        )
+
+    assert torch.equal(pool(1).x, pool(1).x)
+    assert not torch.equal(pool(1).x, pool(2).x)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_loss_is_the_double_loop_over_samples_and_coordinates(window):
+    network, pool = reward(window), random_pool()
+    total, step = 0.0, 1e-6
+    for i in range(len(pool)):
+        for j in range(6):
+            for k in range(2):
+                shift = torch.zeros_like(pool.x[i : i + 1])
+                shift[0, j, k] = step
+                t = pool.t[i : i + 1]
+                ends = [network(pool.x[i : i + 1] + s * shift, t).detach() for s in (1, -1)]
+                total += ((ends[0] - ends[1]) / 2 / step - pool.target[i, j, k]).square()
+    ours = extraction.loss(network, pool.x, pool.t, pool.target)
+    assert_close(ours, total[0] / len(pool), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_literal_loss_is_the_loss_of_the_pool_of_the_same_draws(target, place):
+    base, expert = plan_pair()
+    network, data = reward(3), (plans(9, 3), plans(5, 4))
+    pool = extraction.algorithm1(
+        base, expert, *data, size=8, target=target, place=place, seed=6, batch=8
+    )
+    literal = extraction.literal_loss(network, base, expert, *data, 8, stream(6, 0), target, place)
+    assert_close(literal, extraction.loss(network, pool.x, pool.t, pool.target))
+    gradients = torch.autograd.grad(literal, list(network.g.parameters())[:-1])
+    assert all(g.abs().sum() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 6])
+def test_cutting_multiplies_the_loss_by_the_number_of_windows(window):
+    """Whole plan: mean over N of sum over m windows of |g'/m - target|^2.
+
+    Cut: mean over N m of |g' - m target|^2, which is m^2 / m = m times as much.
+    """
+    network, pool, count = reward(window), random_pool(), 6 // window
+    cut = pool.cut(window)
+    assert len(cut) == 7 * count and cut.x.shape[1:] == (window, 2)
+    whole = extraction.loss(network, pool.x, pool.t, pool.target)
+    windows = extraction.loss(network, cut.x, cut.t, cut.target)
+    assert_close(windows, count * whole)
+    parameters = list(network.g.parameters())[:-1]  # the last bias has no say in a gradient
+    theirs, ours = (torch.autograd.grad(value, parameters) for value in (whole, windows))
+    for a, b in zip(theirs, ours, strict=True):
+        assert_close(b, count * a)
+        assert a.abs().max() > 1e-6
+
+
+def test_cut_windows_are_contiguous_and_keep_their_t():
+    pool = random_pool(2)
+    cut = pool.cut(3)
+    assert_close(cut.x, torch.stack([pool.x[i, s : s + 3] for i in (0, 1) for s in (0, 3)]))
+    targets = torch.stack([pool.target[i, s : s + 3] for i in (0, 1) for s in (0, 3)])
+    assert_close(cut.target, 2 * targets)
+    assert cut.t.tolist() == [int(pool.t[0])] * 2 + [int(pool.t[1])] * 2
+
+
+@pytest.mark.parametrize("window", [4, 5, 7])
+def test_cut_refuses_a_window_that_does_not_divide_the_horizon(window):
+    with pytest.raises(InputError, match=rf"^window={window} is not allowed: a divisor .* 6 "):
+        random_pool().cut(window)
+
+
+def test_scale_is_the_root_mean_square_at_each_t():
+    pool = random_pool(40)
+    pool = Pool(pool.x, pool.t.clamp(max=STEPS - 3), pool.target * (1 + pool.t[:, None, None]))
+    scale = pool.scale(STEPS)
+    for t in range(STEPS):
+        entries = pool.target[pool.t == t]
+        literal = entries.square().mean().sqrt() if len(entries) else torch.tensor(1.0)
+        assert_close(scale[t], literal.double())
+    assert (scale[-2:] == 1).all()
+
+
+def test_scale_of_a_target_of_nothing_can_be_divided_by():
+    pool = random_pool()
+    scale = Pool(pool.x, pool.t, torch.zeros_like(pool.target)).scale(STEPS)
+    assert (scale > 0).all() and scale.reciprocal().isfinite().all()
+
+
+@pytest.mark.parametrize("batch", [3, 4096])
+def test_explained_is_one_for_the_exact_gradient_and_zero_for_none(batch):
+    pool = random_pool(40)
+    t = pool.t.clamp(max=STEPS - 2)
+    pool = Pool(pool.x, t, (1.0 + t[:, None, None]) * pool.x)
+    seen = torch.bincount(pool.t, minlength=STEPS) > 0
+    for function, share in (
+        (lambda x, t: 0.5 * (1.0 + t) * x.square().sum((1, 2)), 1.0),
+        (lambda x, t: 0 * x.sum((1, 2)), 0.0),
+        (lambda x, t: 0.25 * (1.0 + t) * x.square().sum((1, 2)), 0.75),  # 1 - (1 - 1/2)^2
+        (lambda x, t: -0.5 * (1.0 + t) * x.square().sum((1, 2)), -3.0),  # a flipped sign
+    ):
+        result = extraction.explained(function, pool, STEPS, batch)
+        assert_close(result[seen], torch.full_like(result[seen], share))
+        assert result[~seen].isnan().all() and not seen.all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
+    """Equal covariances: the log ratio is linear, and grows towards the expert."""
+    base, expert = pair()
+    data = [gaussian((side, 0)).sample(2000, stream(1, 0)) for side in (-1.0, 1.0)]
+    pools = [
+        extraction.algorithm1(base, expert, *data, size=4000, target=target, place="x_t", seed=seed)
+        for seed in (0, 1)
+    ]
+    torch.manual_seed(0)
+    network = WindowReward(2, hidden=(32, 16), steps=STEPS).double()
+    network.unit.copy_(extraction.units(base, target))
+    for _ in extraction.fit(network, pools[0], steps=1500, batch=128, learning_rate=5e-3, seed=0):
+        pass
+    assert extraction.explained(network, pools[1], STEPS).min() > 0.98
+    x, t = torch.zeros(STEPS, 2, dtype=torch.float64), torch.arange(STEPS)
+    gradient = RelativeReward(network, target, "x_t").gradient(x, t)
+    closed = extraction.compare(base, expert, x, t, target, "x_t")[1]
+    assert_close(gradient / closed[:, :1], torch.tensor([[1.0, 0.0]]).expand(STEPS, 2).double(),
+                 rtol=0, atol=0.15)  # fmt: skip
+
+
+def test_the_loss_of_a_fit_weighs_each_t_by_its_targets_scale():
+    """With g = 0 the weighed loss is the mean square of target / scale: one over all rows."""
+    pool, network = random_pool(40), reward(6)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    progress = extraction.fit(network, pool, steps=1, batch=20_000, learning_rate=1e-3, seed=0)
+    assert float(next(progress).loss) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_in_units_the_difference_of_unit_gaussians_is_the_same_at_every_t(target):
+    """Their score difference is sqrt(abar_t) times that of the means, here 2."""
+    scheduler = cosine_scheduler(STEPS, clip=False)
+    base, expert = (gaussian((side, 0), 1.0).denoiser(scheduler) for side in (-1, 1))
+    x, t = torch.ones(STEPS, 2, dtype=torch.float64), torch.arange(STEPS)
+    difference = extraction.compare(base, expert, x, t, target, "x_t")[1][:, 0]
+    units = extraction.units(base, target)
+    assert_close(difference / units, torch.full_like(difference, 2), rtol=1e-4, atol=0)
+
+
+def other_length() -> DDPMScheduler:
+    return cosine_scheduler(STEPS + 1, clip=False)
+
+
+def other_values() -> DDPMScheduler:
+    return DDPMScheduler(STEPS, beta_schedule="linear", prediction_type="sample")
+
+
+@pytest.mark.parametrize("other", [other_length, other_values])
+def test_models_of_two_schedules_are_refused(other):
+    base, expert = pair()
+    expert = gaussian((1, 0)).denoiser(other())
+    length = other().config.num_train_timesteps
+    with pytest.raises(InputError, match=rf"^expert: its schedule \({length} steps\)"):
+        extraction.check_schedules(base, expert)
+    data = torch.zeros(4, 2, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"^expert: its schedule"):
+        extraction.algorithm1(base, expert, data, data, size=4, target="score", place="x_t", seed=0)
+    extraction.check_schedules(base, pair()[1])  # equal, though not the same object

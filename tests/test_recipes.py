@@ -1,0 +1,153 @@
+"""Recipes: what a maze chapter asks for, made small, killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rrlib import recipes, store, trajectories
+from rrlib.errors import InputError
+
+TINY = SimpleNamespace(
+    maze=("umaze",),
+    n_goals=2,
+    goal=None,
+    seed=0,
+    episodes=20,
+    horizon=16,
+    diffuser_steps=6,
+    dataset_path="",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("RRLIB_STORE", str(tmp_path / "store"))
+
+
+def with_(**changes):
+    return SimpleNamespace(**{**vars(TINY), **changes})
+
+
+def test_experiments_share_their_base_and_its_ruler():
+    one, two = recipes.maze_experiments(TINY)
+    assert one.base == two.base and one.expert != two.expert
+    assert one.expert.ruler == one.base.data
+    assert [e.label for e in (one, two)] == ["umaze (1, 1)", "umaze (1, 2)"]
+    assert not store.root().exists(), "describing an experiment must make nothing"
+
+
+@pytest.mark.parametrize("goal", [(2.0, 1.0), (0.0, 0.0), (9.0, 9.0)])
+def test_a_goal_in_a_wall_is_refused_before_anything_is_made(goal):
+    with pytest.raises(InputError, match="goal"):
+        recipes.maze_experiments(with_(goal=goal))
+    assert not store.root().exists()
+
+
+def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
+    base, expert = (
+        (e.base, e.expert) for e in recipes.maze_experiments(with_(goal=(3.0, 1.0)))
+    ).__next__()
+    splits = base.split(), expert.split()
+    assert_close(splits[0].normaliser.low, splits[1].normaliser.low, rtol=0, atol=0)
+    plans, owner = splits[0].held_out_plans(50, seed=1)
+    assert plans.shape == (50, 16, 6) and owner.max() < splits[0].held_out.n_episodes
+    back = splits[0].normaliser.denormalise(plans.numpy())
+    for plan, number in zip(back, owner, strict=True):
+        start, stop = splits[0].held_out.bounds[number]
+        inside = splits[0].held_out.observations[start:stop]
+        at = np.abs(inside[:, None] - plan[0, 2:]).max(-1).min()
+        assert at < 1e-5, "a plan's first observation must be one of its own trajectory"
+    held = {tuple(row) for row in splits[0].held_out.observations.round(5).tolist()}
+    train = {tuple(row) for row in splits[0].train.observations.round(5).tolist()}
+    assert not held & train
+
+
+def test_an_expert_begins_at_the_base():
+    e = recipes.maze_experiments(TINY)[0]
+    frozen = replace(e.expert, steps=1, learning_rate=0.0)
+    ours, theirs = (store.obtain(d).network.state_dict() for d in (frozen, e.base))
+    for name, value in theirs.items():
+        assert_close(ours[name], value, rtol=0, atol=0)
+
+
+def test_a_reward_is_made_and_loaded_with_its_meaning():
+    e = recipes.maze_experiments(TINY)[0]
+    recipe = recipes.MazeReward(e.base, e.expert, pool=64, steps=3, batch=16)
+    reward = store.obtain(recipe)
+    assert (reward.target, reward.place) == ("mean", "mu_base")
+    x, t = torch.randn(5, 16, 6), torch.arange(5)
+    assert_close(store.obtain(recipe)(x, t), reward(x, t), rtol=0, atol=0)
+    names = {path.name for path in store.folder(recipe).iterdir()}
+    assert names == {"reward.safetensors", "manifest.json"}
+
+
+def test_a_file_in_place_of_the_base_data_gives_the_same_numbers(tmp_path):
+    own = recipes.maze_experiments(TINY)[0].base
+    path = tmp_path / "maze.hdf5"
+    trajectories.write_hdf5(path, store.obtain(own.data))
+    given = recipes.maze_experiments(with_(dataset_path=str(path)))[0].base
+    assert isinstance(given.data, recipes.MazeFile)
+    for mine, theirs in zip(
+        store.obtain(own).network.parameters(),
+        store.obtain(given).network.parameters(),
+        strict=True,
+    ):
+        assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_a_file_of_another_maze_is_refused(tmp_path):
+    path = tmp_path / "open.hdf5"
+    data = store.obtain(recipes.MazeData("open", episodes=20, length=50))
+    trajectories.write_hdf5(path, data)
+    with pytest.raises(InputError, match=r"open\.hdf5.*umaze.*walls"):
+        recipes.maze_experiments(with_(dataset_path=str(path)))
+
+
+def test_a_changed_file_is_another_recipe(tmp_path):
+    path = tmp_path / "maze.hdf5"
+    trajectories.write_hdf5(path, store.obtain(recipes.MazeData("umaze", episodes=20, length=50)))
+    before = store.key(recipes.MazeFile.at("umaze", str(path)))
+    with h5py.File(path, "r+") as file:
+        file["actions"][0, 0] += 0.5
+    assert store.key(recipes.MazeFile.at("umaze", str(path))) != before
+
+
+KILLED = """
+from rrlib import recipes, store
+data = recipes.MazeData("umaze", episodes=20, length=60)
+print(store.folder(recipe := recipes.MazeDiffuser(data, data, horizon=16, steps=1200, batch=4)))
+store.obtain(recipe)
+"""
+
+
+@pytest.mark.slow
+def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path):
+    def run(folder, kill):
+        env = {**os.environ, "RRLIB_STORE": str(folder)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED], env=env, stdout=subprocess.PIPE, text=True
+        )
+        place = process.stdout.readline().strip()
+        if kill:
+            end = time.monotonic() + 120
+            while not list(folder.glob("MazeDiffuser/.*.partial/checkpoints/*.safetensors")):
+                assert time.monotonic() < end and process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not (folder / "MazeDiffuser" / place.rsplit("/")[-1]).exists()
+            return run(folder, kill=False)
+        assert process.wait() == 0
+        return (folder / "MazeDiffuser" / place.rsplit("/")[-1] / "denoiser.safetensors").read_bytes()
+
+    assert run(tmp_path / "killed", kill=True) == run(tmp_path / "alone", kill=False)

@@ -1,0 +1,200 @@
+"""The repository: pins, floors, settings, licence, and the form of the committed chapters."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from normalise import written
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import rrlib
+from rrlib import notebook as nb
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FLOORS = [
+    {"errors"},
+    {"denoisers", "rewards", "training", "trajectories", "store", "metrics", "plots"},
+    {"maze", "sde"},
+    {"extraction", "steering"},
+    {"notebook", "recipes"},
+]
+# Distributions whose import has another name.
+MODULES = {"gymnasium-robotics": "gymnasium_robotics", "scikit-learn": "sklearn"}
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    found = dict(line.partition("#")[0].strip().split("==") for line in lines)
+    assert len(found) == len(lines)
+    return found
+
+
+def code() -> Iterator[tuple[str, ast.Module]]:
+    """Every piece of Python here, the chapters' cells included."""
+    for folder in ("rrlib", "tests", "workflow"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield f"{folder}/{path.name}", ast.parse(path.read_text(encoding="utf-8"))
+    for path in CHAPTERS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                yield path.name, ast.parse(cell.source)
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Full names of what is imported, `from a import b` as both a and a.b."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+# Pins ------------------------------------------------------------------------------------------
+
+
+def test_the_lock_holds_exact_public_pins():
+    for name, version in pins().items():
+        assert name == canonicalize_name(name)
+        assert re.fullmatch(r"\d+(\.\d+)*(\.?(post|rc|a|b)\d+)?", version), f"{name}=={version}"
+
+
+def test_the_lock_satisfies_every_range():
+    pinned = pins()
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras) == {"book", "test"}
+    for text in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
+        requirement = Requirement(text)
+        version = pinned[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, f"{text} is pinned to {version}"
+
+
+def test_conda_users_get_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["name"] == "rrlib"
+    python, pip, packages = environment["dependencies"]
+    assert python.removeprefix("python=") in SpecifierSet(PROJECT["requires-python"])
+    assert pip == "pip" and packages == {"pip": ["-r requirements.lock", "-e ."]}
+
+
+def test_rrlib_imports_only_what_it_declares():
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    modules = {MODULES.get(name, name) for name in declared}
+    # IPython is there wherever a notebook runs, and only notebook's card uses it.
+    allowed = modules | {"rrlib", "IPython"} | sys.stdlib_module_names
+    for path in sorted((ROOT / "rrlib").glob("*.py")):
+        roots = {name.partition(".")[0] for name in imports(ast.parse(path.read_text("utf-8")))}
+        assert roots <= allowed, f"{path.name}: {roots - allowed}"
+
+
+# The house -------------------------------------------------------------------------------------
+
+
+def test_rooms_import_only_from_floors_below():
+    floor = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+    for path in sorted((ROOT / "rrlib").glob("[!_]*.py")):
+        assert path.stem in floor, f"{path.name} is on no floor"
+        for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+            if name.startswith("rrlib.") and (room := name.split(".")[1]) in floor:
+                assert floor[room] < floor[path.stem], f"{path.stem} imports {room}"
+
+
+def test_nothing_here_unpickles():
+    for name, tree in code():
+        roots = {module.partition(".")[0] for module in imports(tree)}
+        assert not roots & UNPICKLERS, f"{name} imports {roots & UNPICKLERS}"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
+                is_torch = isinstance(node.value, ast.Name) and node.value.id == "torch"
+                assert not is_torch, f"{name} uses torch.{node.attr}, which pickles"
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                allowed = isinstance(node.value, ast.Constant) and node.value.value is False
+                assert allowed, f"{name} allows pickles"
+
+
+def test_make_exports_the_settings_of_notebook():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    exported = dict(re.findall(r"^export (\w+) := (\S+)$", makefile, flags=re.MULTILINE))
+    assert exported.pop("MPLBACKEND") == "Agg"
+    assert exported.items() >= nb.SETTINGS.items()
+    assert set(exported) <= set(nb.SETTINGS) | {
+        "ATEN_CPU_CAPABILITY",
+        "ONEDNN_MAX_CPU_ISA",
+        "MKL_CBWR",
+    }
+
+
+def test_licence_and_citation():
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["license"] == "MIT" == PROJECT["license"]
+    assert citation["version"] == rrlib.__version__
+
+
+# Chapters --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
+def chapter(request: pytest.FixtureRequest) -> nbformat.NotebookNode:
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(chapter: nbformat.NotebookNode) -> list:
+    return [cell for cell in chapter.cells if cell.cell_type == "code"]
+
+
+def tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def test_parameters_come_first_and_are_literals(chapter):
+    first, second, *rest = code_cells(chapter)
+    assert tags(first) == ["parameters"]
+    assert not any("parameters" in tags(cell) for cell in (second, *rest))
+    for line in ast.parse(first.source).body:
+        assert isinstance(line, ast.AnnAssign), ast.unparse(line)
+        ast.literal_eval(line.value)
+    assert ".check(globals()" in second.source.replace("\n", "").replace(" ", "")
+
+
+def test_outputs_are_stored_and_compared(chapter):
+    cells = code_cells(chapter)
+    # nbval compares nothing in a cell that was never executed.
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    known = {"parameters", "nbval-ignore-output", "hide-input", "remove-input", "hide-output"}
+    assert {tag for cell in cells for tag in tags(cell)} <= known
+    compared = [cell for cell in cells if "nbval-ignore-output" not in tags(cell)]
+    assert any(output.output_type == "stream" for cell in compared for output in cell.outputs)
+
+
+def test_the_last_cell_is_the_provenance_card(chapter):
+    last = code_cells(chapter)[-1]
+    assert "provenance(" in last.source and tags(last) == ["nbval-ignore-output"]
+
+
+def test_figures_have_caption_and_alternative_text(chapter):
+    for cell in code_cells(chapter):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            shown = cell.metadata.get("mystnb", {})
+            assert shown.get("image", {}).get("alt"), cell.source
+            assert shown.get("figure", {}).get("caption"), cell.source
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_are_in_normal_form(path):
+    text = path.read_text(encoding="utf-8")
+    assert written(nbformat.reads(text, as_version=4)) == text, "run `make accept`"
+    assert str(ROOT) not in text and str(Path.home() / "") not in text

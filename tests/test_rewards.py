@@ -1,0 +1,146 @@
+"""Reward networks against literal windows and finite differences."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rrlib.errors import InputError
+from rrlib.rewards import RelativeReward, WindowReward, per_step
+from rrlib.training import stream
+
+WIDTH, HORIZON = 3, 12
+
+
+def reward(window: int, **options) -> WindowReward:
+    torch.manual_seed(0)
+    network = WindowReward(WIDTH, window, hidden=(16, 8), steps=10, **options).double()
+    network.unit.copy_(torch.linspace(0.5, 2, 10))
+    return network
+
+
+def plans(n: int = 4) -> torch.Tensor:
+    return torch.randn(n, HORIZON, WIDTH, generator=stream(0, 0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 12])
+def test_a_plan_is_worth_the_mean_over_its_contiguous_windows(window):
+    network, x, t = reward(window), plans(), torch.tensor([0, 3, 3, 9])
+    starts = range(0, HORIZON, window)
+    values = torch.stack([network(x[:, s : s + window], t) for s in starts], 1)
+    assert_close(network.per_window(x, t), values)
+    assert_close(network(x, t), values.mean(1))
+
+
+def test_windows_are_contiguous_not_strided():
+    network, x, t = reward(3), plans(1), torch.tensor([2])
+    changed = x.clone()
+    changed[0, 3:6] += 1  # all of window 1 and nothing else
+    moved = (network.per_window(changed, t) - network.per_window(x, t)).abs() > 1e-9
+    assert moved.tolist() == [[False, True, False, False]]
+    gradient = RelativeReward(network, "score", "x_t").gradient(x, t)
+    alone = RelativeReward(network, "score", "x_t").gradient(x[:, 3:6], t)
+    assert_close(gradient[:, 3:6], alone / 4)
+    strided = torch.stack([network(x[:, s::4], t) for s in range(4)], 1)
+    assert not torch.allclose(network.per_window(x, t), strided)
+
+
+def test_two_axes_are_plans_of_one_step():
+    network, x, t = reward(1), plans()[:, 0], torch.tensor([0, 3, 3, 9])
+    assert_close(network(x, t), network(x[:, None], t))
+    assert network(x, t).shape == (4,)
+
+
+def test_a_unit_multiplies_the_reward_of_its_own_t():
+    network, x, t = reward(3), plans(), torch.tensor([0, 3, 3, 9])
+    before = network(x, t)
+    network.unit[3] *= 5
+    assert_close(network(x, t), before * torch.tensor([1, 5, 5, 1]))
+
+
+def test_the_time_is_seen():
+    network, x = reward(3), plans(1).expand(10, -1, -1)
+    network.unit.fill_(1)
+    values = network(x, torch.arange(10))
+    assert values.unique().numel() == 10
+
+
+def test_time_is_measured_in_parts_of_the_whole_diffusion():
+    """t of T and 2 t of 2 T are the same time."""
+    coarse, fine = reward(3), reward(3)
+    fine.steps, fine.unit = 20, torch.ones(20, dtype=torch.float64)
+    coarse.unit.fill_(1)
+    t = torch.tensor([0, 3, 5, 9])
+    assert_close(coarse(plans(), t), fine(plans(), 2 * t))
+
+
+@pytest.mark.parametrize("window", [1, 3, 12])
+def test_gradient_is_that_of_finite_differences(window):
+    relative = RelativeReward(reward(window), "score", "x_t")
+    x, t, step = plans(2), torch.tensor([1, 8]), 1e-6
+    gradient = relative.gradient(x, t)
+    numeric = torch.empty_like(x)
+    for i in range(HORIZON):
+        for j in range(WIDTH):
+            shift = torch.zeros_like(x)
+            shift[:, i, j] = step
+            numeric[:, i, j] = (relative(x + shift, t) - relative(x - shift, t)).detach() / 2 / step
+    assert_close(gradient, numeric, rtol=1e-5, atol=1e-9)
+    assert not gradient.requires_grad and not x.requires_grad
+
+
+def test_gradient_works_where_gradients_are_off():
+    relative, x, t = RelativeReward(reward(3), "mean", "mu_base"), plans(2), torch.tensor([1, 8])
+    with torch.no_grad():
+        inside = relative.gradient(x, t)
+    assert_close(inside, relative.gradient(x, t))
+
+
+@pytest.mark.parametrize("size", [100.0, 1e3, 1e5])
+def test_second_derivative_is_finite_on_large_inputs(size):
+    """torch's Mish turns NaN here, from about 89 on; float32, as in training."""
+    network = reward(1).float()
+    x = (size * torch.randn(64, 1, WIDTH, generator=stream(0, 1))).requires_grad_()
+    t = torch.zeros(64, dtype=torch.long)
+    gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
+    gradient.square().sum().backward()
+    for parameter in network.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+    assert network.g[0].weight.grad.abs().sum() > 0
+    assert gradient.isfinite().all()
+
+
+def test_the_network_is_smooth_between_its_layers():
+    """A piecewise-linear activation has no second derivative to train by."""
+    network, x = reward(1), plans(1)[:, :1].requires_grad_()
+    t = torch.zeros(1, dtype=torch.long)
+    gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(gradient.sum(), x)[0]
+    assert second.abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_per_step_gives_each_step_its_windows_value_at_t_0(window):
+    network, x = reward(window), plans()
+    actions, states = x[..., :1], x[..., 1:]  # a plan is actions first, then observations
+    values = per_step(RelativeReward(network, "score", "x_t"), states, actions)
+    zero = torch.zeros(len(x), dtype=torch.long)
+    literal = torch.empty(len(x), HORIZON, dtype=torch.float64)
+    for i in range(HORIZON):
+        start = i // window * window
+        literal[:, i] = network(x[:, start : start + window], zero).detach()
+    assert_close(values, literal)
+    assert_close(values.mean(1), network(x, zero).detach())
+
+
+def test_per_step_names_the_horizon_that_does_not_fit():
+    relative = RelativeReward(reward(5), "score", "x_t")
+    with pytest.raises(InputError, match=r"^horizon=12 is not allowed: a multiple .* window 5 "):
+        per_step(relative, plans()[..., 1:], plans()[..., :1])
+
+
+def test_the_units_are_saved_with_the_weights():
+    state = reward(3).state_dict()
+    other = WindowReward(WIDTH, 3, hidden=(16, 8), steps=10).double()
+    other.load_state_dict(state)
+    t = torch.tensor([0, 3, 3, 9])
+    assert_close(other(plans(), t), reward(3)(plans(), t))

@@ -1,0 +1,173 @@
+"""Guided sampling against diffusers' sampler and against experts known in closed form."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from rrlib.denoisers import Denoiser, cosine_scheduler
+from rrlib.errors import InputError
+from rrlib.rewards import RelativeReward
+from rrlib.sde import GaussianMixture, log_ratio
+from rrlib.steering import denoise, sample
+from rrlib.training import stream
+
+STEPS = 20
+
+
+def mixture(seed: int) -> GaussianMixture:
+    generator = stream(seed, 0)
+    means = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    roots = torch.randn(2, 2, 2, generator=generator, dtype=torch.float64)
+    covariances = 0.2 * roots @ roots.mT + 0.1 * torch.eye(2, dtype=torch.float64)
+    return GaussianMixture(torch.tensor([0.3, 0.7], dtype=torch.float64), means, covariances)
+
+
+BASE, EXPERT = mixture(0), mixture(1)
+SCHEDULER = cosine_scheduler(STEPS, clip=False)
+START = torch.randn(16, 2, generator=stream(2, 0), dtype=torch.float64)
+
+
+class Exact(nn.Module):
+    """The true relative reward; for means, times the factor that makes scores means."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.target = target
+
+    def forward(self, x, t):
+        abar = SCHEDULER.alphas_cumprod.to(x)
+        ratio = log_ratio(BASE, EXPERT, x, abar[t])
+        if self.target == "score":
+            return ratio
+        alpha = abar / torch.cat([abar.new_ones(1), abar[:-1]])
+        return ratio * ((1 - alpha) / alpha.sqrt())[t]
+
+
+def path(denoiser: Denoiser, seed: int = 5, **guidance) -> list[torch.Tensor]:
+    return [x for _, x in denoise(denoiser, START, stream(seed, 0), **guidance)]
+
+
+@pytest.mark.parametrize("prediction", ["sample", "epsilon"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_without_a_reward_each_step_is_that_of_diffusers(prediction, clip):
+    scheduler = cosine_scheduler(STEPS, clip)
+    scheduler.register_to_config(prediction_type=prediction)
+    base = Denoiser(lambda x, t: 1.2 * torch.sin(2 * x + 0.1 * t[:, None]), scheduler)
+    x = START.float()
+    ours = list(denoise(base, x, torch.Generator().manual_seed(3)))
+    assert [t for t, _ in ours] == [STEPS, *reversed(range(-1, STEPS - 1))]
+    generator = torch.Generator().manual_seed(3)
+    for step, (_, before), (_, after) in zip(
+        reversed(range(STEPS)), ours[:-1], ours[1:], strict=True
+    ):
+        t = torch.full((len(before),), step)
+        theirs = scheduler.step(base.network(before, t), step, before, generator=generator)
+        assert_close(after, theirs.prev_sample, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("target", ["score", "mean"])
+def test_an_exact_reward_of_weight_one_turns_the_base_into_the_expert(target):
+    """The deviation is common to both, so the same random numbers give the same samples."""
+    base, expert = BASE.denoiser(SCHEDULER), EXPERT.denoiser(SCHEDULER)
+    reward = RelativeReward(Exact(target), target, "x_t")
+    guided, theirs, unguided = path(base, reward=reward), path(expert), path(base)
+    assert (unguided[-1] - theirs[-1]).abs().max() > 0.5
+    for ours, wanted in zip(guided, theirs, strict=True):
+        assert_close(ours, wanted, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_the_weight_scales_the_step(weight):
+    base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("mean"), "mean", "x_t")
+    at = path(base)
+    guided = path(base, reward=reward, weight=weight)
+    t = torch.full((len(START),), STEPS - 1)
+    assert_close(guided[1] - at[1], weight * reward.gradient(START, t), rtol=1e-9, atol=1e-12)
+    if weight == 0:
+        assert all(torch.equal(a, b) for a, b in zip(at, guided, strict=True))
+
+
+class ExactAtMean(nn.Module):
+    """Two isotropic Gaussians, so that the expert's mean is affine in the base's: its potential.
+
+    The coefficients come from the models themselves, read at two points.
+    """
+
+    def __init__(self, base: Denoiser, expert: Denoiser):
+        super().__init__()
+        t = torch.arange(STEPS)
+        zero = torch.zeros(STEPS, 2, dtype=torch.float64)
+        mine, other = ([m.mean(zero + at, t) for at in (0, 1)] for m in (base, expert))
+        slope = (other[1] - other[0]) / (mine[1] - mine[0])  # d expert's mean / d base's mean
+        self.slope, self.offset = slope - 1, other[0] - slope * mine[0]
+
+    def forward(self, x, t):
+        return (0.5 * self.slope[t] * x.square() + self.offset[t] * x).sum(1)
+
+
+def isotropic(mean: float, variance: float) -> Denoiser:
+    one = torch.ones(1, dtype=torch.float64)
+    unit = torch.eye(2, dtype=torch.float64)[None]
+    return GaussianMixture(one, mean * torch.ones_like(unit[0, :1]), variance * unit).denoiser(
+        SCHEDULER
+    )
+
+
+def test_a_reward_fitted_at_the_bases_mean_is_applied_there():
+    base, expert = isotropic(-0.5, 1.5), isotropic(0.7, 0.2)
+    reward = RelativeReward(ExactAtMean(base, expert), "mean", "mu_base")
+    wanted = path(expert)
+    for place in (None, "mu_base"):
+        guided = path(base, reward=reward, place=place)
+        for ours, theirs in zip(guided, wanted, strict=True):
+            assert_close(ours, theirs, rtol=0, atol=1e-8)
+    elsewhere = path(base, reward=reward, place="x_t", anyway=True)
+    assert (elsewhere[-1] - wanted[-1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("fitted", "asked"), [("x_t", "mu_base"), ("mu_base", "x_t")])
+def test_a_reward_fitted_elsewhere_is_refused_unless_told(fitted, asked):
+    base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("mean"), "mean", fitted)
+    with pytest.raises(InputError, match=rf"^place='{asked}' is not allowed: .* '{fitted}'"):
+        denoise(base, START, stream(0, 0), reward=reward, place=asked)
+    t = torch.full((len(START),), STEPS - 1)
+    point = START if asked == "x_t" else base.mean(START, t)
+    moved = path(base, reward=reward, place=asked, anyway=True)[1] - path(base)[1]
+    assert_close(moved, reward.gradient(point, t), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), float("-inf")])
+def test_a_weight_out_of_range_is_refused_at_the_call(weight):
+    base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("mean"), "mean", "x_t")
+    with pytest.raises(InputError, match=rf"^weight={weight} is not allowed: a finite number"):
+        denoise(base, START, stream(0, 0), reward=reward, weight=weight)
+
+
+def test_sample_is_the_end_of_denoise_from_fresh_noise():
+    base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("score"), "score", "x_t")
+    ours = sample(base, (7, 2), stream(1, 1), reward=reward, weight=0.5, dtype=torch.float64)
+    generator = stream(1, 1)
+    start = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    *_, (t, last) = denoise(base, start, generator, reward=reward, weight=0.5)
+    assert t == -1
+    assert torch.equal(ours, last)
+    single = Denoiser(lambda x, t: x.tanh(), SCHEDULER)
+    assert sample(single, (2, 2), stream(1, 1)).dtype == torch.float32
+
+
+def test_steering_leaves_gradients_as_it_found_them():
+    """A generator under no_grad must not switch gradients off for its caller between two steps."""
+    reward = RelativeReward(Exact("score"), "score", "x_t")
+    for _, x in denoise(BASE.denoiser(SCHEDULER), START, stream(0, 0), reward=reward):
+        assert torch.is_grad_enabled()
+        assert not x.requires_grad
+
+
+def test_samples_of_the_base_have_its_moments():
+    """The end of the chain, and the start's scale, against the mixture itself."""
+    base = isotropic(0.5, 0.3)
+    x = sample(base, (20_000, 2), stream(3, 0), dtype=torch.float64)
+    # Ancestral sampling in 20 steps is not exact: a coarse bar, far below the standard normal's.
+    assert_close(x.mean(0), torch.full((2,), 0.5, dtype=torch.float64), rtol=0, atol=0.03)
+    assert_close(x.var(0), torch.full((2,), 0.3, dtype=torch.float64), rtol=0, atol=0.1)

@@ -1,0 +1,120 @@
+"""The scripts around the chapters: the normal form of a notebook, the scoreboard's table."""
+
+import json
+
+import nbformat
+import pytest
+from build_site import pages
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from normalise import normalise, written
+from scoreboard import read, table
+
+from rrlib.notebook import publish
+
+
+def executed() -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it."""
+    timing = {"papermill": {"duration": 1.2}, "execution": {"iopub.execute_input": "now"}}
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "f"}, "text/plain": "bar"}
+    cells = [
+        new_markdown_cell("# Title", metadata=timing | {"tags": []}),
+        new_code_cell("seed = 0", execution_count=4, metadata=timing | {"tags": ["parameters"]}),
+        new_code_cell("seed = 1", execution_count=5, metadata={"tags": ["injected-parameters"]}),
+        new_code_cell(
+            "print(seed)",
+            execution_count=9,
+            outputs=[
+                new_output("stream", name="stdout", text="a"),
+                new_output("stream", name="stderr", text="100 % 3.2 s"),
+                new_output("stream", name="stdout", text="b\n"),
+                new_output("display_data", data=widget),
+                new_output("execute_result", data={"text/plain": "1"}, execution_count=9),
+            ],
+            metadata={"mystnb": {"image": {"alt": "a line"}}, "collapsed": True},
+        ),
+    ]
+    for cell, name in zip(cells, "abcd", strict=True):
+        cell.id = name
+    return new_notebook(cells=cells, metadata={"widgets": {"x": 1}, "papermill": {"duration": 3}})
+
+
+def test_the_normal_form_has_no_trace_of_its_run():
+    before = executed()
+    kept = normalise(before)
+    nbformat.validate(kept)
+    assert [cell.id for cell in kept.cells] == ["a", "b", "d"]
+    assert [cell.get("execution_count") for cell in kept.cells] == [None, 1, 2]
+    title, parameters, last = kept.cells
+    assert title.metadata == {} and parameters.metadata == {"tags": ["parameters"]}
+    assert last.metadata == {"mystnb": {"image": {"alt": "a line"}}}
+    stream, result = last.outputs
+    assert stream.text == "ab\n" and stream.name == "stdout"
+    assert result.execution_count == 2 and result.data == {"text/plain": "1"}
+    assert set(kept.metadata) == {"kernelspec", "language_info"}
+    assert len(before.cells) == 4, "the notebook given stays as it is"
+
+
+def test_the_normal_form_of_a_normal_form_is_itself():
+    once = written(executed())
+    assert written(nbformat.reads(once, as_version=4)) == once
+    assert once.endswith("}\n") and "papermill" not in once
+
+
+def test_missing_cell_ids_are_made_of_places():
+    notebook = executed()
+    for cell in notebook.cells:
+        del cell["id"]
+    ids = [cell.id for cell in normalise(notebook).cells]
+    assert ids == [cell.id for cell in normalise(notebook).cells] and len(set(ids)) == 3
+
+
+def test_an_error_is_no_result():
+    notebook = executed()
+    notebook.cells[3].outputs = [new_output("error", ename="E", evalue="no", traceback=[])]
+    with pytest.raises(ValueError, match="cell 2 ended in E: no"):
+        normalise(notebook)
+
+
+def test_scoreboard(tmp_path):
+    entry = {"value": 0.78125, "ci": [0.7, 0.85], "paper": 0.7812, "bar": ">= 0.75"}
+    for profile in ("full", "quick"):
+        for study in ("maze", "gaussians"):
+            summary = {"found": entry | {"label": f"{study} a|b"}, "bare": 3, "unnamed": entry}
+            publish(str(tmp_path / profile), study, rows=[], summary=summary, parameters={})
+    lines = table(read(sorted(tmp_path.rglob("*.json")))).splitlines()
+    assert lines[0].startswith("| quantity | paper | ours (95 % interval) | bar | profile |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| gaussians a&#124;b", "| gaussians a&#124;b", "| maze a&#124;b", "| maze a&#124;b"
+    ]  # fmt: skip
+    assert [line.split(" | ")[4] for line in lines[2:]] == ["quick", "full"] * 2
+    assert " | 0.7812 | 0.7812 (0.7 to 0.85) | ≥ 0.75 (met) | " in lines[2]
+
+
+def test_scoreboard_without_results_says_so():
+    assert table([]) == "No results have been published yet.\n"
+
+
+def test_of_two_results_with_one_name_the_later_counts(tmp_path):
+    for place, value in (("committed", 1), ("run", 2)):
+        folder = tmp_path / place / "quick"
+        publish(str(folder), "maze", rows=[], summary={"x": value}, parameters={})
+    paths = [tmp_path / place / "quick" / "maze.json" for place in ("committed", "run")]
+    assert [result["summary"]["x"] for result in read(paths)] == [2]
+
+
+def test_a_result_of_another_form_is_named(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps({"study": "x"}))
+    with pytest.raises(ValueError, match=r"bad\.json"):
+        read([path])
+
+
+def test_pages_of_a_table_of_contents():
+    toc = {
+        "root": "a",
+        "parts": [
+            {"chapters": [{"file": "b", "sections": [{"file": "c"}]}]},
+            {"chapters": [{"file": "d"}]},
+        ],
+    }
+    assert pages(toc) == ["a", "b", "c", "d"]

@@ -1,0 +1,87 @@
+"""Put the book's sources together and build its HTML, warnings as errors.
+
+    build_site.py --notebooks FOLDER --work FOLDER --html FOLDER [--results FOLDER]...
+
+The sources are this checkout's pages, the executed chapters in --notebooks and the table made from
+the JSON files under each --results; they meet in --work, so that nothing is written between them.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+from normalise import written
+from scoreboard import read, table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pages(toc: dict) -> list[str]:
+    """Every page that a _toc.yml names, in order, without suffix."""
+    found = [toc[key] for key in ("root", "file") if key in toc]
+    for key in ("parts", "chapters", "sections"):
+        for entry in toc.get(key, []):
+            found += pages(entry)
+    return found
+
+
+def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
+    """Fill the folder `site` with all that Jupyter Book needs.
+
+    Raises FileNotFoundError for a page of the table of contents that does not exist.
+    """
+    shutil.rmtree(site, ignore_errors=True)
+    shutil.copytree(ROOT / "book", site / "book", ignore=shutil.ignore_patterns("_generated"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, site / name)
+    files = [path for folder in results for path in sorted(folder.glob("**/*.json"))]
+    generated = site / "book" / "_generated"
+    generated.mkdir()
+    (generated / "scoreboard.md").write_text(table(read(files)), encoding="utf-8")
+    (site / "notebooks").mkdir()
+    for page in pages(yaml.safe_load((site / "_toc.yml").read_text(encoding="utf-8"))):
+        if page.startswith("notebooks/"):
+            source = notebooks / f"{Path(page).name}.ipynb"
+            copied = written(nbformat.read(source, as_version=4))
+            (site / "notebooks" / source.name).write_text(copied, encoding="utf-8")
+        elif not (site / f"{page}.md").exists():
+            raise FileNotFoundError(f"_toc.yml names {page}, and {page}.md does not exist")
+
+
+def build(site: Path, html: Path) -> None:
+    """Build the folder `html` from `site`; stops with the end of the log if that fails."""
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(site)]
+    command += ["-W", "-n", "--keep-going", "--all"]
+    log = site.with_suffix(".log")
+    with log.open("w", encoding="utf-8") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT).returncode
+    lines = log.read_text(encoding="utf-8").splitlines()
+    built = site / "_build" / "html"
+    # Jupyter Book 2 would end with 0 and no page.
+    if code or not (built / "index.html").exists():
+        said = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-20:]
+        sys.exit("\n".join([*said, f"the book was not built; the whole log is {log}"]))
+    shutil.rmtree(html, ignore_errors=True)
+    html.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(built, html)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--notebooks", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--html", type=Path, required=True)
+    parser.add_argument("--results", type=Path, action="append", default=[])
+    args = parser.parse_args()
+    site = args.work.resolve() / "site"
+    assemble(site, args.notebooks, args.results)
+    build(site, args.html)
+    print(f"book: built from {args.notebooks}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The picture of the book's first page: two densities, their scores, and the reward between them.
+
+    picture.py OUTPUT
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from rrlib import plots, sde
+
+
+def draw(path: Path) -> None:
+    """Draw it from two mixtures in one dimension, with the closed forms of chapter 04."""
+    plots.use_style()
+    base, expert = (
+        sde.GaussianMixture(torch.tensor(w), torch.tensor(m)[:, None], torch.tensor(c)[:, None, None])
+        for w, m, c in (
+            ([0.6, 0.4], [-1.2, 1.2], [0.5, 0.6]),
+            ([0.15, 0.85], [-0.4, 1.5], [0.4, 0.35]),
+        )
+    )
+    x = torch.linspace(-3.2, 3.2, 321)[:, None]
+    abar = torch.full((len(x),), 0.9)
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.3), sharex=True)
+    for mixture, colour, name in ((base, plots.BASE, "base"), (expert, plots.EXPERT, "expert")):
+        axes[0].plot(x, mixture.log_prob(x, abar).exp(), color=colour, label=name)
+        axes[0].fill_between(x[:, 0], mixture.log_prob(x, abar).exp(), color=colour, alpha=0.15)
+        axes[1].plot(x, mixture.score(x, abar), color=colour)
+    s1, s2 = base.score(x, abar)[::20], expert.score(x, abar)[::20]
+    for where, low, high in zip(x[::20, 0], s1[:, 0], s2[:, 0], strict=True):
+        style = {"arrowstyle": "-|>", "color": plots.STEERED, "lw": 1.2}
+        axes[1].annotate("", xy=(where, high), xytext=(where, low), arrowprops=style)
+    axes[2].plot(x, sde.log_ratio(base, expert, x, abar), color=plots.STEERED, lw=2)
+    titles = ("what each model draws", "their scores, and the difference", "the relative reward")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(title=title, xticks=[], yticks=[])
+    axes[0].legend(loc="upper left")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path)
+    draw(parser.parse_args().output)
+
+
+if __name__ == "__main__":
+    main()
