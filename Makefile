@@ -6,7 +6,7 @@ LOCK_FLAGS ?=
 PY := .venv/bin/python
 STAMP := .venv/.stamp
 
-# The settings of rrlib/notebook.py (see there why; tests/test_repo.py compares them), in place here
+# The settings of rrlib/host.py (see there why; tests/test_repo.py compares them), in place here
 # for every process that make starts, whatever it imports first.
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1

@@ -34,13 +34,21 @@ class Denoiser:
     """A diffusion model.
 
     Attributes:
-        network: (x_t [B, ...], t [B] int64) -> prediction [B, ...], x0 or epsilon as the scheduler's
-            `prediction_type` says ("sample" or "epsilon").
+        network: (x_t [B, ...], t [B] int64) -> prediction [B, ...], x0 or epsilon as the
+            scheduler's `prediction_type` says ("sample" or "epsilon").
         scheduler: diffusers' DDPMScheduler; t runs over 0 .. T - 1, and t = 0 is the least noise.
     """
 
     network: Callable[[Tensor, Tensor], Tensor]
     scheduler: DDPMScheduler
+
+    def __post_init__(self):
+        kind = self.scheduler.config.prediction_type
+        if kind not in ("sample", "epsilon"):
+            raise InputError(
+                f"scheduler: prediction_type={kind!r} is not allowed: "
+                "'sample' or 'epsilon' is needed."
+            )
 
     @property
     def steps(self) -> int:
@@ -95,7 +103,7 @@ class Denoiser:
         return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
 
     def mean_per_score(self, t: Tensor, like: Tensor) -> Tensor:
-        """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times this is a mean difference."""
+        """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times it is a mean difference."""
         alpha = self.abar(t, like) / self._abar_before(t, like)
         return (1 - alpha) / alpha.sqrt()
 

@@ -5,7 +5,7 @@ class InputError(ValueError):
     """A parameter or file that cannot be used.
 
     The message is one sentence that names the parameter or file, the value, and what is allowed.
-    In a notebook only that sentence is shown, without a traceback, so a wrong value reads as what it is.
+    In a notebook only that sentence is shown, without a traceback.
     """
 
     def _render_traceback_(self) -> list[str]:

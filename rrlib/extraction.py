@@ -8,6 +8,7 @@ diffusion models again.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class Pool:
         """The pool of windows of `window` steps, [N H / h, h, D], for a windowed reward.
 
         With rho = mean of g over H / h windows, grad rho on a window is (h / H) grad g there, so
-        fitting grad rho to the target is fitting grad g to H / h times the target, window by window.
+        fitting grad rho to the target is fitting grad g to H / h times the target, each window by
+        itself.
         """
         n, horizon, width = self.x.shape
         if horizon % window:
@@ -76,9 +78,16 @@ def compare(
         base, expert: of one schedule.
         x_t: noised samples, [B, ...].
         t: diffusion steps, [B].
-        target: "score" (Eq. 14) or "mean" (Eq. 45; its minus sign belongs to a score read as noise).
+        target: "score" (Eq. 14) or "mean" (Eq. 45, whose minus sign takes s for the noise).
         place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
+
+    Raises:
+        InputError: another target or place.
     """
+    for name, value, kind in (("target", target, Target), ("place", place, Place)):
+        if value not in get_args(kind):
+            allowed = " or ".join(map(repr, get_args(kind)))
+            raise InputError(f"{name}={value!r} is not allowed: {allowed} is needed.")
     mine, other = base.x0(x_t, t), expert.x0(x_t, t)
     read = base.score_from_x0 if target == "score" else base.mean_from_x0
     where = x_t if place == "x_t" else base.mean_from_x0(mine, x_t, t)
@@ -110,7 +119,7 @@ def algorithm1(
     check_schedules(base, expert)
     xs, ts, targets = [], [], []
     for start in range(0, size, batch):
-        generator = stream(seed, start, str(base_data.device))
+        generator = stream(seed, f"pool {start}", str(base_data.device))
         n = min(batch, size - start)
         x_t, t = noised(base, base_data, expert_data, n, generator)
         where, difference = compare(base, expert, x_t, t, target, place)
@@ -168,8 +177,8 @@ def _order(compared: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, Tensor, 
 def units(base: Denoiser, target: Target) -> Tensor:
     """What a unit of the network's output is worth at each t, [T].
 
-    A log ratio of densities keeps its size as t goes to 0 and fades like sqrt(abar_t) as t grows, so
-    a network in units of sqrt(abar_t) says nearly the same at neighbouring t. Where the densities
+    A log ratio of densities keeps its size as t goes to 0 and fades like sqrt(abar_t) as t grows,
+    so a network in units of sqrt(abar_t) says nearly the same at neighbouring t. Where densities
     have gaps, gradients at small t do not tell how two regions compare; larger t do, and hand it
     down this way. Means have the further factor beta_t / sqrt(alpha_t).
     """
@@ -236,7 +245,7 @@ def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> 
 
 
 def check_schedules(base: Denoiser, expert: Denoiser) -> None:
-    """Raise InputError unless both models share one schedule, without which x_t means two things."""
+    """Raise InputError unless both models share one schedule: else x_t means two things."""
     mine, other = base.scheduler.alphas_cumprod, expert.scheduler.alphas_cumprod
     if mine.shape != other.shape or not torch.equal(mine, other):
         raise InputError(

@@ -114,9 +114,7 @@ def separability(
     model.fit((fit_x[:, None] - centre) / spread, fit_y)
     weights = np.where(test_y == 1, 0.5 / test_y.sum(), 0.5 / (1 - test_y).sum())
     right = model.predict((test_x[:, None] - centre) / spread) == test_y
-    return Separability(
-        float(weights @ right), float(roc_auc_score(test_y, test_x)), len(test_y)
-    )
+    return Separability(float(weights @ right), float(roc_auc_score(test_y, test_x)), len(test_y))
 
 
 def r_squared(estimate: np.ndarray, truth: np.ndarray) -> float:

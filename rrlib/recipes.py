@@ -18,6 +18,7 @@ from torch import Tensor
 from rrlib import denoisers, extraction, maze, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
+from rrlib.extraction import Pool
 from rrlib.rewards import Place, RelativeReward, Target, WindowReward
 from rrlib.sde import GaussianMixture
 from rrlib.trajectories import Normaliser, Trajectories
@@ -51,7 +52,7 @@ class GaussianReward:
 
     def make(self, folder: Path, device: str) -> None:
         """Fill the pool, fit rho, write `reward.safetensors`."""
-        draws = training.stream(self.seed, 0)
+        draws = training.stream(self.seed, "data")
         data = self.base.sample(self.samples, draws), self.expert.sample(self.samples, draws)
         pool = extraction.algorithm1(
             *self.pair(),
@@ -63,7 +64,7 @@ class GaussianReward:
             batch=self.samples,
         )
         # Targets are differences of nearly equal numbers at large t, hence float64 until here.
-        pool = extraction.Pool(pool.x.float(), pool.t, pool.target.float()).to(device)
+        pool = Pool(pool.x.float(), pool.t, pool.target.float()).to(device)
         network = self._network()
         network.unit.copy_(extraction.units(self.pair()[0], self.target))
         _fit_reward(self, network.to(device), pool, folder, "reward on Gaussians")
@@ -129,9 +130,7 @@ class MazeFile:
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
-        trajectories.write_hdf5(
-            folder / "trajectories.hdf5", _read_maze(self.maze, self.path)
-        )
+        trajectories.write_hdf5(folder / "trajectories.hdf5", _read_maze(self.maze, self.path))
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
@@ -223,9 +222,7 @@ class MazeDiffuser:
         denoiser = self._denoiser(device)
         split = self.split()
         if self.start:
-            denoiser.network.load_state_dict(
-                store.obtain(self.start, device).network.state_dict()
-            )
+            denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
         progress = training.train(
             denoiser.network,
             lambda draws: denoisers.denoising_loss(denoiser, split.draw(self.batch, draws), draws),
@@ -268,7 +265,7 @@ class MazeReward:
 
     def make(self, folder: Path, device: str) -> None:
         """Fill the pool once, fit rho to its windows, write `reward.safetensors`."""
-        draws = training.stream(self.seed, 0, device)
+        draws = training.stream(self.seed, "data", device)
         data = [half.split().draw(self.pool, draws) for half in (self.base, self.expert)]
         base, expert = (store.obtain(half, device) for half in (self.base, self.expert))
         pool = extraction.algorithm1(
@@ -344,7 +341,8 @@ def maze_experiments(chosen: SimpleNamespace) -> list[MazeExperiment]:
     return experiments
 
 
-def _fit_reward(recipe: GaussianReward | MazeReward, network, pool, folder: Path, label: str):
+def _fit_reward(recipe, network: WindowReward, pool: Pool, folder: Path, label: str) -> None:
+    """Fit by a reward recipe's own settings, with checkpoints, and write the network."""
     progress = extraction.fit(
         network,
         pool,

@@ -1,6 +1,7 @@
 """Reward networks: rho(x_t, t), and the reward of a single step."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -35,17 +36,32 @@ class WindowReward(nn.Module):
         time_features: int = 16,
     ):
         super().__init__()
-        self.width, self.window, self.steps, self.time_features = width, window, steps, time_features
+        self.width, self.window, self.steps, self.time_features = (
+            width,
+            window,
+            steps,
+            time_features,
+        )
         sizes = [width * window + time_features, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.g = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
         # What a unit of g is worth at each t; see `extraction.units`.
         self.register_buffer("unit", torch.ones(steps))
 
     def per_window(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """g of every window, [B, H / h], for x_t [B, H, D] (or [B, D], one step) and t [B]."""
+        """g of every window, [B, H / h], for x_t [B, H, D] (or [B, D], one step) and t [B].
+
+        Raises:
+            InputError: another width, or a horizon that is no multiple of the window.
+        """
+        horizon = x_t[0].numel() // self.width
+        if x_t.shape[-1] != self.width or horizon % self.window:
+            raise InputError(
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} and "
+                f"a horizon that is a multiple of {self.window} are needed."
+            )
         windows = x_t.reshape(len(x_t), -1, self.window * self.width)  # [B, H / h, h D]
         time = get_timestep_embedding(t * (100.0 / self.steps), self.time_features, max_period=1000)
         time = time.to(windows)[:, None].expand(-1, windows.shape[1], -1)
@@ -72,14 +88,15 @@ class RelativeReward:
     place: Place
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """rho, [B]."""
-        return self.network(x, t)
+        """rho, [B], in the precision of x whatever the network's."""
+        dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+        return self.network(x.to(dtype), t).to(x.dtype)
 
     def gradient(self, x: Tensor, t: Tensor) -> Tensor:
         """grad_x rho(x, t), [B, ...], detached."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            return torch.autograd.grad(self.network(x, t).sum(), x)[0]
+            return torch.autograd.grad(self(x, t).sum(), x)[0]
 
 
 def per_step(reward: RelativeReward, states: Tensor, actions: Tensor) -> Tensor:
@@ -93,12 +110,6 @@ def per_step(reward: RelativeReward, states: Tensor, actions: Tensor) -> Tensor:
         InputError: the horizon is no multiple of the reward's window.
     """
     plans = torch.cat([actions, states], -1)
-    window = reward.network.window
-    if plans.shape[1] % window:
-        raise InputError(
-            f"horizon={plans.shape[1]} is not allowed: a multiple of the reward's window "
-            f"{window} is needed."
-        )
     t = torch.zeros(len(plans), dtype=torch.long, device=plans.device)
     with torch.no_grad():
-        return reward.network.per_window(plans, t).repeat_interleave(window, 1)
+        return reward.network.per_window(plans, t).repeat_interleave(reward.network.window, 1)

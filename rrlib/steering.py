@@ -1,6 +1,7 @@
 """Guided sampling of any denoiser by any relative reward."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from rrlib.errors import InputError
 from rrlib.rewards import Place, RelativeReward
 
 
-@torch.no_grad()
 def denoise(
     denoiser: Denoiser,
     start: Tensor,
@@ -23,8 +23,8 @@ def denoise(
 ) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling from x_T; yields (t, x_t) from the start down to (-1, x_0's sample).
 
-    A step draws x_{t-1} ~ N(mu + w c_t grad rho, sigma_t^2), which is Eq. 5 discretised: c_t turns a
-    score difference into a mean difference (1 if rho was fitted to means already).
+    A step draws x_{t-1} ~ N(mu + w c_t grad rho, sigma_t^2), which is Eq. 5 discretised: c_t turns
+    a score difference into a mean difference (1 if rho was fitted to means already).
     With w = 1 and an exact reward the step is the expert's own.
 
     Args:
@@ -40,7 +40,12 @@ def denoise(
         InputError: `weight` negative or not finite, or the place is not the reward's.
     """
     if not 0 <= weight < float("inf"):
-        raise InputError(f"weight={weight} is not allowed: a finite number of at least 0 is needed.")
+        raise InputError(
+            f"weight={weight} is not allowed: a finite number of at least 0 is needed."
+        )
+    if place not in (None, *get_args(Place)):
+        allowed = " or ".join(map(repr, get_args(Place)))
+        raise InputError(f"place={place!r} is not allowed: {allowed} is needed.")
     if reward and place not in (None, reward.place) and not anyway:
         raise InputError(
             f"place={place!r} is not allowed: this reward was fitted at {reward.place!r}; "

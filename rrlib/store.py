@@ -15,27 +15,23 @@ import ast
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import json
 import os
-import platform
 import resource
 import shutil
-import subprocess
 import textwrap
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
+from rrlib import host
 from rrlib.errors import InputError
-
-CHECKOUT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "mujoco", "gymnasium-robotics")
 
 
 def root() -> Path:
@@ -46,8 +42,8 @@ def root() -> Path:
     """
     if os.environ.get("RRLIB_STORE"):
         return Path(os.environ["RRLIB_STORE"]).expanduser().resolve()
-    if (CHECKOUT / "pyproject.toml").exists():
-        return CHECKOUT / "artefacts"
+    if (host.CHECKOUT / "pyproject.toml").exists():
+        return host.CHECKOUT / "artefacts"
     return Path.home() / ".cache" / "rrlib"
 
 
@@ -71,23 +67,41 @@ def obtain(recipe: Any, device: str = "cpu") -> Any:
     Raises:
         InputError: the store cannot be written, or a file differs from its recorded sha256.
     """
+    _ensure(recipe, device, wait=True)
     place = folder(recipe)
-    if not (place / "manifest.json").exists():
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(place.parent / f".{place.name}.lock")
-            lock.acquire()
-        except OSError as error:
-            raise InputError(
-                f"store={str(root())!r} is not allowed: a folder that can be written is needed "
-                f"({error.strerror})."
-            ) from error
-        with lock:
-            if not (place / "manifest.json").exists():
-                _make(recipe, place, device)
-            lock.release()
     _verify(place)
     return recipe.load(place, device)
+
+
+def obtain_all(recipes: Iterable[Any], device: str = "cpu") -> list[Any]:
+    """Load the artefacts of several recipes, those first that others depend on.
+
+    What another process is making is left for later, so two processes that are given the same list,
+    two chapters started together, make half of it each.
+    """
+    recipes = list(recipes)
+    for recipe in recipes:
+        _ensure(recipe, device, wait=False)
+    return [obtain(recipe, device) for recipe in recipes]
+
+
+def _ensure(recipe: Any, device: str, wait: bool) -> None:
+    place = folder(recipe)
+    if (place / "manifest.json").exists():
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        turn = FileLock(place.parent / f".{place.name}.lock").acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        return
+    except OSError as error:
+        raise InputError(
+            f"store={str(root())!r} is not allowed: a folder that can be written is needed "
+            f"({error.strerror})."
+        ) from error
+    with turn:
+        if not (place / "manifest.json").exists():
+            _make(recipe, place, device)
 
 
 def _make(recipe: Any, place: Path, device: str) -> None:
@@ -97,29 +111,37 @@ def _make(recipe: Any, place: Path, device: str) -> None:
     recipe.make(partial, device)
     seconds = time.perf_counter() - started
     shutil.rmtree(checkpoints(partial), ignore_errors=True)
+    for leftover in partial.glob(".*"):  # temporary files of a run that was killed
+        leftover.unlink()
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     manifest = {
         "recipe": _describe(recipe),
         "key": place.name,
         "seed": getattr(recipe, "seed", None),
-        "device": device,
+        "device": host.device_name(device),
         "wall_seconds": round(seconds, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "sha256": {str(path.relative_to(partial)): _sha256(path) for path in files},
-        **environment(),
+        "commit": host.commit(),
+        "versions": host.versions(),
     }
     write_json(partial / "manifest.json", manifest)
+    shutil.rmtree(place, ignore_errors=True)  # a folder without a manifest is no artefact
     partial.rename(place)
 
 
 def _verify(place: Path) -> None:
-    manifest = json.loads((place / "manifest.json").read_text())
-    for name, digest in manifest["sha256"].items():
-        if not (place / name).exists() or _sha256(place / name) != digest:
-            raise InputError(
-                f"The artefact file {place / name} is damaged: its sha256 must be {digest[:12]}...; "
-                f"delete the folder {place} and it will be made again."
-            )
+    name = "manifest.json"
+    try:
+        digests = json.loads((place / name).read_text())["sha256"]
+        for name, digest in digests.items():
+            if _sha256(place / name) != digest:
+                raise ValueError
+    except (ValueError, KeyError, OSError):
+        raise InputError(
+            f"The artefact file {place / name} is damaged: one with the sha256 of its manifest is "
+            "needed; delete its folder and it will be made again."
+        ) from None
 
 
 def checkpoints(partial: Path) -> Path:
@@ -135,19 +157,6 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     temporary.replace(path)
-
-
-def environment() -> dict[str, Any]:
-    """Python, libraries, processor architecture and (in a checkout) the commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=False
-    )
-    return {
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
 
 
 def _sha256(path: Path) -> str:
@@ -166,7 +175,9 @@ def _describe(value: Any) -> Any:
         return [_describe(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"a recipe field must be plain data, a tensor or a recipe, not {type(value).__name__}")
+    raise TypeError(
+        f"a recipe field must be plain data, a tensor or a recipe, not {type(value).__name__}"
+    )
 
 
 # What counts as code: the syntax trees of everything of this package that a class reaches by name.
@@ -176,7 +187,8 @@ def _describe(value: Any) -> Any:
 def fingerprint(thing: Any) -> str:
     """A hash of the syntax trees of `thing` and all it reaches by name inside rrlib.
 
-    Comments, docstrings and layout do not count, so a better comment costs no training.
+    Comments, docstrings and layout do not count, so a better comment costs no training; nor does
+    this room, which keeps artefacts and does not shape them.
     """
     seen: dict[str, str] = {}
     _collect(thing, seen)
@@ -205,7 +217,7 @@ def _collect(thing: Any, seen: dict[str, str]) -> None:
 def _reach(name: str, found: Any, seen: dict[str, str]) -> None:
     found = inspect.unwrap(found) if callable(found) else found
     if inspect.isfunction(found) or inspect.isclass(found):
-        if found.__module__.startswith("rrlib"):
+        if found.__module__.startswith("rrlib") and found.__module__ != __name__:
             _collect(found, seen)
     elif isinstance(found, str | int | float | tuple | dict):
         seen[name] = repr(found)

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from rrlib.errors import InputError
@@ -27,12 +27,12 @@ class Progress:
     loss: Tensor  # []
 
 
-def stream(seed: int, step: int, device: str = "cpu") -> torch.Generator:
-    """Random numbers of one step, a function of (seed, step) alone.
+def stream(seed: int, use: int | str, device: str = "cpu") -> torch.Generator:
+    """Random numbers for one use, such as a training step: a function of (seed, use) alone.
 
     A run that is resumed at some step therefore draws what an uninterrupted run draws there.
     """
-    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"{seed}/{use}".encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
 
@@ -58,7 +58,7 @@ def train(
         steps: optimisation steps, at least 1.
         learning_rate: Adam's, at the start.
         seed: of the batches.
-        ema: decay of the average of the weights, per step.
+        ema: decay of the average of the weights, per step; smaller in the first steps.
         decay: anneal the learning rate to zero along half a cosine, else hold it.
         checkpoint: safetensors file to resume from, rewritten (atomically) every `every` steps.
         every: steps between two checkpoints.
@@ -70,7 +70,7 @@ def train(
     if steps < 1:
         raise InputError(f"steps={steps} is not allowed: at least 1 step is needed.")
     device = str(next(module.parameters()).device)
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema))
+    average = AveragedModel(module, multi_avg_fn=_warmed(ema))
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
     start = _restore(checkpoint, module, average, optimiser) if checkpoint else 0
     for step in range(start + 1, steps + 1):
@@ -84,11 +84,22 @@ def train(
         average.update_parameters(module)
         if step % every == 0 or step == steps:
             if not torch.isfinite(value):
-                raise FloatingPointError(f"the loss is {float(value)} at step {step}")
+                raise FloatingPointError(f"the loss is {value.item()} at step {step}")
             if checkpoint and step < steps:
                 _save(checkpoint, step, module, average, optimiser)
         yield Progress(step, steps, value.detach())
     module.load_state_dict(average.module.state_dict())
+
+
+def _warmed(ema: float) -> Callable:
+    """Average with decay min(ema, (1 + n) / (10 + n)) at update n; short runs forget the start."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
+        keep = min(ema, (1 + n.item()) / (10 + n.item()))
+        torch._foreach_lerp_(averages, values, 1 - keep)
+
+    return update
 
 
 def finish(progress: Iterable[Progress], label: str) -> None:

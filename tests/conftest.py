@@ -1,9 +1,9 @@
-"""Every test sees the settings of `rrlib.notebook` and an artefact folder of its own."""
+"""Every test sees the settings of `rrlib.host` and an artefact folder of its own."""
 
 import pytest
 
 # First of all: it sets what torch and the linear algebra libraries read when they are loaded.
-import rrlib.notebook  # noqa: F401
+import rrlib.host  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -146,7 +146,7 @@ def test_algorithm1_is_the_literal_comparison_batch_by_batch(target, place):
     )
     rows = []
     for start, n in ((0, 8), (8, 8), (16, 7)):
-        generator = stream(6, start)
+        generator = stream(6, f"pool {start}")
         chosen = torch.randint(9, (n - n // 2,), generator=generator)
         others = torch.randint(5, (n // 2,), generator=generator)
         t = torch.randint(STEPS, (n,), generator=generator)
@@ -202,7 +202,9 @@ def test_literal_loss_is_the_loss_of_the_pool_of_the_same_draws(target, place):
     pool = extraction.algorithm1(
         base, expert, *data, size=8, target=target, place=place, seed=6, batch=8
     )
-    literal = extraction.literal_loss(network, base, expert, *data, 8, stream(6, 0), target, place)
+    literal = extraction.literal_loss(
+        network, base, expert, *data, 8, stream(6, "pool 0"), target, place
+    )
     assert_close(literal, extraction.loss(network, pool.x, pool.t, pool.target))
     gradients = torch.autograd.grad(literal, list(network.g.parameters())[:-1])
     assert all(g.abs().sum() > 0 for g in gradients)
@@ -301,6 +303,7 @@ def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
 def test_the_loss_of_a_fit_weighs_each_t_by_its_targets_scale():
     """With g = 0 the weighed loss is the mean square of target / scale: one over all rows."""
     pool, network = random_pool(40), reward(6)
+    pool = Pool(pool.x, pool.t, pool.target * (2.0 + pool.t[:, None, None]))
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     progress = extraction.fit(network, pool, steps=1, batch=20_000, learning_rate=1e-3, seed=0)

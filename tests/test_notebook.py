@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rrlib import host, results, rules
 from rrlib import notebook as nb
 from rrlib.errors import InputError
 
@@ -19,28 +20,27 @@ from rrlib.errors import InputError
 KERNEL = {"In": ["", "seed = 0"], "Out": {}, "get_ipython": print, "exit": print, "_": "", "nb": nb}
 
 
-def message(rule: nb.Rule, value: object) -> str:
+def message(rule: rules.Rule, value: object) -> str:
     with pytest.raises(InputError) as caught:
-        nb.check({"name": value}, name=rule)
+        rules.check({"name": value}, name=rule)
     return str(caught.value)
 
 
 def test_check_returns_every_value():
-    names = KERNEL | {"seed": 0, "maze": "open, umaze", "scale": 2, "fast": True, "goal": ""}
-    found = nb.check(
+    names = KERNEL | {"seed": 0, "maze": "open, umaze", "scale": 2, "goal": "1.3,2"}
+    found = rules.check(
         names,
-        seed=nb.integer(0),
-        maze=nb.several_of("open", "umaze"),
-        scale=nb.real(0, 10),
-        fast=nb.boolean(),
-        goal=nb.text(),
+        seed=rules.integer(0),
+        maze=rules.several_of("open", "umaze"),
+        scale=rules.real(0, 10),
+        goal=rules.cell(),
     )
-    assert found == SimpleNamespace(seed=0, maze=("open", "umaze"), scale=2.0, fast=True, goal="")
+    assert found == SimpleNamespace(seed=0, maze=("open", "umaze"), scale=2.0, goal=(1.3, 2.0))
 
 
 def test_unknown_parameter_is_named_with_its_likely_meaning():
     with pytest.raises(InputError) as caught:
-        nb.check(KERNEL | {"seed": 0, "sed": 1}, seed=nb.integer(0), steps=nb.integer(1))
+        rules.check(KERNEL | {"seed": 0, "sed": 1}, seed=rules.integer(0), steps=rules.integer(1))
     assert str(caught.value) == (
         "sed=1 is not allowed: the parameters here are seed, steps (did you mean seed?)."
     )
@@ -48,33 +48,33 @@ def test_unknown_parameter_is_named_with_its_likely_meaning():
 
 def test_a_second_check_in_one_kernel_ignores_what_the_chapter_defined():
     names = KERNEL | {"seed": 0}
-    nb.check(names, seed=nb.integer(0))
+    rules.check(names, seed=rules.integer(0))
     names["loss"] = 0.5
-    assert nb.check(names, seed=nb.integer(0)).seed == 0
+    assert rules.check(names, seed=rules.integer(0)).seed == 0
 
 
 @pytest.mark.parametrize(
     ("rule", "value", "allowed"),
     [
-        (nb.integer(0), -1, "an integer of at least 0"),
-        (nb.integer(0), "1", "an integer of at least 0"),
-        (nb.integer(0), True, "an integer of at least 0"),
-        (nb.integer(0), 1.0, "an integer of at least 0"),
-        (nb.integer(1, 8), 9, "an integer from 1 to 8"),
-        (nb.integer(8, multiple_of=4), 30, "a multiple of 4 of at least 8"),
-        (nb.real(0, 1), 1.5, "a number from 0 to 1"),
-        (nb.real(0), float("nan"), "a number of at least 0"),
-        (nb.real(0), float("inf"), "a number of at least 0"),
-        (nb.real(0), False, "a number of at least 0"),
-        (nb.boolean(), 1, "True or False"),
-        (nb.text(), 3, "a string"),
-        (nb.one_of("a", "b"), "c", "one of a, b"),
-        (nb.several_of("a", "b"), "", "one or more of a, b, separated by commas, each once,"),
-        (nb.several_of("a", "b"), "a,a", "one or more of a, b, separated by commas, each once,"),
-        (nb.several_of("a", "b"), "a,c", "one or more of a, b, separated by commas, each once,"),
-        (nb.several_of("a", "b"), 1, "one or more of a, b, separated by commas, each once,"),
-        (nb.device(), "tpu", "cpu, or a CUDA device that exists such as cuda or cuda:0,"),
-        (nb.device(), 0, "cpu, or a CUDA device that exists such as cuda or cuda:0,"),
+        (rules.integer(0), -1, "an integer of at least 0"),
+        (rules.integer(0), "1", "an integer of at least 0"),
+        (rules.integer(0), True, "an integer of at least 0"),
+        (rules.integer(0), 1.0, "an integer of at least 0"),
+        (rules.integer(1, 8), 9, "an integer from 1 to 8"),
+        (rules.integer(8, multiple_of=4), 30, "a multiple of 4 of at least 8"),
+        (rules.real(0, 1), 1.5, "a number from 0 to 1"),
+        (rules.real(0), float("nan"), "a number of at least 0"),
+        (rules.real(0), float("inf"), "a number of at least 0"),
+        (rules.real(0), False, "a number of at least 0"),
+        (rules.several_of("a", "b"), "", "one or more of a, b, separated by commas, each once,"),
+        (rules.several_of("a", "b"), "a,a", "one or more of a, b, separated by commas, each once,"),
+        (rules.several_of("a", "b"), "a,c", "one or more of a, b, separated by commas, each once,"),
+        (rules.several_of("a", "b"), 1, "one or more of a, b, separated by commas, each once,"),
+        (rules.cell(), "1", 'a point "row,column" in cell units, or an empty string,'),
+        (rules.cell(), "1,nan", 'a point "row,column" in cell units, or an empty string,'),
+        (rules.cell(), 1, 'a point "row,column" in cell units, or an empty string,'),
+        (rules.device(), "tpu", "cpu, or a CUDA device that exists such as cuda or cuda:0,"),
+        (rules.device(), 0, "cpu, or a CUDA device that exists such as cuda or cuda:0,"),
     ],
 )
 def test_a_refused_value_is_one_sentence(rule, value, allowed):
@@ -83,23 +83,23 @@ def test_a_refused_value_is_one_sentence(rule, value, allowed):
 
 def test_a_device_that_does_not_exist_is_refused():
     n_devices = torch.cuda.device_count()
-    said = message(nb.device(), f"cuda:{n_devices}")
+    said = message(rules.device(), f"cuda:{n_devices}")
     assert said.startswith(f"name='cuda:{n_devices}' is not allowed")
     assert said.endswith(f"is needed (this machine has {n_devices} CUDA devices).")
 
 
 def test_existing_file_or_empty(tmp_path):
-    rule = nb.existing_file_or_empty()
-    assert nb.check({"name": ""}, name=rule).name == ""
-    assert nb.check({"name": str(tmp_path)}, name=rule).name == str(tmp_path.resolve())
+    rule = rules.existing_file_or_empty()
+    assert rules.check({"name": ""}, name=rule).name == ""
+    assert rules.check({"name": str(tmp_path)}, name=rule).name == str(tmp_path.resolve())
     assert str(tmp_path / "none") in message(rule, str(tmp_path / "none"))
 
 
 def test_writable_folder_leaves_nothing_behind(tmp_path):
-    rule = nb.writable_folder()
-    assert nb.check({"name": ""}, name=rule).name == ""
+    rule = rules.writable_folder()
+    assert rules.check({"name": ""}, name=rule).name == ""
     wanted = tmp_path / "a" / "b"
-    assert nb.check({"name": str(wanted)}, name=rule).name == str(wanted.resolve())
+    assert rules.check({"name": str(wanted)}, name=rule).name == str(wanted.resolve())
     (tmp_path / "file").touch()
     said = message(rule, str(tmp_path / "file" / "sub"))
     assert str(tmp_path / "file" / "sub") in said and "(Not a directory)" in said
@@ -108,22 +108,26 @@ def test_writable_folder_leaves_nothing_behind(tmp_path):
 
 def test_settings_are_in_place_and_the_import_is_quick():
     code = (
-        "import os, sys, time; start = time.perf_counter(); import rrlib.notebook as nb;"
+        "import os, sys, time; start = time.perf_counter();"
+        "from rrlib import host, notebook, rules;"
         "took = time.perf_counter() - start;"
-        "assert all(os.environ[name] == value for name, value in nb.SETTINGS.items());"
+        "assert all(os.environ[name] == value for name, value in host.SETTINGS.items());"
         "assert not {'torch', 'IPython', 'matplotlib'} & set(sys.modules); print(took)"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in nb.SETTINGS}
+    environment = {k: v for k, v in os.environ.items() if k not in host.SETTINGS}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 2
 
 
-def test_seed_everything_repeats():
-    nb.seed_everything(3)
+def test_start_seeds_and_names_the_store(monkeypatch, tmp_path):
+    monkeypatch.setenv("RRLIB_STORE", "before")
+    nb.start(SimpleNamespace(seed=3, store=""))
+    assert os.environ["RRLIB_STORE"] == "before"
     first = torch.randn(4), np.random.rand()
-    nb.seed_everything(3)
+    nb.start(SimpleNamespace(seed=3, store=str(tmp_path)))
+    assert os.environ["RRLIB_STORE"] == str(tmp_path)
     assert_close(torch.randn(4), first[0], rtol=0, atol=0)
     assert np.random.rand() == first[1]
     assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
@@ -142,13 +146,13 @@ def test_seed_everything_repeats():
 )
 def test_claim_prints_no_more_than_it_needs(capsys, value, bar, digits, line):
     nb.claim("R²", value, bar, digits)
-    assert nb.meets(value, bar) == line.endswith("yes")
+    assert results.meets(value, bar) == line.endswith("yes")
     assert capsys.readouterr().out == line + "\n"
 
 
 def test_a_bar_of_another_form_is_refused():
     with pytest.raises(ValueError, match="is not of the form"):
-        nb.meets(1.0, "> 3")
+        results.meets(1.0, "> 3")
 
 
 def test_provenance_has_no_path_and_no_time(monkeypatch, tmp_path):
@@ -180,13 +184,13 @@ def published(folder: Path, **changed) -> dict:
         "parameters": {"seed": 0, "device": "cpu", "results": str(folder)},
         "wall_seconds": 12.5,
     }
-    nb.publish(str(folder), "maze-rewards", **(given | changed))
+    results.publish(str(folder), "maze-rewards", **(given | changed))
     return json.loads((folder / "maze-rewards.json").read_text(encoding="utf-8"))
 
 
 def test_publish(tmp_path):
     result = published(tmp_path / "results" / "quick")
-    nb.validate_result(result)
+    results.validate_result(result)
     assert result["study"] == "maze-rewards" and result["profile"] == "quick"
     assert result["summary"]["found"]["ci"] == [0.8, 1.0]
     provenance = result["provenance"]
@@ -197,7 +201,7 @@ def test_publish(tmp_path):
 
 def test_publish_into_no_folder_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    nb.publish("", "study", rows=[], summary={}, parameters={})
+    results.publish("", "study", rows=[], summary={}, parameters={})
     assert not list(tmp_path.iterdir())
 
 

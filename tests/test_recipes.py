@@ -148,6 +148,30 @@ def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path):
             assert not (folder / "MazeDiffuser" / place.rsplit("/")[-1]).exists()
             return run(folder, kill=False)
         assert process.wait() == 0
-        return (folder / "MazeDiffuser" / place.rsplit("/")[-1] / "denoiser.safetensors").read_bytes()
+        return (
+            folder / "MazeDiffuser" / place.rsplit("/")[-1] / "denoiser.safetensors"
+        ).read_bytes()
 
     assert run(tmp_path / "killed", kill=True) == run(tmp_path / "alone", kill=False)
+
+
+SHARED = """
+import sys
+from rrlib import recipes, store
+data = [recipes.MazeData("open", episodes=20, length=length) for length in (30, 31, 32, 33)]
+many = [recipes.MazeDiffuser(d, d, horizon=16, steps=150, batch=4) for d in data]
+made = []
+original = store._make
+store._make = lambda recipe, *rest: (made.append(recipe), original(recipe, *rest))
+assert len(store.obtain_all(many)) == 4
+print(sum(recipe in many for recipe in made))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_list_and_make_each_once(tmp_path):
+    env = {**os.environ, "RRLIB_STORE": str(tmp_path / "shared")}
+    command = [sys.executable, "-c", SHARED]
+    pair = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in "12"]
+    counts = [int(process.communicate()[0]) for process in pair]
+    assert sum(counts) == 4 and min(counts) >= 1

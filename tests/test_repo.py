@@ -16,14 +16,15 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import rrlib
-from rrlib import notebook as nb
+from rrlib import host
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
-    {"errors"},
-    {"denoisers", "rewards", "training", "trajectories", "store", "metrics", "plots"},
+    {"errors", "host"},
+    {"rules", "results", "store", "metrics", "plots"}
+    | {"denoisers", "rewards", "training", "trajectories"},
     {"maze", "sde"},
     {"extraction", "steering"},
     {"notebook", "recipes"},
@@ -124,12 +125,12 @@ def test_nothing_here_unpickles():
                 assert allowed, f"{name} allows pickles"
 
 
-def test_make_exports_the_settings_of_notebook():
+def test_make_exports_the_settings_of_host():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     exported = dict(re.findall(r"^export (\w+) := (\S+)$", makefile, flags=re.MULTILINE))
     assert exported.pop("MPLBACKEND") == "Agg"
-    assert exported.items() >= nb.SETTINGS.items()
-    assert set(exported) <= set(nb.SETTINGS) | {
+    assert exported.items() >= host.SETTINGS.items()
+    assert set(exported) <= set(host.SETTINGS) | {
         "ATEN_CPU_CAPABILITY",
         "ONEDNN_MAX_CPU_ISA",
         "MKL_CBWR",

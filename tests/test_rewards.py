@@ -132,10 +132,12 @@ def test_per_step_gives_each_step_its_windows_value_at_t_0(window):
     assert_close(values.mean(1), network(x, zero).detach())
 
 
-def test_per_step_names_the_horizon_that_does_not_fit():
+def test_a_horizon_or_a_width_that_does_not_fit_is_named():
     relative = RelativeReward(reward(5), "score", "x_t")
-    with pytest.raises(InputError, match=r"^horizon=12 is not allowed: a multiple .* window 5 "):
+    with pytest.raises(InputError, match=r"\(\d+, 12, 3\) is not allowed: .* multiple of 5 "):
         per_step(relative, plans()[..., 1:], plans()[..., :1])
+    with pytest.raises(InputError, match=r"plans of width 3 "):
+        relative(torch.zeros(2, 5, 4), torch.tensor([0, 1]))
 
 
 def test_the_units_are_saved_with_the_weights():

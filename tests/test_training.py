@@ -68,7 +68,8 @@ def by_hand(steps: int, ema: float, decay: bool) -> tuple[list[torch.Tensor], li
                 average = [p.clone() for p in parameters]
             else:
                 pairs = zip(average, parameters, strict=True)
-                average = [ema * a + (1 - ema) * p for a, p in pairs]
+                keep = min(ema, step / (9 + step))
+                average = [keep * a + (1 - keep) * p for a, p in pairs]
     return average, losses
 
 

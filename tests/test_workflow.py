@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from normalise import normalise, written
 from scoreboard import read, table
 
-from rrlib.notebook import publish
+from rrlib.results import publish
 
 
 def executed() -> nbformat.NotebookNode:

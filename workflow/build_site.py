@@ -2,8 +2,9 @@
 
     build_site.py --notebooks FOLDER --work FOLDER --html FOLDER [--results FOLDER]...
 
-The sources are this checkout's pages, the executed chapters in --notebooks and the table made from
-the JSON files under each --results; they meet in --work, so that nothing is written between them.
+The sources are this checkout's pages, the executed chapters in --notebooks, the first page's
+picture and the table made from the JSON files under each --results; they meet in --work, so that
+nothing is written between them.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from normalise import written
+from picture import draw
 from scoreboard import read, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +43,7 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     files = [path for folder in results for path in sorted(folder.glob("**/*.json"))]
     generated = site / "book" / "_generated"
     generated.mkdir()
+    draw(generated / "relative-reward.svg")
     (generated / "scoreboard.md").write_text(table(read(files)), encoding="utf-8")
     (site / "notebooks").mkdir()
     for page in pages(yaml.safe_load((site / "_toc.yml").read_text(encoding="utf-8"))):

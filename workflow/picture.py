@@ -1,6 +1,6 @@
 """The picture of the book's first page: two densities, their scores, and the reward between them.
 
-    picture.py OUTPUT
+picture.py OUTPUT
 """
 
 import argparse
@@ -16,7 +16,9 @@ def draw(path: Path) -> None:
     """Draw it from two mixtures in one dimension, with the closed forms of chapter 04."""
     plots.use_style()
     base, expert = (
-        sde.GaussianMixture(torch.tensor(w), torch.tensor(m)[:, None], torch.tensor(c)[:, None, None])
+        sde.GaussianMixture(
+            torch.tensor(w), torch.tensor(m)[:, None], torch.tensor(c)[:, None, None]
+        )
         for w, m, c in (
             ([0.6, 0.4], [-1.2, 1.2], [0.5, 0.6]),
             ([0.15, 0.85], [-0.4, 1.5], [0.4, 0.35]),

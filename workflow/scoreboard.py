@@ -2,7 +2,7 @@
 
     scoreboard.py OUTPUT RESULT...
 
-Each RESULT is a JSON file as `rrlib.notebook.publish` writes it. The table has one row for each
+Each RESULT is a JSON file as `rrlib.results.publish` writes it. The table has one row for each
 entry of its summary that has a label.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rrlib.notebook import meets, validate_result
+from rrlib.results import meets, validate_result
 
 HEADER = ("quantity", "paper", "ours (95 % interval)", "bar", "profile", "hardware")
 PROFILES = ("quick", "full", "paper")
