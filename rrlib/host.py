@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,9 @@ if platform.machine() in ("x86_64", "AMD64"):
     }
 for _name, _setting in SETTINGS.items():
     os.environ.setdefault(_name, _setting)
+
+# tqdm, which diffusers imports, misses widgets that chapters do not want.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "mujoco", "gymnasium-robotics")

@@ -204,10 +204,10 @@ class MazeDiffuser:
     ruler: MazeData | MazeFile
     horizon: int = 32
     channels: tuple[int, ...] = (16, 32, 64)
-    diffusion_steps: int = 20
-    steps: int = 3_000
+    diffusion_steps: int = 50
+    steps: int = 5_000
     batch: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     start: "MazeDiffuser | None" = None
     seed: int = 0
 
@@ -253,7 +253,7 @@ class MazeReward:
 
     base: MazeDiffuser
     expert: MazeDiffuser
-    window: int = 4
+    window: int = 16
     hidden: tuple[int, ...] = (128, 64, 32)
     pool: int = 20_000  # plans compared
     target: Target = "mean"
@@ -335,8 +335,8 @@ def maze_experiments(chosen: SimpleNamespace) -> list[MazeExperiment]:
         base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **sizes)
         for goal in goals:
             shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed + 1)
-            half = max(chosen.diffuser_steps // 2, 1)
-            expert = MazeDiffuser(shown, data, steps=half, start=base, **sizes)
+            steps = max(chosen.diffuser_steps * 3 // 4, 1)  # it begins at the base
+            expert = MazeDiffuser(shown, data, steps=steps, start=base, **sizes)
             experiments.append(MazeExperiment(goal, base, expert))
     return experiments
 

@@ -21,7 +21,7 @@ def denoise(
     place: Place | None = None,
     anyway: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Ancestral sampling from x_T; yields (t, x_t) from the start down to (-1, x_0's sample).
+    """Ancestral sampling from noise; yields (t, x_t) from (T - 1, start) to (-1, the sample).
 
     A step draws x_{t-1} ~ N(mu + w c_t grad rho, sigma_t^2), which is Eq. 5 discretised: c_t turns
     a score difference into a mean difference (1 if rho was fitted to means already).
@@ -29,7 +29,7 @@ def denoise(
 
     Args:
         denoiser: the base.
-        start: x_T, [B, ...], standard normal.
+        start: noise, [B, ...], standard normal.
         generator: of the noise of the steps.
         reward: steers; None samples the base itself.
         weight: guidance scale w, at least 0.
@@ -55,7 +55,7 @@ def denoise(
 
 
 def _denoise(denoiser, x, generator, reward, weight, place):
-    yield denoiser.steps, x
+    yield denoiser.steps - 1, x
     for step in reversed(range(denoiser.steps)):
         x = _step(denoiser, x, step, generator, reward, weight, place)
         yield step - 1, x
