@@ -29,7 +29,8 @@ help:  ## list the commands
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
 	@echo "make check                 lint and the tests that train nothing (2 minutes)"
 	@echo "make format                format the code and fix what the linter can fix"
-	@echo "make accept                run the chapters again, store their outputs in notebooks/"
+	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
+	@echo "                           of the quick profile, their outputs in notebooks/"
 	@echo "make lock                  pin requirements.lock from pyproject.toml"
 	@echo "                           (LOCK_FLAGS=--upgrade: newest versions in its ranges)"
 	@echo "make clean                 delete what was built; keeps .venv and the trained artefacts"
@@ -42,10 +43,12 @@ book: $(STAMP)
 	$(PY) workflow/run.py $(PROFILE) --cores $(CORES)
 
 accept: $(STAMP)
-	$(PY) workflow/run.py quick --cores $(CORES) --accept
+	$(PY) workflow/run.py $(PROFILE) --cores $(CORES) --accept
 
 test: $(STAMP)
 	$(PY) -c "import matplotlib.font_manager"
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
 	$(PY) -m pytest -m "not book" -n 2 --dist loadfile
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1800 -n 2 --dist loadfile notebooks/
 	$(PY) -m pytest -m book

@@ -5,7 +5,7 @@ Both algorithms fill a pool of (where, t, target) once; training reads the pool 
 diffusion models again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -78,7 +78,7 @@ def compare(
         base, expert: of one schedule.
         x_t: noised samples, [B, ...].
         t: diffusion steps, [B].
-        target: "score" (Eq. 14) or "mean" (Eq. 45, whose minus sign takes s for the noise).
+        target: "score" (Eq. 14) or "mean" (Eq. 45 with its sign turned).
         place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
 
     Raises:
@@ -144,7 +144,9 @@ def noised(
     return base.noise(x0, t, generator), t
 
 
-def loss(network: nn.Module, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+def loss(
+    network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, target: Tensor
+) -> Tensor:
     """L_RRF (Eq. 14): mean over the batch of |grad rho(x, t) - target|^2, []."""
     x = x.detach().requires_grad_()
     gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
@@ -167,11 +169,8 @@ def literal_loss(
     The reference that tests and benchmarks hold the pool against.
     """
     x_t, t = noised(base, base_data, expert_data, n, generator)
-    return loss(network, *_order(compare(base, expert, x_t, t, target, place), t))
-
-
-def _order(compared: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return compared[0], t, compared[1]
+    where, difference = compare(base, expert, x_t, t, target, place)
+    return loss(network, where, t, difference)
 
 
 def units(base: Denoiser, target: Target) -> Tensor:
@@ -212,11 +211,9 @@ def fit(
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pool), (batch,), generator=generator, device=pool.t.device)
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
-        weight = scale[t].reciprocal().reshape(-1, *[1] * (x.ndim - 1))
-        x = x.detach().requires_grad_()
-        rho = network(x, t) * weight.flatten()
-        gradient = torch.autograd.grad(rho.sum(), x, create_graph=True)[0]
-        return (gradient - target * weight).square().mean()
+        weight = scale[t].reciprocal()
+        wide = weight.reshape(-1, *[1] * (x.ndim - 1))
+        return loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
 
     return train(
         network,

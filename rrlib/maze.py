@@ -11,12 +11,14 @@ import os
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import mujoco
 import mujoco.rollout
 import numpy as np
 from scipy.sparse import csgraph
 
+from rrlib import trajectories
 from rrlib.errors import InputError
 from rrlib.trajectories import Trajectories
 
@@ -38,6 +40,7 @@ GOALS = {
     "medium": ((1, 1), (1, 6), (2, 2), (4, 4), (4, 6), (5, 3), (6, 1), (6, 6)),
     "large": ((1, 1), (1, 10), (3, 6), (3, 8), (5, 2), (5, 4), (7, 1), (7, 10)),
 }
+OBSERVATION, ACTION = 4, 2  # numbers per step: position and velocity; force
 RADIUS = 0.1  # of the ball, in cells
 MAX_SPEED = 5.0  # PointMaze clips each velocity component to this before a step
 NEAR = 0.45  # PointMaze's sparse reward is 1 within this distance of the target
@@ -142,6 +145,48 @@ def check_goal(maze: Maze, goal: tuple[float, float]) -> None:
             f"'{maze.name}': allowed is a (row, column) in free space, rows 0 to {rows}, columns "
             f"0 to {columns}, for instance {GOALS[maze.name][0]}."
         )
+
+
+def goals(
+    maze: Maze, n: int, own: tuple[float, float] | None = None
+) -> tuple[tuple[float, float], ...]:
+    """`own` alone, or else the first n of the paper's goals; InputError if one cannot be used."""
+    chosen = (own,) if own else GOALS[maze.name][:n]
+    for goal in chosen:
+        check_goal(maze, goal)
+    return chosen
+
+
+def read(maze: Maze, path: str) -> Trajectories:
+    """Trajectories of this maze from a D4RL-layout HDF5 file or a Minari dataset.
+
+    Raises InputError if it cannot be read, or if positions lie in walls.
+    """
+    found = trajectories.read(path, OBSERVATION, ACTION)
+    cells = np.rint(maze.to_cells(found.observations[:, :2])).astype(int)
+    last = np.array(maze.walls.shape) - 1
+    inside = ((cells >= 0) & (cells <= last)).all(1)
+    inside &= ~maze.walls[tuple(cells.clip(0, last).T)]
+    if not inside.all():
+        raise InputError(
+            f"Dataset '{path}' does not fit maze='{maze.name}': {np.mean(~inside):.0%} of its "
+            "positions lie in walls; all must be in free space, with (0, 0) the maze's centre."
+        )
+    return found
+
+
+def check_parameters(chosen: SimpleNamespace) -> None:
+    """Raise InputError unless goals and data file fit every chosen maze.
+
+    Args:
+        chosen: a chapter's `maze` (names), `n_goals`, `goal` (or None) and `dataset_path` (or "").
+
+    It is here, and not with the recipes, because they take seconds to import.
+    """
+    for name in chosen.maze:
+        goals(load(name), chosen.n_goals, chosen.goal)
+        if chosen.dataset_path:
+            read(load(name), chosen.dataset_path)
 
 
 def step(

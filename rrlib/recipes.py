@@ -5,7 +5,7 @@ Defaults are the quick profile.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +19,11 @@ from rrlib import denoisers, extraction, maze, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
 from rrlib.extraction import Pool
+from rrlib.maze import ACTION, OBSERVATION
 from rrlib.rewards import Place, RelativeReward, Target, WindowReward
 from rrlib.sde import GaussianMixture
 from rrlib.trajectories import Normaliser, Trajectories
 
-OBSERVATION, ACTION = 4, 2  # numbers per step of a maze trajectory
 # Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
 LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
 
@@ -65,9 +65,7 @@ class GaussianReward:
         )
         # Targets are differences of nearly equal numbers at large t, hence float64 until here.
         pool = Pool(pool.x.float(), pool.t, pool.target.float()).to(device)
-        network = self._network()
-        network.unit.copy_(extraction.units(self.pair()[0], self.target))
-        _fit_reward(self, network.to(device), pool, folder, "reward on Gaussians")
+        _fit_reward(self, self._network().to(device), pool, folder, "reward on Gaussians")
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
@@ -76,7 +74,8 @@ class GaussianReward:
 
     def _network(self) -> WindowReward:
         torch.manual_seed(self.seed)
-        return WindowReward(self.base.means.shape[1], 1, self.hidden, self.diffusion_steps)
+        unit = extraction.units(self.pair()[0], self.target)
+        return WindowReward(self.base.means.shape[1], 1, unit, self.hidden)
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,9 @@ class MazeData:
 
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""
-        made = maze.make_trajectories(
-            maze.load(self.maze), self.episodes, self.length, self.goal, self.seed
-        )
+        seed = training.derived_seed(self.seed, f"{self.maze} {self.goal}")
+        world = maze.load(self.maze)
+        made = maze.make_trajectories(world, self.episodes, self.length, self.goal, seed)
         trajectories.write_hdf5(folder / "trajectories.hdf5", made)
 
     def load(self, folder: Path, device: str) -> Trajectories:
@@ -113,8 +112,8 @@ class MazeFile:
     """Somebody else's trajectories of a maze: a D4RL-layout HDF5 file or a Minari dataset."""
 
     maze: str
-    path: str
     sha256: str
+    path: str = field(compare=False)  # where it was found; it may move
 
     @classmethod
     def at(cls, maze_name: str, path: str) -> "MazeFile":
@@ -123,33 +122,26 @@ class MazeFile:
         Raises:
             InputError: the file cannot be used, or its positions do not fit the maze.
         """
-        digest = hashlib.sha256()
-        for array in _read_maze(maze_name, path).arrays().values():
-            digest.update(np.ascontiguousarray(array))
-        return cls(maze_name, str(Path(path).expanduser()), digest.hexdigest())
+        path = str(Path(path).expanduser())
+        return cls(maze_name, _digest(maze.read(maze.load(maze_name), path)), path)
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
-        trajectories.write_hdf5(folder / "trajectories.hdf5", _read_maze(self.maze, self.path))
+        found = maze.read(maze.load(self.maze), self.path)
+        if _digest(found) != self.sha256:
+            raise InputError(f"Dataset '{self.path}' has changed since this run began.")
+        trajectories.write_hdf5(folder / "trajectories.hdf5", found)
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
         return trajectories.read(folder / "trajectories.hdf5", OBSERVATION, ACTION)
 
 
-def _read_maze(name: str, path: str) -> Trajectories:
-    found = trajectories.read(path, OBSERVATION, ACTION)
-    world = maze.load(name)
-    cells = np.rint(world.to_cells(found.observations[:, :2])).astype(int)
-    last = np.array(world.walls.shape) - 1
-    inside = ((cells >= 0) & (cells <= last)).all(1)
-    inside &= ~world.walls[tuple(cells.clip(0, last).T)]
-    if not inside.all():
-        raise InputError(
-            f"Dataset {path!r} does not fit maze={name!r}: {np.mean(~inside):.0%} of its positions "
-            "lie in walls; all must be in free space, the maze's centre at (0, 0)."
-        )
-    return found
+def _digest(found: Trajectories) -> str:
+    digest = hashlib.sha256()
+    for array in found.arrays().values():
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -219,7 +211,7 @@ class MazeDiffuser:
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network and write `denoiser.safetensors`."""
-        denoiser = self._denoiser(device)
+        denoiser = self.blank(device)
         split = self.split()
         if self.start:
             denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
@@ -236,11 +228,12 @@ class MazeDiffuser:
 
     def load(self, folder: Path, device: str) -> Denoiser:
         """The trained diffusion model."""
-        denoiser = self._denoiser(device)
+        denoiser = self.blank(device)
         _load(denoiser.network, folder / "denoiser.safetensors", device)
         return denoiser
 
-    def _denoiser(self, device: str) -> Denoiser:
+    def blank(self, device: str) -> Denoiser:
+        """The model before training."""
         denoisers.check_horizon(self.horizon, self.channels)
         torch.manual_seed(self.seed)
         network = PlanNetwork(OBSERVATION + ACTION, self.channels).to(device)
@@ -249,7 +242,7 @@ class MazeDiffuser:
 
 @dataclass(frozen=True)
 class MazeReward:
-    """rho extracted from a base and an expert diffuser by Algorithm 1 (Table 2's maze rows)."""
+    """rho extracted from a base and an expert diffuser by Algorithm 1, an MLP as in Table 2."""
 
     base: MazeDiffuser
     expert: MazeDiffuser
@@ -278,7 +271,6 @@ class MazeReward:
             seed=self.seed,
         )
         network = self._network().to(device)
-        network.unit.copy_(extraction.units(base, self.target))
         _fit_reward(self, network, pool.cut(self.window), folder, f"reward {self.base.data.maze}")
 
     def load(self, folder: Path, device: str) -> RelativeReward:
@@ -288,8 +280,8 @@ class MazeReward:
 
     def _network(self) -> WindowReward:
         torch.manual_seed(self.seed)
-        width = OBSERVATION + ACTION
-        return WindowReward(width, self.window, self.hidden, self.base.diffusion_steps)
+        unit = extraction.units(self.base.blank("cpu"), self.target)
+        return WindowReward(OBSERVATION + ACTION, self.window, unit, self.hidden)
 
 
 @dataclass(frozen=True)
@@ -325,16 +317,13 @@ def maze_experiments(chosen: SimpleNamespace) -> list[MazeExperiment]:
     experiments = []
     for name in chosen.maze:
         world = maze.load(name)
-        goals = [chosen.goal] if chosen.goal else maze.GOALS[name][: chosen.n_goals]
-        for goal in goals:
-            maze.check_goal(world, goal)
         if chosen.dataset_path:
             data = MazeFile.at(name, chosen.dataset_path)
         else:
             data = MazeData(name, episodes=chosen.episodes, length=LENGTHS[name], seed=chosen.seed)
         base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **sizes)
-        for goal in goals:
-            shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed + 1)
+        for goal in maze.goals(world, chosen.n_goals, chosen.goal):
+            shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed)
             steps = max(chosen.diffuser_steps * 3 // 4, 1)  # it begins at the base
             expert = MazeDiffuser(shown, data, steps=steps, start=base, **sizes)
             experiments.append(MazeExperiment(goal, base, expert))

@@ -12,16 +12,17 @@ from rrlib.errors import InputError
 
 Target = Literal["score", "mean"]
 Place = Literal["x_t", "mu_base"]
+TIME_FEATURES = 16
 
 
 class WindowReward(nn.Module):
-    """rho(x_t, t) = mean over contiguous windows of g(window, t), g an MLP (Table 2; section 4.3).
+    """rho(x_t, t) = mean over contiguous windows of g(window, t), g an MLP (Table 2, appendix E).
 
     Args:
         width: D, numbers per time step.
         window: h, time steps that g sees; the horizon must be a multiple of it.
+        unit: what a unit of g is worth at each t, [T]; see `extraction.units`.
         hidden: widths of g's hidden layers.
-        steps: T of the diffusion, which the time embedding is scaled to.
 
     SiLU, because the theorem wants smooth gradients and Mish's second derivative overflows.
     The time is a sinusoidal embedding, so what one t learns its neighbours share.
@@ -30,25 +31,18 @@ class WindowReward(nn.Module):
     def __init__(
         self,
         width: int,
-        window: int = 1,
+        window: int,
+        unit: Tensor,
         hidden: tuple[int, ...] = (128, 64, 32),
-        steps: int = 100,
-        time_features: int = 16,
     ):
         super().__init__()
-        self.width, self.window, self.steps, self.time_features = (
-            width,
-            window,
-            steps,
-            time_features,
-        )
-        sizes = [width * window + time_features, *hidden]
+        self.width, self.window = width, window
+        sizes = [width * window + TIME_FEATURES, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.g = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
-        # What a unit of g is worth at each t; see `extraction.units`.
-        self.register_buffer("unit", torch.ones(steps))
+        self.register_buffer("unit", unit.clone())
 
     def per_window(self, x_t: Tensor, t: Tensor) -> Tensor:
         """g of every window, [B, H / h], for x_t [B, H, D] (or [B, D], one step) and t [B].
@@ -63,7 +57,8 @@ class WindowReward(nn.Module):
                 f"a horizon that is a multiple of {self.window} are needed."
             )
         windows = x_t.reshape(len(x_t), -1, self.window * self.width)  # [B, H / h, h D]
-        time = get_timestep_embedding(t * (100.0 / self.steps), self.time_features, max_period=1000)
+        hundredths = t * (100.0 / len(self.unit))
+        time = get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000)
         time = time.to(windows)[:, None].expand(-1, windows.shape[1], -1)
         g = self.g(torch.cat([windows, time], -1)).squeeze(-1)
         return g * self.unit.to(g)[t][:, None]
@@ -79,7 +74,8 @@ class RelativeReward:
 
     Attributes:
         network: (x [B, ...], t [B]) -> rho [B], twice differentiable.
-        target: the gradient is a difference of "score"s (Eq. 14) or of "mean"s (Eq. 45).
+        target: the gradient is a difference of "score"s (Eq. 14) or of "mean"s (Eq. 45 with its
+            sign turned), expert minus base.
         place: where the gradient was fitted: at "x_t" (Eq. 14), or at "mu_base" = mean_base(x_t).
     """
 

@@ -2,7 +2,8 @@
 
 A *recipe* is a frozen dataclass with
 
-- fields that are plain values, tuples of them, or other recipes (what it depends on),
+- fields that are plain values, tuples, tensors or other dataclasses such as the recipes that it
+  depends on (a field with ``compare=False`` says nothing about what is made),
 - ``make(folder, device)``, which writes safetensors, HDF5 or JSON files into `folder`,
 - ``load(folder, device)``, which reads them back.
 
@@ -166,9 +167,9 @@ def _sha256(path: Path) -> str:
 
 def _describe(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        fields = {f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        code = {"code": fingerprint(type(value))} if hasattr(value, "make") else {}
-        return {"kind": type(value).__name__, **code, **fields}
+        parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
+        described = {name: _describe(part) for name, part in parts.items()}
+        return {"kind": type(value).__name__, "code": fingerprint(type(value)), **described}
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, tuple | list):
@@ -204,6 +205,10 @@ def _collect(thing: Any, seen: dict[str, str]) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     seen[name] = ast.dump(tree)
+    for node in ast.walk(tree):
+        # A field's type is not what is made: what a field holds brings its own code into the key.
+        if isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
     scope = inspect.getmodule(thing).__dict__
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

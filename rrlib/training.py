@@ -32,8 +32,13 @@ def stream(seed: int, use: int | str, device: str = "cpu") -> torch.Generator:
 
     A run that is resumed at some step therefore draws what an uninterrupted run draws there.
     """
+    return torch.Generator(device).manual_seed(derived_seed(seed, use))
+
+
+def derived_seed(seed: int, use: int | str) -> int:
+    """The seed of one use: other uses, and other seeds, have unrelated ones."""
     digest = hashlib.blake2b(f"{seed}/{use}".encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+    return int.from_bytes(digest, "big")
 
 
 def train(

@@ -40,7 +40,7 @@ MAZE = [
 ]
 DATASETS = ["missing", "text", "no_actions", "lengths", "nan", "width"]
 BAD = {
-    "04_gaussians": [*COMMON, ("steps", "-1", "at least"), ("scale", "-1.0", "number")],
+    "04_gaussians": [*COMMON, ("steps", "-1", "at least"), ("weight", "-1.0", "number")],
     "05_maze_data": [*COMMON, *MAZE],
     "06_maze_rewards": [*COMMON, *MAZE, ("reward_steps", "-1", "at least")],
 }

@@ -46,9 +46,7 @@ def plans(n: int, seed: int) -> torch.Tensor:
 
 def reward(window: int = 1) -> WindowReward:
     torch.manual_seed(0)
-    network = WindowReward(2, window, hidden=(16, 8), steps=STEPS).double()
-    network.unit.copy_(torch.linspace(0.5, 2, STEPS))
-    return network
+    return WindowReward(2, window, torch.linspace(0.5, 2, STEPS), hidden=(16, 8)).double()
 
 
 def random_pool(n: int = 7) -> Pool:
@@ -288,8 +286,7 @@ def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
         for seed in (0, 1)
     ]
     torch.manual_seed(0)
-    network = WindowReward(2, hidden=(32, 16), steps=STEPS).double()
-    network.unit.copy_(extraction.units(base, target))
+    network = WindowReward(2, 1, extraction.units(base, target), hidden=(32, 16)).double()
     for _ in extraction.fit(network, pools[0], steps=1500, batch=128, learning_rate=5e-3, seed=0):
         pass
     assert extraction.explained(network, pools[1], STEPS).min() > 0.98
@@ -301,13 +298,13 @@ def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
 
 
 def test_the_loss_of_a_fit_weighs_each_t_by_its_targets_scale():
-    """With g = 0 the weighed loss is the mean square of target / scale: one over all rows."""
+    """With g = 0 the weighed loss is the mean of |target / scale|^2: one for each entry."""
     pool, network = random_pool(40), reward(6)
     pool = Pool(pool.x, pool.t, pool.target * (2.0 + pool.t[:, None, None]))
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     progress = extraction.fit(network, pool, steps=1, batch=20_000, learning_rate=1e-3, seed=0)
-    assert float(next(progress).loss) == pytest.approx(1, abs=0.05)
+    assert float(next(progress).loss) / pool.target[0].numel() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -13,8 +13,8 @@ WIDTH, HORIZON = 3, 12
 
 def reward(window: int, **options) -> WindowReward:
     torch.manual_seed(0)
-    network = WindowReward(WIDTH, window, hidden=(16, 8), steps=10, **options).double()
-    network.unit.copy_(torch.linspace(0.5, 2, 10))
+    unit = torch.linspace(0.5, 2, 10)
+    network = WindowReward(WIDTH, window, unit, hidden=(16, 8), **options).double()
     return network
 
 
@@ -67,7 +67,7 @@ def test_the_time_is_seen():
 def test_time_is_measured_in_parts_of_the_whole_diffusion():
     """t of T and 2 t of 2 T are the same time."""
     coarse, fine = reward(3), reward(3)
-    fine.steps, fine.unit = 20, torch.ones(20, dtype=torch.float64)
+    fine.unit = torch.ones(20, dtype=torch.float64)
     coarse.unit.fill_(1)
     t = torch.tensor([0, 3, 5, 9])
     assert_close(coarse(plans(), t), fine(plans(), 2 * t))
@@ -142,7 +142,7 @@ def test_a_horizon_or_a_width_that_does_not_fit_is_named():
 
 def test_the_units_are_saved_with_the_weights():
     state = reward(3).state_dict()
-    other = WindowReward(WIDTH, 3, hidden=(16, 8), steps=10).double()
+    other = WindowReward(WIDTH, 3, torch.ones(10), hidden=(16, 8)).double()
     other.load_state_dict(state)
     t = torch.tensor([0, 3, 3, 9])
     assert_close(other(plans(), t), reward(3)(plans(), t))

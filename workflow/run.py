@@ -5,7 +5,8 @@
 A run that was interrupted, SIGKILL included, goes on where it stopped: finished chapters are not
 run again, and a chapter in the middle finds the models it had made so far. The book is built in
 _run/<profile>/ and copied to _build/html. --accept runs everything in a fresh folder and then
-stores the normal form of the executed chapters in notebooks/, their results in results/<profile>/.
+stores the results in results/<profile>/ and, of the quick profile, the normal form of the executed
+chapters in notebooks/.
 """
 
 import argparse
@@ -59,7 +60,12 @@ def book(folder: Path, cores: int, profile: str) -> None:
 
 def accept(folder: Path, cores: int, profile: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    snakemake(folder, "chapters", cores, profile, ROOT / "results" / profile)
+    made = folder / "results" / profile
+    snakemake(folder, "chapters", cores, profile, made)
+    shutil.copytree(made, ROOT / "results" / profile, dirs_exist_ok=True)
+    print(f"stored in {ROOT / 'results' / profile}")
+    if profile != "quick":  # the committed chapters are the quick profile's
+        return
     executed = sorted(str(path) for path in folder.glob("notebooks/*.ipynb"))
     command = [sys.executable, str(ROOT / "workflow" / "normalise.py")]
     subprocess.run([*command, "--into", str(ROOT / "notebooks"), *executed], check=True)
