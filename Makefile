@@ -17,7 +17,6 @@ export ATEN_CPU_CAPABILITY := avx2
 export ONEDNN_MAX_CPU_ISA := AVX2
 export MKL_CBWR := AVX2,STRICT
 endif
-export MPLBACKEND := Agg
 # Nothing here renders with MuJoCo; a value from outside could only ask for libraries not present.
 unexport MUJOCO_GL
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import recipes, store, trajectories
+from rrlib import recipes, sde, store, trajectories
 from rrlib.errors import InputError
 
 TINY = SimpleNamespace(
@@ -32,6 +32,25 @@ TINY = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("RRLIB_STORE", str(tmp_path / "store"))
+
+
+def test_a_key_knows_the_code_behind_it(monkeypatch):
+    """What a field holds, what `make` calls, and what those call in turn."""
+    one = torch.ones(1)
+    mixture = sde.GaussianMixture(one, torch.zeros(1, 2), torch.eye(2)[None])
+    recipe = recipes.GaussianReward(mixture, mixture)
+    assert "code" in store._describe(mixture)
+    reached: dict[str, str] = {}
+    for kind in (recipes.GaussianReward, recipes.MazeReward, recipes.MazeDiffuser):
+        store._collect(kind, reached)
+    names = {name.removeprefix("rrlib.") for name in reached}
+    assert {"extraction.compare", "extraction.loss", "training.train", "training.stream"} <= names
+    assert {"denoisers.Denoiser", "denoisers.PlanNetwork", "rewards.WindowReward"} <= names
+    assert {"trajectories.Normaliser", "trajectories.cut", "recipes.Split"} <= names
+    assert not any(name.startswith("store.") for name in names)
+    before = store.key(recipe)
+    monkeypatch.setattr(store, "fingerprint", lambda thing: f"another {thing.__name__}")
+    assert store.key(recipe) != before
 
 
 def with_(**changes):
