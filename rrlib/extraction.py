@@ -129,6 +129,49 @@ def algorithm1(
     return Pool(torch.cat(xs), torch.cat(ts), torch.cat(targets))
 
 
+@torch.no_grad()
+def algorithm2(
+    base: Denoiser,
+    expert: Denoiser,
+    shape: tuple[int, ...],
+    *,
+    runs: int,
+    target: Target,
+    place: Place,
+    seed: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Pool:
+    """Algorithm 2's comparisons (appendix D): x_t from the models' own sampling, no data needed.
+
+    Half of the runs are denoised by the base, half by the expert, and at every step both models are
+    compared on the same x_t. What is noted is the difference of scores or of means at x_t; the
+    paper's difference of two random steps has that mean if both share their noise.
+
+    Args:
+        base, expert: diffusion models of one schedule.
+        shape: of one sample.
+        runs: denoisings, an even number of at least 2; the pool has runs * T comparisons.
+        target, place: see `compare`.
+        seed: of the draws.
+        device, dtype: of the samples.
+    """
+    check_schedules(base, expert)
+    if runs < 2 or runs % 2:
+        raise InputError(f"runs={runs} is not allowed: an even number of at least 2 is needed.")
+    parts = []
+    for name, model in (("base", base), ("expert", expert)):
+        generator = stream(seed, f"runs of the {name}", device)
+        options = {"generator": generator, "device": device, "dtype": dtype}
+        x = torch.randn(runs // 2, *shape, **options)
+        for step in reversed(range(base.steps)):
+            t = torch.full((len(x),), step, device=device)
+            parts.append((*compare(base, expert, x, t, target, place), t))
+            x = model.mean(x, t) + model.deviation(t, x) * torch.randn(x.shape, **options)
+    xs, targets, ts = zip(*parts, strict=True)
+    return Pool(torch.cat(xs), torch.cat(ts), torch.cat(targets))
+
+
 def noised(
     base: Denoiser, base_data: Tensor, expert_data: Tensor, n: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ def meets(value: float, bar: str) -> bool:
 
     Raises ValueError for a bar of another form.
     """
-    match = re.fullmatch(r"(>=|<=) (-?\d+(?:\.\d+)?)", bar)
+    match = re.fullmatch(r"(>=|<=) (-?\d+(?:\.\d+)?(?:e-?\d+)?)", bar)
     if not match:
         raise ValueError(f"bar={bar!r} is not of the form '>= 0.9' or '<= 1.5'")
     limit = float(match[2])

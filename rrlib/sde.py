@@ -1,5 +1,6 @@
-"""Gaussian mixtures under the variance-preserving process: every score in closed form."""
+"""Gaussian mixtures and linear noising processes in closed form; solvers on shared noise."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,3 +68,172 @@ class GaussianMixture:
 def log_ratio(base: GaussianMixture, expert: GaussianMixture, x: Tensor, abar: Tensor) -> Tensor:
     """The true relative reward log p2_t(x) - log p1_t(x), [B] (Eq. 10 in closed form)."""
     return expert.log_prob(x, abar) - base.log_prob(x, abar)
+
+
+@dataclass(frozen=True)
+class SDE:
+    """dx = drift(x, t) dt + noise(t) dw: additive noise, the same in every direction (Eq. 2).
+
+    Attributes:
+        drift: (x [B, d], t []) -> [B, d].
+        noise: t [] -> g(t) [].
+    """
+
+    drift: Callable[[Tensor, Tensor], Tensor]
+    noise: Callable[[Tensor], Tensor]
+
+    def solve(self, start: Tensor, times: Tensor, increments: Tensor) -> Tensor:
+        """Euler-Maruyama paths [n + 1, B, d] from `start` [B, d].
+
+        Args:
+            start: x at times[0].
+            times: [n + 1], increasing.
+            increments: of the Brownian motion over each interval, [n, B, d] (see `brownian`).
+        """
+        path = torch.empty(len(times), *start.shape, dtype=start.dtype)
+        path[0] = start
+        for k, (t, step) in enumerate(zip(times[:-1], times.diff(), strict=True)):
+            path[k + 1] = path[k] + self.drift(path[k], t) * step + self.noise(t) * increments[k]
+        return path
+
+    def plus(self, h: Callable[[Tensor, Tensor], Tensor]) -> "SDE":
+        """The SDE guided by h: drift + h, the same noise (Eq. 8)."""
+        return SDE(lambda x, t: self.drift(x, t) + h(x, t), self.noise)
+
+
+def brownian(times: Tensor, n: int, d: int, generator: torch.Generator) -> Tensor:
+    """Increments of n Brownian motions in R^d over the intervals of `times`, [len - 1, n, d]."""
+    draw = torch.randn(len(times) - 1, n, d, generator=generator, dtype=times.dtype)
+    return draw * times.diff().sqrt()[:, None, None]
+
+
+def coarsen(increments: Tensor, factor: int) -> Tensor:
+    """The same Brownian motions over intervals `factor` times as long, [n / factor, B, d]."""
+    return increments.unflatten(0, (-1, factor)).sum(1)
+
+
+def coupled(sdes: Sequence[SDE], start: Tensor, times: Tensor, increments: Tensor) -> list[Tensor]:
+    """Paths of several SDEs from one start on one Brownian motion (Theorem 4.1's setting)."""
+    return [sde.solve(start, times, increments) for sde in sdes]
+
+
+def euler_law(sde: SDE, grid: Tensor, density: Tensor, times: Tensor) -> Tensor:
+    """Density [G] of an Euler-Maruyama path in one dimension at times[-1]: no sampling error.
+
+    Each step is a Gaussian, so the law is carried by the Chapman-Kolmogorov integral, with the
+    trapezoidal rule: accurate to all digits while noise * sqrt(step) is no less than the spacing
+    of `grid` [G], and while the law is inside the grid.
+    """
+    spacing = grid[1] - grid[0]
+    for t, step in zip(times[:-1], times.diff(), strict=True):
+        mean = grid + sde.drift(grid[:, None], t)[:, 0] * step
+        variance = sde.noise(t) ** 2 * step
+        kernel = (-0.5 * (grid[:, None] - mean).square() / variance).exp()
+        density = kernel @ density * spacing / (2 * torch.pi * variance).sqrt()
+    return density
+
+
+class LinearProcess:
+    """dx = -rate(t) x dt + noise(t) dw: given x_0, x_t is Gaussian around shrink(t) x_0.
+
+    A subclass has `rate`, `noise`, `shrink` and `variance`, each a function of t of any shape.
+    """
+
+    def forward(self) -> SDE:
+        """The process as an SDE (Eq. 2, 15, 39)."""
+        return SDE(lambda x, t: -self.rate(t) * x, self.noise)
+
+    def reverse(self, score: Callable[[Tensor, Tensor], Tensor], horizon: float) -> SDE:
+        """The reverse SDE (Eq. 3, 4) in a time u = horizon - t that runs forwards.
+
+        Eq. 3 has a negative dt; turned round, the drift is g^2 score - f, and u = 0 is noise.
+        """
+
+        def drift(x: Tensor, u: Tensor) -> Tensor:
+            t = horizon - u
+            return self.noise(t) ** 2 * score(x, t) + self.rate(t) * x
+
+        return SDE(drift, lambda u: self.noise(horizon - u))
+
+    def covariance(self, s: Tensor, t: Tensor) -> Tensor:
+        """K(s, t), so that cov(x_s, x_t) = K I from a point x_0 (appendix C.3); shapes broadcast.
+
+        From random x_0 with covariance C it is K I + shrink(s) shrink(t) C.
+        """
+        first, last = torch.minimum(s, t), torch.maximum(s, t)
+        return self.shrink(last) / self.shrink(first) * self.variance(first)
+
+    def point_score(self, x: Tensor, t: Tensor, point: Tensor) -> Tensor:
+        """grad log p_t, [B, d], where all data lie at `point` [d] (appendix C.3)."""
+        return -(x - self.shrink(t) * point) / self.variance(t)
+
+    def gaussian_score(self, x: Tensor, t: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+        """grad log p_t, [B, d], where the data are normal with `mean` [d], `covariance` [d, d]."""
+        unit = torch.eye(len(mean), dtype=x.dtype)
+        noised = self.shrink(t) ** 2 * covariance + self.variance(t) * unit
+        return -torch.linalg.solve(noised, (x - self.shrink(t) * mean).mT).mT
+
+    def noised(self, mixture: GaussianMixture, t: Tensor) -> GaussianMixture:
+        """The mixture that x_t [] follows where x_0 follows `mixture`."""
+        unit = torch.eye(mixture.means.shape[1], dtype=mixture.means.dtype)
+        covariances = self.shrink(t) ** 2 * mixture.covariances + self.variance(t) * unit
+        return GaussianMixture(mixture.weights, self.shrink(t) * mixture.means, covariances)
+
+    def mixture_score(self, x: Tensor, t: Tensor, mixture: GaussianMixture) -> Tensor:
+        """grad log p_t, [B, d], where the data follow `mixture`."""
+        return self.noised(mixture, t).score(x, x.new_ones(len(x)))
+
+
+@dataclass(frozen=True)
+class OU(LinearProcess):
+    """Ornstein-Uhlenbeck: dx = -pull x dt + scale dw (Eq. 39, where scale = 1)."""
+
+    pull: float
+    scale: float = 1.0
+
+    def rate(self, t: Tensor) -> Tensor:
+        """lambda, constant."""
+        return torch.full_like(t, self.pull)
+
+    def noise(self, t: Tensor) -> Tensor:
+        """g, constant."""
+        return torch.full_like(t, self.scale)
+
+    def shrink(self, t: Tensor) -> Tensor:
+        """exp(-lambda t)."""
+        return (-self.pull * t).exp()
+
+    def variance(self, t: Tensor) -> Tensor:
+        """g^2 (1 - exp(-2 lambda t)) / (2 lambda)."""
+        return -(self.scale**2) * torch.expm1(-2 * self.pull * t) / (2 * self.pull)
+
+
+@dataclass(frozen=True)
+class VP(LinearProcess):
+    """Variance preserving: dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw (Eq. 15).
+
+    beta rises linearly from `low` at t = 0 to `high` at t = 1. abar(t) = shrink(t)^2.
+    """
+
+    low: float = 0.1
+    high: float = 20.0
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The noise schedule."""
+        return self.low + (self.high - self.low) * t
+
+    def rate(self, t: Tensor) -> Tensor:
+        """beta / 2."""
+        return self.beta(t) / 2
+
+    def noise(self, t: Tensor) -> Tensor:
+        """sqrt(beta)."""
+        return self.beta(t).sqrt()
+
+    def shrink(self, t: Tensor) -> Tensor:
+        """exp(-half the integral of beta from 0 to t)."""
+        return (-(self.low * t + (self.high - self.low) * t**2 / 2) / 2).exp()
+
+    def variance(self, t: Tensor) -> Tensor:
+        """1 - abar(t)."""
+        return -torch.expm1(-(self.low * t + (self.high - self.low) * t**2 / 2))

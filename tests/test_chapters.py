@@ -40,6 +40,13 @@ MAZE = [
 ]
 DATASETS = ["missing", "text", "no_actions", "lengths", "nan", "width"]
 BAD = {
+    "01_ornstein_uhlenbeck": [*COMMON, ("paths", "0", "from 100")],
+    "02_existence_uniqueness": [*COMMON, ("paths", "0", "from 1000")],
+    "03_conservative_projection": [
+        *COMMON,
+        ("pool", "0", "at least"),
+        ("steps", "-1", "at least"),
+    ],
     "04_gaussians": [*COMMON, ("steps", "-1", "at least"), ("weight", "-1.0", "number")],
     "05_maze_data": [*COMMON, *MAZE],
     "06_maze_rewards": [*COMMON, *MAZE, ("reward_steps", "-1", "at least")],

@@ -337,3 +337,34 @@ def test_models_of_two_schedules_are_refused(other):
     with pytest.raises(InputError, match=r"^expert: its schedule"):
         extraction.algorithm1(base, expert, data, data, size=4, target="score", place="x_t", seed=0)
     extraction.check_schedules(base, pair()[1])  # equal, though not the same object
+
+
+# Algorithm 2
+
+
+@pytest.mark.parametrize("place", ["x_t", "mu_base"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_algorithm2_compares_on_the_models_own_samples(target, place):
+    base, expert = (
+        gaussian((side, 0)).denoiser(cosine_scheduler(STEPS, False)) for side in (-1, 1)
+    )
+    kind = {"target": target, "place": "x_t", "seed": 3, "dtype": torch.float64}
+    pool = extraction.algorithm2(base, expert, (2,), runs=4000, **kind)
+    assert len(pool) == 4000 * STEPS
+    assert pool.t.bincount().tolist() == [4000] * STEPS
+    # At x_t the pool is what `compare` says of those points, whichever model went there.
+    where, difference = extraction.compare(base, expert, pool.x, pool.t, target, place)
+    again = extraction.algorithm2(base, expert, (2,), runs=4000, **{**kind, "place": place})
+    assert_close(again.x, where)
+    assert_close(again.target, difference)
+    # Near the data, half of the points are the base's and half the expert's.
+    first = pool.x[pool.t == 0][:, 0]
+    assert_close(first[:2000].mean(), torch.tensor(-1.0).double(), rtol=0, atol=0.1)
+    assert_close(first[2000:].mean(), torch.tensor(1.0).double(), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("runs", [0, 1, 3, -2])
+def test_algorithm2_names_a_number_of_runs_that_cannot_be_halved(runs):
+    base = gaussian((0, 0)).denoiser(cosine_scheduler(STEPS, False))
+    with pytest.raises(InputError, match=f"runs={runs} is not allowed: an even number"):
+        extraction.algorithm2(base, base, (2,), runs=runs, target="score", place="x_t", seed=0)

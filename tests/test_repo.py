@@ -25,7 +25,7 @@ FLOORS = [
     {"errors", "host"},
     {"rules", "results", "store", "metrics", "plots"}
     | {"denoisers", "rewards", "training", "trajectories"},
-    {"maze", "sde"},
+    {"maze", "sde", "fields"},
     {"extraction", "steering"},
     {"notebook", "recipes"},
 ]

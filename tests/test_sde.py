@@ -1,15 +1,27 @@
-"""Gaussian mixtures against torch.distributions, autograd, quadrature and Monte Carlo."""
+"""Mixtures, noising processes and solvers against scipy, sympy, autograd and exact solutions."""
 
 import math
 
+import numpy as np
 import pytest
+import sympy
 import torch
-from scipy.integrate import quad
+from scipy.integrate import quad, solve_ivp
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torch.testing import assert_close
 
 from rrlib.denoisers import cosine_scheduler
-from rrlib.sde import GaussianMixture, log_ratio
+from rrlib.sde import (
+    OU,
+    SDE,
+    VP,
+    GaussianMixture,
+    brownian,
+    coarsen,
+    coupled,
+    euler_law,
+    log_ratio,
+)
 from rrlib.training import stream
 
 
@@ -145,3 +157,194 @@ def test_the_gradient_of_log_ratio_is_the_score_difference():
         for a, p in zip(abar, x, strict=True)
     ]
     assert_close(value, torch.stack(literal), rtol=1e-9, atol=1e-9)
+
+
+# Noising processes -----------------------------------------------------------------------------
+
+PROCESSES = [OU(1.3), OU(0.7, scale=1.6), VP(), VP(0.5, 8.0)]
+TIMES = [0.05, 0.3, 1.0]
+
+
+def scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("process", [OU(1.3), OU(0.7, scale=1.6)], ids=str)
+def test_ou_is_equation_39(process):
+    t = torch.linspace(0, 1, 5, dtype=torch.float64)
+    x = points(5)
+    forward = process.forward()
+    assert_close(forward.drift(x, t[:, None]), -process.pull * x)
+    assert_close(forward.noise(t), torch.full_like(t, process.scale))
+
+
+def test_vp_is_equation_15_with_a_linear_schedule():
+    t, x = torch.linspace(0, 1, 5, dtype=torch.float64), points(5)
+    beta = torch.tensor(np.linspace(0.1, 20, 5))
+    forward = VP(0.1, 20.0).forward()
+    assert_close(forward.drift(x, t[:, None]), -0.5 * beta[:, None] * x)
+    assert_close(forward.noise(t).square(), beta)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_moments_solve_their_equations(process):
+    """m' = -rate m and v' = -2 rate v + g^2, integrated by scipy."""
+
+    def slopes(t: float, y: np.ndarray) -> list[float]:
+        rate, noise = (float(f(scalar(t))) for f in (process.rate, process.noise))
+        return [-rate * y[0], -2 * rate * y[1] + noise**2]
+
+    found = solve_ivp(slopes, (0, 1), [1.0, 0.0], t_eval=TIMES, rtol=1e-11, atol=1e-13).y
+    t = torch.tensor(TIMES, dtype=torch.float64)
+    assert_close(process.shrink(t), torch.tensor(found[0]), rtol=1e-8, atol=1e-10)
+    assert_close(process.variance(t), torch.tensor(found[1]), rtol=1e-8, atol=1e-10)
+
+
+def test_ou_covariance_is_the_ito_isometry_by_sympy():
+    r, s, t, pull, scale = sympy.symbols("r s t lambda g", positive=True)
+    kernel = scale**2 * sympy.exp(-pull * (s - r)) * sympy.exp(-pull * (t - r))
+    integral = sympy.integrate(kernel, (r, 0, s))  # for s <= t
+    paper = (sympy.exp(-pull * (t - s)) - sympy.exp(-pull * (t + s))) / (2 * pull)
+    assert sympy.simplify(integral.subs(scale, 1) - paper) == 0
+    values = {pull: 0.7, scale: 1.6}
+    for a, b in [(0.2, 0.2), (0.2, 0.9), (0.9, 0.2), (1.5, 3.0)]:
+        exact = float(integral.subs({**values, s: min(a, b), t: max(a, b)}))
+        ours = OU(0.7, 1.6).covariance(scalar(a), scalar(b))
+        assert float(ours) == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_covariance_is_the_ito_isometry_by_quadrature(process):
+    def decay(r: float, t: float) -> float:
+        return math.exp(-quad(lambda q: float(process.rate(scalar(q))), r, t, epsabs=1e-12)[0])
+
+    for a, b in [(0.3, 0.8), (0.8, 0.3), (0.5, 0.5)]:
+        exact = quad(
+            lambda r, a=a, b=b: decay(r, a) * decay(r, b) * float(process.noise(scalar(r))) ** 2,
+            0,
+            min(a, b),
+        )[0]
+        ours = float(process.covariance(scalar(a), scalar(b)))
+        assert ours == pytest.approx(exact, rel=1e-7)
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_scores_are_gradients_of_torchs_own_densities(process, t):
+    t, m, x = scalar(t), mixture(), points(40).requires_grad_()
+    shrink, unit = process.shrink(t), process.variance(t) * torch.eye(2, dtype=torch.float64)
+    noised = MultivariateNormal(shrink * m.means, shrink**2 * m.covariances + unit)
+    point, mean, covariance = m.means[0], m.means[1], m.covariances[1]
+    pairs = [
+        (MultivariateNormal(shrink * point, unit), process.point_score(x, t, point)),
+        (
+            MultivariateNormal(shrink * mean, shrink**2 * covariance + unit),
+            process.gaussian_score(x, t, mean, covariance),
+        ),
+        (
+            MixtureSameFamily(Categorical(m.weights), noised),
+            process.mixture_score(x, t, m),
+        ),
+    ]
+    for density, score in pairs:
+        gradient = torch.autograd.grad(density.log_prob(x).sum(), x)[0]
+        assert_close(score.detach(), gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_noised_by_vp_is_the_mixture_at_abar():
+    m, x, t = mixture(), points(20), scalar(0.4)
+    ours = VP().noised(m, t).log_prob(x, torch.ones(20, dtype=torch.float64))
+    assert_close(ours, m.log_prob(x, (VP().shrink(t) ** 2).expand(20)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_reverse_sde_carries_the_densities_back(process):
+    """p_{T - u} obeys the Fokker-Planck equation of the reverse SDE, by automatic derivatives."""
+    m, horizon = mixture(d=1), 0.9
+    reverse = process.reverse(lambda x, t: process.mixture_score(x, t, m), horizon)
+    for u, place in [(0.1, 0.3), (0.4, -1.0), (0.8, 1.4)]:
+        u, x = scalar(u).requires_grad_(), scalar(place).requires_grad_()
+        density = process.noised(m, horizon - u).log_prob(x.reshape(1, 1), x.new_ones(1)).exp()
+        flow = reverse.drift(x.reshape(1, 1), u).squeeze() * density
+        in_time, slope = torch.autograd.grad(density, (u, x), create_graph=True)
+        bend = torch.autograd.grad(slope, x, retain_graph=True)[0]
+        spread = torch.autograd.grad(flow, x)[0]
+        right = -spread + 0.5 * reverse.noise(u).detach() ** 2 * bend
+        assert_close(in_time.detach(), right.detach(), rtol=1e-8, atol=1e-10)
+
+
+# Solvers ---------------------------------------------------------------------------------------
+
+
+def grid_of(n: int) -> torch.Tensor:
+    return torch.linspace(0, 1, n + 1, dtype=torch.float64)
+
+
+def test_solve_is_euler_maruyama_written_out():
+    times = torch.tensor([0.0, 0.1, 0.4, 1.0], dtype=torch.float64)
+    sde = SDE(lambda x, t: torch.sin(x) + t, lambda t: 1 + t)
+    dw = brownian(times, 5, 2, stream(0, 0))
+    path = sde.solve(points(5), times, dw)
+    x = points(5)
+    assert_close(path[0], x)
+    for k, (t, step) in enumerate([(0.0, 0.1), (0.1, 0.3), (0.4, 0.6)]):
+        x = x + step * (torch.sin(x) + t) + (1 + t) * dw[k]
+        assert_close(path[k + 1], x)
+
+
+def test_brownian_increments_have_the_length_of_their_interval_as_variance():
+    times = torch.tensor([0.0, 0.1, 1.0], dtype=torch.float64)
+    dw = brownian(times, 50_000, 2, stream(0, 1))
+    assert dw.shape == (2, 50_000, 2)
+    spread = dw.square().mean((1, 2)) / times.diff()
+    assert (spread - 1).abs().max() < 6 * math.sqrt(2 / 100_000)
+
+
+def test_coarsened_increments_are_the_same_motion():
+    dw = brownian(grid_of(12), 3, 2, stream(0, 2))
+    coarse = coarsen(dw, 4)
+    assert coarse.shape == (3, 3, 2)
+    assert_close(coarse.cumsum(0), dw.cumsum(0)[3::4])
+
+
+def test_coupled_paths_share_start_and_noise():
+    """Same noise, constant drifts: paths differ by the drifts' difference times t."""
+    slow, fast = (SDE(lambda x, t, c=c: c + 0 * x, torch.ones_like) for c in (0.5, 2.0))
+    times = grid_of(7)
+    a, b = coupled([slow, fast], points(4), times, brownian(times, 4, 2, stream(0, 3)))
+    assert_close(b - a, (1.5 * times)[:, None, None].expand_as(a))
+
+
+def test_plus_adds_to_the_drift_only():
+    sde = SDE(lambda x, t: -x, lambda t: 2 * t).plus(lambda x, t: 3 * t + x)
+    x = points(3)
+    assert_close(sde.drift(x, scalar(0.5)), torch.full_like(x, 1.5))
+    assert float(sde.noise(scalar(0.5))) == 1.0
+
+
+def test_strong_order_on_an_exact_solution():
+    """OU solved exactly on the same Brownian motion: the error halves with the step."""
+    process, fine, n = OU(1.5), 2**12, 400
+    dw = brownian(grid_of(fine), n, 1, stream(0, 4))
+    weights = process.shrink(1 - grid_of(fine)[:-1] - 0.5 / fine)  # Ito integral at mid-interval
+    exact = process.shrink(scalar(1.0)) + (weights[:, None, None] * dw).sum(0)
+    errors = []
+    for steps in (16, 32, 64):
+        one = torch.ones(n, 1, dtype=torch.float64)
+        end = process.forward().solve(one, grid_of(steps), coarsen(dw, fine // steps))[-1]
+        errors.append(float((end - exact).square().mean().sqrt()))
+    assert np.log2(errors[:-1]) - np.log2(errors[1:]) == pytest.approx([1, 1], abs=0.15)
+
+
+def test_euler_law_is_the_gaussian_recursion():
+    """A linear SDE under Euler-Maruyama stays normal, with moments by recursion."""
+    process, times = VP(1.0, 6.0), grid_of(20)
+    grid = torch.linspace(-8, 8, 401, dtype=torch.float64)
+    mean, variance = scalar(0.8), scalar(0.3)
+    start = MultivariateNormal(mean[None], variance[None, None]).log_prob(grid[:, None]).exp()
+    law = euler_law(process.forward(), grid, start, times)
+    for t, step in zip(times[:-1], times.diff(), strict=True):
+        factor = 1 - process.rate(t) * step
+        mean, variance = factor * mean, factor**2 * variance + process.noise(t) ** 2 * step
+    exact = MultivariateNormal(mean[None], variance[None, None]).log_prob(grid[:, None]).exp()
+    assert_close(law, exact, rtol=1e-8, atol=1e-9)
