@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -144,7 +145,8 @@ def test_a_changed_file_is_another_recipe(tmp_path):
 KILLED = """
 from rrlib import recipes, store
 data = recipes.MazeData("umaze", episodes=20, length=60)
-print(store.folder(recipe := recipes.MazeDiffuser(data, data, horizon=16, steps=1200, batch=4)))
+recipe = recipes.MazeDiffuser(data, data, horizon=16, steps=600, batch=4)
+print(store.folder(recipe), flush=True)
 store.obtain(recipe)
 """
 
@@ -152,24 +154,19 @@ store.obtain(recipe)
 @pytest.mark.slow
 def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path):
     def run(folder, kill):
-        env = {**os.environ, "RRLIB_STORE": str(folder)}
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED], env=env, stdout=subprocess.PIPE, text=True
-        )
-        place = process.stdout.readline().strip()
-        if kill:
+        """The trained weights; the first process is killed once it has left a checkpoint."""
+        command = [sys.executable, "-c", KILLED]
+        options = {"env": {**os.environ, "RRLIB_STORE": str(folder)}, "text": True}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+            place = folder / "MazeDiffuser" / Path(process.stdout.readline().strip()).name
             end = time.monotonic() + 120
-            while not list(folder.glob("MazeDiffuser/.*.partial/checkpoints/*.safetensors")):
+            while kill and not list(place.parent.glob(".*.partial/checkpoints/*.safetensors")):
                 assert time.monotonic() < end and process.poll() is None
                 time.sleep(0.05)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert not (folder / "MazeDiffuser" / place.rsplit("/")[-1]).exists()
-            return run(folder, kill=False)
-        assert process.wait() == 0
-        return (
-            folder / "MazeDiffuser" / place.rsplit("/")[-1] / "denoiser.safetensors"
-        ).read_bytes()
+            if kill:
+                process.send_signal(signal.SIGKILL)
+        assert place.exists() != kill
+        return run(folder, kill=False) if kill else (place / "denoiser.safetensors").read_bytes()
 
     assert run(tmp_path / "killed", kill=True) == run(tmp_path / "alone", kill=False)
 
