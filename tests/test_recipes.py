@@ -1,4 +1,4 @@
-"""Recipes: what a maze chapter asks for, made small, killed and resumed."""
+"""Recipes: their keys; what a maze chapter asks for, made small, killed and resumed."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import recipes, sde, store, trajectories
+from rrlib import maze_recipes, recipes, sde, store, trajectories
 from rrlib.errors import InputError
 
 TINY = SimpleNamespace(
@@ -42,7 +42,7 @@ def test_a_key_knows_the_code_behind_it(monkeypatch):
     recipe = recipes.GaussianReward(mixture, mixture)
     assert "code" in store._describe(mixture)
     reached: dict[str, str] = {}
-    for kind in (recipes.GaussianReward, recipes.MazeReward, recipes.MazeDiffuser):
+    for kind in (recipes.GaussianReward, maze_recipes.MazeReward, maze_recipes.MazeDiffuser):
         store._collect(kind, reached)
     names = {name.removeprefix("rrlib.") for name in reached}
     assert {"extraction.compare", "extraction.loss", "training.train", "training.stream"} <= names
@@ -59,7 +59,7 @@ def with_(**changes):
 
 
 def test_experiments_share_their_base_and_its_ruler():
-    one, two = recipes.maze_experiments(TINY)
+    one, two = maze_recipes.experiments(TINY)
     assert one.base == two.base and one.expert != two.expert
     assert one.expert.ruler == one.base.data
     assert [e.label for e in (one, two)] == ["umaze (1, 1)", "umaze (1, 2)"]
@@ -69,13 +69,13 @@ def test_experiments_share_their_base_and_its_ruler():
 @pytest.mark.parametrize("goal", [(2.0, 1.0), (0.0, 0.0), (9.0, 9.0)])
 def test_a_goal_in_a_wall_is_refused_before_anything_is_made(goal):
     with pytest.raises(InputError, match="goal"):
-        recipes.maze_experiments(with_(goal=goal))
+        maze_recipes.experiments(with_(goal=goal))
     assert not store.root().exists()
 
 
 def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
     base, expert = (
-        (e.base, e.expert) for e in recipes.maze_experiments(with_(goal=(3.0, 1.0)))
+        (e.base, e.expert) for e in maze_recipes.experiments(with_(goal=(3.0, 1.0)))
     ).__next__()
     splits = base.split(), expert.split()
     assert_close(splits[0].normaliser.low, splits[1].normaliser.low, rtol=0, atol=0)
@@ -93,7 +93,7 @@ def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
 
 
 def test_an_expert_begins_at_the_base():
-    e = recipes.maze_experiments(TINY)[0]
+    e = maze_recipes.experiments(TINY)[0]
     frozen = replace(e.expert, steps=1, learning_rate=0.0)
     ours, theirs = (store.obtain(d).network.state_dict() for d in (frozen, e.base))
     for name, value in theirs.items():
@@ -101,8 +101,8 @@ def test_an_expert_begins_at_the_base():
 
 
 def test_a_reward_is_made_and_loaded_with_its_meaning():
-    e = recipes.maze_experiments(TINY)[0]
-    recipe = recipes.MazeReward(e.base, e.expert, pool=64, steps=3, batch=16)
+    e = maze_recipes.experiments(TINY)[0]
+    recipe = maze_recipes.MazeReward(e.base, e.expert, pool=64, steps=3, batch=16)
     reward = store.obtain(recipe)
     assert (reward.target, reward.place) == ("mean", "mu_base")
     x, t = torch.randn(5, 16, 6), torch.arange(5)
@@ -112,11 +112,11 @@ def test_a_reward_is_made_and_loaded_with_its_meaning():
 
 
 def test_a_file_in_place_of_the_base_data_gives_the_same_numbers(tmp_path):
-    own = recipes.maze_experiments(TINY)[0].base
+    own = maze_recipes.experiments(TINY)[0].base
     path = tmp_path / "maze.hdf5"
     trajectories.write_hdf5(path, store.obtain(own.data))
-    given = recipes.maze_experiments(with_(dataset_path=str(path)))[0].base
-    assert isinstance(given.data, recipes.MazeFile)
+    given = maze_recipes.experiments(with_(dataset_path=str(path)))[0].base
+    assert isinstance(given.data, maze_recipes.MazeFile)
     for mine, theirs in zip(
         store.obtain(own).network.parameters(),
         store.obtain(given).network.parameters(),
@@ -127,25 +127,27 @@ def test_a_file_in_place_of_the_base_data_gives_the_same_numbers(tmp_path):
 
 def test_a_file_of_another_maze_is_refused(tmp_path):
     path = tmp_path / "open.hdf5"
-    data = store.obtain(recipes.MazeData("open", episodes=20, length=50))
+    data = store.obtain(maze_recipes.MazeData("open", episodes=20, length=50))
     trajectories.write_hdf5(path, data)
     with pytest.raises(InputError, match=r"open\.hdf5.*umaze.*walls"):
-        recipes.maze_experiments(with_(dataset_path=str(path)))
+        maze_recipes.experiments(with_(dataset_path=str(path)))
 
 
 def test_a_changed_file_is_another_recipe(tmp_path):
     path = tmp_path / "maze.hdf5"
-    trajectories.write_hdf5(path, store.obtain(recipes.MazeData("umaze", episodes=20, length=50)))
-    before = store.key(recipes.MazeFile.at("umaze", str(path)))
+    trajectories.write_hdf5(
+        path, store.obtain(maze_recipes.MazeData("umaze", episodes=20, length=50))
+    )
+    before = store.key(maze_recipes.MazeFile.at("umaze", str(path)))
     with h5py.File(path, "r+") as file:
         file["actions"][0, 0] += 0.5
-    assert store.key(recipes.MazeFile.at("umaze", str(path))) != before
+    assert store.key(maze_recipes.MazeFile.at("umaze", str(path))) != before
 
 
 KILLED = """
-from rrlib import recipes, store
-data = recipes.MazeData("umaze", episodes=20, length=60)
-recipe = recipes.MazeDiffuser(data, data, horizon=16, steps=600, batch=4)
+from rrlib import maze_recipes, store
+data = maze_recipes.MazeData("umaze", episodes=20, length=60)
+recipe = maze_recipes.MazeDiffuser(data, data, horizon=16, steps=600, batch=4)
 print(store.folder(recipe), flush=True)
 store.obtain(recipe)
 """
@@ -173,9 +175,9 @@ def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path):
 
 SHARED = """
 import sys
-from rrlib import recipes, store
-data = [recipes.MazeData("open", episodes=20, length=length) for length in (30, 31, 32, 33)]
-many = [recipes.MazeDiffuser(d, d, horizon=16, steps=150, batch=4) for d in data]
+from rrlib import maze_recipes, store
+data = [maze_recipes.MazeData("open", episodes=20, length=length) for length in (30, 31, 32, 33)]
+many = [maze_recipes.MazeDiffuser(d, d, horizon=16, steps=150, batch=4) for d in data]
 made = []
 original = store._make
 store._make = lambda recipe, *rest: (made.append(recipe), original(recipe, *rest))

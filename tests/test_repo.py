@@ -28,6 +28,7 @@ FLOORS = [
     {"maze", "sde", "fields"},
     {"extraction", "steering"},
     {"notebook", "recipes"},
+    {"maze_recipes"},
 ]
 # Distributions whose import has another name.
 MODULES = {"gymnasium-robotics": "gymnasium_robotics", "scikit-learn": "sklearn"}
