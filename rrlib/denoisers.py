@@ -123,14 +123,19 @@ class PlanNetwork(nn.Module):
     Args:
         width: D, numbers per time step (actions, then observations).
         channels: per resolution; the horizon is halved between two resolutions.
+        patch: time steps that enter the U-Net as one; it then works on H / patch of them, and
+            costs that much less.
+
+    It can be told which time steps are given: one more input channel says so.
     """
 
-    def __init__(self, width: int, channels: tuple[int, ...] = (32, 128, 256)):
+    def __init__(self, width: int, channels: tuple[int, ...] = (32, 128, 256), patch: int = 1):
         super().__init__()
         levels = len(channels)
+        self.patch = patch
         self.unet = UNet1DModel(
-            in_channels=width,
-            out_channels=width,
+            in_channels=(width + 1) * patch,
+            out_channels=width * patch,
             time_embedding_type="positional",
             use_timestep_embedding=True,
             flip_sin_to_cos=False,
@@ -146,14 +151,20 @@ class PlanNetwork(nn.Module):
             out_block_type="OutConv1DBlock",
         )
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Prediction [B, H, D] for x [B, H, D] at t [B]."""
-        return self.unet(x.mT, t).sample.mT
+    def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
+        """Prediction [B, H, D] for x [B, H, D] at t [B].
+
+        given: bool [B, H], the steps whose observations are clean; None for none.
+        """
+        mark = x.new_zeros(x.shape[:2]) if given is None else given.to(x)
+        patches = torch.cat([x, mark[..., None]], -1).unflatten(1, (-1, self.patch)).flatten(2)
+        out = self.unet(patches.mT, t).sample.mT  # [B, H / patch, patch D]
+        return out.reshape(x.shape)
 
 
-def check_horizon(horizon: int, channels: tuple[int, ...]) -> None:
-    """Raise InputError unless `horizon` can be halved between the network's resolutions."""
-    factor = 2 ** (len(channels) - 1)
+def check_horizon(horizon: int, channels: tuple[int, ...], patch: int = 1) -> None:
+    """Raise InputError unless `horizon` can be cut and halved as the network does."""
+    factor = patch * 2 ** (len(channels) - 1)
     if horizon < factor or horizon % factor:
         raise InputError(
             f"horizon={horizon} is not allowed: a positive multiple of {factor} is needed by "
@@ -161,11 +172,52 @@ def check_horizon(horizon: int, channels: tuple[int, ...]) -> None:
         )
 
 
-def denoising_loss(denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the network's own output at uniform t, [] (Eq. 18, or x0's form)."""
+def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Denoiser:
+    """The model of plans whose first (and last) observation is given, as Diffuser's inpainting.
+
+    What is given is clean at every t, whatever x_t says there.
+
+    Args:
+        denoiser: of a PlanNetwork that was trained with `plan_loss`.
+        first, last: observations [B, do], normalised.
+    """
+    ends = {0: first} if last is None else {0: first, -1: last}
+
+    def put(x: Tensor) -> Tensor:
+        x = x.clone()
+        for step, observation in ends.items():
+            x[:, step, -observation.shape[-1] :] = observation
+        return x
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        marks = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        marks[:, list(ends)] = True
+        return put(denoiser.network(put(x), t, marks))
+
+    return Denoiser(network, denoiser.scheduler)
+
+
+def plan_loss(
+    denoiser: Denoiser, x0: Tensor, observation: int, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of a plan network's x0 at uniform t, [] (Eq. 18 in x0's form).
+
+    Half of the plans are noised throughout, a quarter has its first observation given, a quarter
+    its first and last: one network serves as density of plans and as planner (see `given`).
+
+    Args:
+        denoiser: of a PlanNetwork that predicts x0.
+        x0: plans [B, H, D], normalised.
+        observation: do, numbers per observation.
+        generator: of t, noise and what is given.
+    """
     device = x0.device
     t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=device)
-    draw = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype)
-    x_t = denoiser.scheduler.add_noise(x0, draw, t)
-    wanted = draw if denoiser.scheduler.config.prediction_type == "epsilon" else x0
-    return (denoiser.network(x_t, t) - wanted).square().mean()
+    x_t = denoiser.noise(x0, t, generator)
+    choice = torch.rand(len(x0), generator=generator, device=device)
+    marks = torch.zeros(x0.shape[:2], dtype=torch.bool, device=device)
+    marks[:, 0], marks[:, -1] = choice < 0.5, choice < 0.25
+    clean = marks[..., None] & (
+        torch.arange(x0.shape[-1], device=device) >= x0.shape[-1] - observation
+    )
+    return (denoiser.network(torch.where(clean, x0, x_t), t, marks) - x0).square().mean()

@@ -13,9 +13,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from rrlib.denoisers import Denoiser
+from rrlib.denoisers import Denoiser, given
 from rrlib.errors import InputError
-from rrlib.rewards import Place, Target
+from rrlib.rewards import Place, Target, windows
 from rrlib.training import Progress, stream, train
 
 
@@ -40,24 +40,17 @@ class Pool:
         """The same pool on a device."""
         return Pool(self.x.to(device), self.t.to(device), self.target.to(device))
 
-    def cut(self, window: int) -> "Pool":
+    def cut(self, window: int, strided: bool = False) -> "Pool":
         """The pool of windows of `window` steps, [N H / h, h, D], for a windowed reward.
 
         With rho = mean of g over H / h windows, grad rho on a window is (h / H) grad g there, so
         fitting grad rho to the target is fitting grad g to H / h times the target, each window by
-        itself.
+        itself. See `rewards.windows`.
         """
-        n, horizon, width = self.x.shape
-        if horizon % window:
-            raise InputError(
-                f"window={window} is not allowed: a divisor of the horizon {horizon} is needed."
-            )
-        count = horizon // window
-        return Pool(
-            self.x.reshape(n * count, window, width),
-            self.t.repeat_interleave(count),
-            self.target.reshape(n * count, window, width) * count,
-        )
+        x, target = (windows(part, window, strided) for part in (self.x, self.target))
+        count = x.shape[1]
+        t = self.t.repeat_interleave(count)
+        return Pool(x.flatten(0, 1), t, target.flatten(0, 1) * count)
 
     def scale(self, steps: int) -> Tensor:
         """Root mean square of the target's entries at each t, [T]; 1 where the pool has no t."""
@@ -68,30 +61,46 @@ class Pool:
         return torch.where(count > 0, total / count.clamp(min=1), 1.0).sqrt().clamp(min=1e-12)
 
 
-@torch.no_grad()
-def compare(
-    base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor, target: Target, place: Place
-) -> tuple[Tensor, Tensor]:
-    """Where the gradient is taken and what it should be there, both [B, ...].
+@dataclass(frozen=True)
+class Comparisons:
+    """Both models' x0 at the same points, from which either target is read, at either place.
 
-    Args:
-        base, expert: of one schedule.
-        x_t: noised samples, [B, ...].
-        t: diffusion steps, [B].
-        target: "score" (Eq. 14) or "mean" (Eq. 45 with its sign turned).
-        place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
-
-    Raises:
-        InputError: another target or place.
+    Attributes:
+        x: noised samples x_t, [N, ...].
+        t: diffusion steps, [N].
+        base, expert: E[x_0 | x_t] by each model, [N, ...].
     """
-    for name, value, kind in (("target", target, Target), ("place", place, Place)):
-        if value not in get_args(kind):
-            allowed = " or ".join(map(repr, get_args(kind)))
-            raise InputError(f"{name}={value!r} is not allowed: {allowed} is needed.")
-    mine, other = base.x0(x_t, t), expert.x0(x_t, t)
-    read = base.score_from_x0 if target == "score" else base.mean_from_x0
-    where = x_t if place == "x_t" else base.mean_from_x0(mine, x_t, t)
-    return where, read(other, x_t, t) - read(mine, x_t, t)
+
+    x: Tensor
+    t: Tensor
+    base: Tensor
+    expert: Tensor
+
+    def read(self, model: Denoiser, target: Target, place: Place) -> Pool:
+        """The pool that a reward is fitted to.
+
+        Args:
+            model: either model; only its schedule counts.
+            target: "score" (Eq. 14) or "mean" (Eq. 45 with its sign turned).
+            place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
+
+        Raises:
+            InputError: another target or place.
+        """
+        for name, value, kind in (("target", target, Target), ("place", place, Place)):
+            if value not in get_args(kind):
+                allowed = " or ".join(map(repr, get_args(kind)))
+                raise InputError(f"{name}={value!r} is not allowed: {allowed} is needed.")
+        convert = model.score_from_x0 if target == "score" else model.mean_from_x0
+        mean = model.mean_from_x0(self.base, self.x, self.t) if place == "mu_base" else self.x
+        mine, other = (convert(x0, self.x, self.t) for x0 in (self.base, self.expert))
+        return Pool(mean, self.t, other - mine)
+
+
+@torch.no_grad()
+def compare(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
+    """Ask both models about x_t [B, ...] at t [B]."""
+    return Comparisons(x_t, t, base.x0(x_t, t), expert.x0(x_t, t))
 
 
 def algorithm1(
@@ -101,32 +110,37 @@ def algorithm1(
     expert_data: Tensor,
     *,
     size: int,
-    target: Target,
-    place: Place,
     seed: int,
     batch: int = 256,
-) -> Pool:
+    ends: int = 0,
+) -> Comparisons:
     """Algorithm 1's comparisons: x_0 from both training sets in equal parts, t uniform, x_t noised.
 
     Args:
         base, expert: diffusion models of one schedule.
         base_data, expert_data: [n, ...] training samples, normalised alike.
         size: comparisons N.
-        target, place: see `compare`.
         seed: of the draws.
         batch: samples per call of the models.
+        ends: give both models the first and last observation of each plan, this many numbers wide
+            (see `denoisers.given`); 0 gives none.
     """
     check_schedules(base, expert)
-    xs, ts, targets = [], [], []
+    parts = []
     for start in range(0, size, batch):
         generator = stream(seed, f"pool {start}", str(base_data.device))
-        n = min(batch, size - start)
-        x_t, t = noised(base, base_data, expert_data, n, generator)
-        where, difference = compare(base, expert, x_t, t, target, place)
-        xs.append(where)
-        ts.append(t)
-        targets.append(difference)
-    return Pool(torch.cat(xs), torch.cat(ts), torch.cat(targets))
+        x0 = drawn(base_data, expert_data, min(batch, size - start), generator)
+        x_t, t = noised(base, x0, generator)
+        pair = (base, expert)
+        if ends:
+            pair = (given(model, x0[:, 0, -ends:], x0[:, -1, -ends:]) for model in pair)
+        parts.append(compare(*pair, x_t, t))
+    return _join(parts)
+
+
+def _join(parts: list[Comparisons]) -> Comparisons:
+    fields = ((part.x, part.t, part.base, part.expert) for part in parts)
+    return Comparisons(*map(torch.cat, zip(*fields, strict=True)))
 
 
 @torch.no_grad()
@@ -136,12 +150,10 @@ def algorithm2(
     shape: tuple[int, ...],
     *,
     runs: int,
-    target: Target,
-    place: Place,
     seed: int,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Pool:
+) -> Comparisons:
     """Algorithm 2's comparisons (appendix D): x_t from the models' own sampling, no data needed.
 
     Half of the runs are denoised by the base, half by the expert, and at every step both models are
@@ -151,8 +163,7 @@ def algorithm2(
     Args:
         base, expert: diffusion models of one schedule.
         shape: of one sample.
-        runs: denoisings, an even number of at least 2; the pool has runs * T comparisons.
-        target, place: see `compare`.
+        runs: denoisings, an even number of at least 2, of T comparisons each.
         seed: of the draws.
         device, dtype: of the samples.
     """
@@ -166,25 +177,28 @@ def algorithm2(
         x = torch.randn(runs // 2, *shape, **options)
         for step in reversed(range(base.steps)):
             t = torch.full((len(x),), step, device=device)
-            parts.append((*compare(base, expert, x, t, target, place), t))
-            x = model.mean(x, t) + model.deviation(t, x) * torch.randn(x.shape, **options)
-    xs, targets, ts = zip(*parts, strict=True)
-    return Pool(torch.cat(xs), torch.cat(ts), torch.cat(targets))
+            found = compare(base, expert, x, t)
+            parts.append(found)
+            mean = model.mean_from_x0(getattr(found, name), x, t)
+            x = mean + model.deviation(t, x) * torch.randn(x.shape, **options)
+    return _join(parts)
 
 
-def noised(
-    base: Denoiser, base_data: Tensor, expert_data: Tensor, n: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """n draws of x_t, half of them from each data set, and their t, uniform over 0 .. T - 1."""
+def drawn(base_data: Tensor, expert_data: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n samples x_0, half of them from each data set, the base's first."""
     device = base_data.device
     half = n // 2
     picks = [
         torch.randint(len(data), (count,), generator=generator, device=device)
         for data, count in ((base_data, n - half), (expert_data, half))
     ]
-    x0 = torch.cat([base_data[picks[0]], expert_data[picks[1]]])
-    t = torch.randint(base.steps, (n,), generator=generator, device=device)
-    return base.noise(x0, t, generator), t
+    return torch.cat([base_data[picks[0]], expert_data[picks[1]]])
+
+
+def noised(model: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x_t of each x_0 [n, ...] at its own t, uniform over 0 .. T - 1, and these t."""
+    t = torch.randint(model.steps, (len(x0),), generator=generator, device=x0.device)
+    return model.noise(x0, t, generator), t
 
 
 def loss(
@@ -211,9 +225,9 @@ def literal_loss(
 
     The reference that tests and benchmarks hold the pool against.
     """
-    x_t, t = noised(base, base_data, expert_data, n, generator)
-    where, difference = compare(base, expert, x_t, t, target, place)
-    return loss(network, where, t, difference)
+    x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
+    pool = compare(base, expert, x_t, t).read(base, target, place)
+    return loss(network, pool.x, t, pool.target)
 
 
 def units(base: Denoiser, target: Target) -> Tensor:

@@ -7,18 +7,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rrlib import denoisers, extraction, maze, recipes, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
+from rrlib.extraction import Comparisons
 from rrlib.maze import ACTION, OBSERVATION
 from rrlib.recipes import Split
-from rrlib.rewards import Place, RelativeReward, Target, WindowReward
+from rrlib.rewards import Activation, Place, RelativeReward, Target, WindowReward
 from rrlib.trajectories import Normaliser, Trajectories
 
 # Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
 LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
+SHAPE = ("channels", "patch", "diffusion_steps", "batch", "learning_rate")  # of base and expert
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class MazeDiffuser:
         ruler: data whose range is [-1, 1]; the base's, for base and expert alike.
         horizon: steps of a plan.
         channels: of the temporal U-Net, per resolution.
+        patch: steps that enter the U-Net as one.
         start: a diffuser whose weights it begins from; None begins at random.
     """
 
@@ -103,6 +107,7 @@ class MazeDiffuser:
     ruler: MazeData | MazeFile
     horizon: int = 32
     channels: tuple[int, ...] = (16, 32, 64)
+    patch: int = 1
     diffusion_steps: int = 50
     steps: int = 5_000
     batch: int = 32
@@ -122,9 +127,13 @@ class MazeDiffuser:
         split = self.split()
         if self.start:
             denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
+
+        def loss(draws: torch.Generator) -> Tensor:
+            return denoisers.plan_loss(denoiser, split.draw(self.batch, draws), OBSERVATION, draws)
+
         progress = training.train(
             denoiser.network,
-            lambda draws: denoisers.denoising_loss(denoiser, split.draw(self.batch, draws), draws),
+            loss,
             steps=self.steps,
             learning_rate=self.learning_rate,
             seed=self.seed,
@@ -141,63 +150,137 @@ class MazeDiffuser:
 
     def blank(self, device: str) -> Denoiser:
         """The model before training."""
-        denoisers.check_horizon(self.horizon, self.channels)
+        denoisers.check_horizon(self.horizon, self.channels, self.patch)
         torch.manual_seed(self.seed)
-        network = PlanNetwork(OBSERVATION + ACTION, self.channels).to(device)
+        network = PlanNetwork(OBSERVATION + ACTION, self.channels, self.patch).to(device)
         return Denoiser(network, denoisers.cosine_scheduler(self.diffusion_steps))
 
 
 @dataclass(frozen=True)
-class MazeReward:
-    """rho extracted from a base and an expert diffuser by Algorithm 1, an MLP as in Table 2."""
+class MazePool:
+    """Algorithm 1's comparisons of a base and an expert, made once for all rewards of the pair.
+
+    Attributes:
+        plans: compared.
+        ends: whether both models are given the first and last observation of each plan.
+    """
 
     base: MazeDiffuser
     expert: MazeDiffuser
-    window: int = 16
-    hidden: tuple[int, ...] = (128, 64, 32)
-    pool: int = 20_000  # plans compared
-    target: Target = "mean"
-    place: Place = "mu_base"
-    steps: int = 3_000
-    batch: int = 512  # windows
-    learning_rate: float = 1e-3
+    plans: int = 8_000
+    ends: bool = False
     seed: int = 0
 
     def make(self, folder: Path, device: str) -> None:
-        """Fill the pool once, fit rho to its windows, write `reward.safetensors`."""
+        """Ask both models and write `comparisons.safetensors`."""
         draws = training.stream(self.seed, "data", device)
-        data = [half.split().draw(self.pool, draws) for half in (self.base, self.expert)]
-        base, expert = (store.obtain(half, device) for half in (self.base, self.expert))
-        pool = extraction.algorithm1(
-            base,
-            expert,
-            *data,
-            size=self.pool,
-            target=self.target,
-            place=self.place,
-            seed=self.seed,
+        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        pair = [store.obtain(half, device) for half in (self.base, self.expert)]
+        ends = OBSERVATION if self.ends else 0
+        found = extraction.algorithm1(*pair, *data, size=self.plans, seed=self.seed, ends=ends)
+        save_file(vars(found), folder / "comparisons.safetensors")
+
+    def load(self, folder: Path, device: str) -> Comparisons:
+        """The comparisons."""
+        return Comparisons(**load_file(folder / "comparisons.safetensors", device))
+
+
+@dataclass(frozen=True)
+class MazeRewards:
+    """rho extracted from a base and an expert diffuser by Algorithm 1, MLPs as in Table 2.
+
+    One per seed, trained together on one pool.
+    """
+
+    pool: MazePool
+    window: int = 16
+    hidden: tuple[int, ...] = (128, 64, 32)
+    strided: bool = False
+    activation: Activation = "silu"
+    target: Target = "mean"
+    place: Place = "mu_base"
+    steps: int = 3_000
+    batch: int = 512  # windows, each reward
+    learning_rate: float = 1e-3
+    seeds: tuple[int, ...] = (0,)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""
+        base = self.pool.base.blank(device)
+        pool = store.obtain(self.pool, device).read(base, self.target, self.place)
+        stack = training.Stack([self._network(seed).to(device) for seed in self.seeds])
+        progress = extraction.fit(
+            stack,
+            pool.cut(self.window, self.strided),
+            steps=self.steps,
+            batch=self.batch * len(self.seeds),
+            learning_rate=self.learning_rate,
+            seed=self.seeds[0],
+            checkpoint=store.checkpoints(folder) / "rewards.safetensors",
         )
-        network, label = self._network().to(device), f"reward {self.base.data.maze}"
-        recipes.fit_reward(self, network, pool.cut(self.window), folder, label)
+        training.finish(progress, f"{len(self.seeds)} rewards {self.pool.base.data.maze}")
+        for seed, network in zip(self.seeds, stack.members(), strict=True):
+            save_file(network.state_dict(), folder / f"reward-{seed}.safetensors")
 
-    def load(self, folder: Path, device: str) -> RelativeReward:
-        """The fitted reward."""
-        network = recipes.load_network(self._network(), folder / "reward.safetensors", device)
-        return RelativeReward(network, self.target, self.place)
+    def load(self, folder: Path, device: str) -> list[RelativeReward]:
+        """The fitted rewards, one per seed."""
+        files = ((seed, folder / f"reward-{seed}.safetensors") for seed in self.seeds)
+        networks = [recipes.load_network(self._network(s), file, device) for s, file in files]
+        return [RelativeReward(network, self.target, self.place) for network in networks]
 
-    def _network(self) -> WindowReward:
-        torch.manual_seed(self.seed)
-        unit = extraction.units(self.base.blank("cpu"), self.target)
-        return WindowReward(OBSERVATION + ACTION, self.window, unit, self.hidden)
+    def _network(self, seed: int) -> WindowReward:
+        unit = extraction.units(self.pool.base.blank("cpu"), self.target)
+        torch.manual_seed(seed)  # after `blank`, which sets a seed of its own
+        shape = OBSERVATION + ACTION, self.window, unit, self.hidden
+        return WindowReward(*shape, self.strided, self.activation)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks and budgets; the fields of `MazeDiffuser`, `MazePool` and `MazeRewards`.
+
+    Attributes:
+        expert_share: optimisation steps of an expert over those of its base.
+        from_base: whether an expert begins at the base's weights.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    patch: int = 1
+    diffusion_steps: int = 50
+    batch: int = 32
+    learning_rate: float = 2e-3
+    expert_share: float = 0.75
+    from_base: bool = True
+    plans: int = 20_000
+    window: int = 16
+    hidden: tuple[int, ...] = (128, 64, 32)
+    reward_batch: int = 512
+    reward_rate: float = 1e-3
+
+
+def sizes(size: str, name: str) -> Sizes:
+    """Sizes for a maze: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
+
+    Tables 2 and 3 are about rewards; the paper's diffusers are its authors' (three resolutions,
+    100 steps of noise, batches of 128, a rate of 2e-4, experts from scratch).
+    """
+    if size == "small":
+        return Sizes()
+    if size == "medium":
+        return Sizes((32, 64, 128), 4, expert_share=0.5, plans=8_000, window=64, reward_batch=256)
+    own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
+    diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 1.0, False)
+    return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
 
 
 @dataclass(frozen=True)
 class MazeExperiment:
-    """One maze and goal: its base, shared by the maze's goals, and its expert."""
+    """One maze and goal: its base, shared by the maze's goals, its expert, and their rewards."""
 
     goal: tuple[float, float]
     base: MazeDiffuser
     expert: MazeDiffuser
+    rewards: MazeRewards
 
     @property
     def world(self) -> maze.Maze:
@@ -210,28 +293,57 @@ class MazeExperiment:
         return f"{self.base.data.maze} ({self.goal[0]:g}, {self.goal[1]:g})"
 
 
-def experiments(chosen: SimpleNamespace) -> list[MazeExperiment]:
+def check_horizon(horizon: int, size: Sizes) -> None:
+    """Raise InputError unless plans of `horizon` steps fit the diffusers and the reward."""
+    denoisers.check_horizon(horizon, size.channels, size.patch)
+    if horizon % size.window:
+        raise InputError(
+            f"horizon={horizon} is not allowed: a multiple of {size.window}, the reward's window, "
+            "is needed."
+        )
+
+
+def experiments(
+    chosen: SimpleNamespace, n_seeds: int = 1, reward_steps: int = 3_000
+) -> list[MazeExperiment]:
     """The experiments that a maze chapter's parameters ask for, none of them made yet.
 
     Args:
         chosen: checked parameters `maze` (names), `n_goals`, `goal` (cell units or None), `seed`,
-            `episodes`, `horizon`, `diffuser_steps`, `dataset_path`.
+            `episodes`, `horizon`, `size`, `diffuser_steps`, `dataset_path`.
+        n_seeds: rewards per pair of diffusers.
+        reward_steps: optimisation steps of a reward.
 
     Raises:
-        InputError: the goal lies in a wall of one of the mazes, or the data file cannot be used.
+        InputError: the goal lies in a wall of one of the mazes, the data file cannot be used, or
+            the horizon does not fit the networks.
     """
-    sizes = {"horizon": chosen.horizon, "seed": chosen.seed}
     found = []
     for name in chosen.maze:
-        world = maze.load(name)
+        size = sizes(chosen.size, name)
+        check_horizon(chosen.horizon, size)
         if chosen.dataset_path:
             data = MazeFile.at(name, chosen.dataset_path)
         else:
             data = MazeData(name, episodes=chosen.episodes, length=LENGTHS[name], seed=chosen.seed)
-        base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **sizes)
-        for goal in maze.goals(world, chosen.n_goals, chosen.goal):
+        shape = {f: getattr(size, f) for f in SHAPE} | {
+            "horizon": chosen.horizon,
+            "seed": chosen.seed,
+        }
+        base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **shape)
+        for goal in maze.goals(maze.load(name), chosen.n_goals, chosen.goal):
             shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed)
-            steps = max(chosen.diffuser_steps * 3 // 4, 1)  # it begins at the base
-            expert = MazeDiffuser(shown, data, steps=steps, start=base, **sizes)
-            found.append(MazeExperiment(goal, base, expert))
+            steps = max(int(chosen.diffuser_steps * size.expert_share), 1)
+            start = base if size.from_base else None
+            expert = MazeDiffuser(shown, data, steps=steps, start=start, **shape)
+            rewards = MazeRewards(
+                MazePool(base, expert, size.plans, seed=chosen.seed),
+                window=size.window,
+                hidden=size.hidden,
+                steps=reward_steps,
+                batch=size.reward_batch,
+                learning_rate=size.reward_rate,
+                seeds=tuple(range(chosen.seed, chosen.seed + n_seeds)),
+            )
+            found.append(MazeExperiment(goal, base, expert, rewards))
     return found

@@ -1,10 +1,11 @@
 """What counts as evidence: peaks, separability, distances, intervals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr, t
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupShuffleSplit
@@ -29,14 +30,47 @@ def heat_map(
     Returns:
         [rows * BINS, columns * BINS].
     """
-    edges = [np.arange(n * BINS + 1) / BINS - 0.5 for n in shape]
-    total = np.histogram2d(cells[:, 0], cells[:, 1], edges, weights=values)[0]
-    count = np.histogram2d(cells[:, 0], cells[:, 1], edges)[0]
+    total, count = _histogram(cells, shape, values), _histogram(cells, shape)
     empty = count == 0
     if smoothing:
         total, count = (gaussian_filter(grid, smoothing) for grid in (total, count))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(empty, np.nan, total / count)
+
+
+def log_visit_ratio(
+    base: np.ndarray, expert: np.ndarray, shape: tuple[int, int], smoothing: float = 2.0
+) -> np.ndarray:
+    """log of expert's share over base's share of visits per bin; NaN where either is missing.
+
+    Args:
+        base, expert: positions in cell units, [N, 2], [M, 2].
+        shape: (rows, columns) of the maze.
+        smoothing: of the visits, as `heat_map`'s.
+
+    Returns:
+        [rows * BINS, columns * BINS].
+    """
+    shares, seen = [], True
+    for cells in (base, expert):
+        count = _histogram(cells, shape)
+        seen = seen & (count > 0)
+        shares.append((gaussian_filter(count, smoothing) if smoothing else count) / len(cells))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(seen, np.log(shares[1] / shares[0]), np.nan)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of two maps over the bins that both know (scipy's)."""
+    both = np.isfinite(a) & np.isfinite(b)
+    return float(spearmanr(a[both], b[both]).statistic)
+
+
+def _histogram(
+    cells: np.ndarray, shape: tuple[int, int], weights: np.ndarray | None = None
+) -> np.ndarray:
+    edges = [np.arange(n * BINS + 1) / BINS - 0.5 for n in shape]
+    return np.histogram2d(cells[:, 0], cells[:, 1], edges, weights=weights)[0]
 
 
 def peak(heat: np.ndarray) -> tuple[float, float]:
@@ -73,6 +107,15 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of independent values by Student's t; of no width for one value."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 @dataclass(frozen=True)
 class Separability:
     """How well the reward alone tells base from expert, on trajectories not used for the fit."""
@@ -92,6 +135,7 @@ def separability(
     """Held-out logistic regression on the reward; chance is 0.5.
 
     Half of the trajectories of each kind fit the regression, the other half score it.
+    It has no penalty, so that the unit of the reward, which means nothing, does not matter.
 
     Args:
         base, expert: rewards of plans, [n], [m].
@@ -110,7 +154,7 @@ def separability(
             y[half].append(np.full(len(fold[half]), label))
     (fit_x, test_x), (fit_y, test_y) = (map(np.concatenate, part) for part in (x, y))
     centre, spread = fit_x.mean(), fit_x.std() + 1e-30
-    model = LogisticRegression(class_weight="balanced")
+    model = LogisticRegression(C=np.inf, class_weight="balanced")
     model.fit((fit_x[:, None] - centre) / spread, fit_y)
     weights = np.where(test_y == 1, 0.5 / test_y.sum(), 0.5 / (1 - test_y).sum())
     right = model.predict((test_x[:, None] - centre) / spread) == test_y

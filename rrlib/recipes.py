@@ -51,11 +51,9 @@ class GaussianReward:
             *self.pair(),
             *data,
             size=self.pool,
-            target=self.target,
-            place=self.place,
             seed=self.seed,
             batch=self.samples,
-        )
+        ).read(self.pair()[0], self.target, self.place)
         # Targets are differences of nearly equal numbers at large t, hence float64 until here.
         pool = Pool(pool.x.float(), pool.t, pool.target.float()).to(device)
         fit_reward(self, self._network().to(device), pool, folder, "reward on Gaussians")

@@ -12,7 +12,30 @@ from rrlib.errors import InputError
 
 Target = Literal["score", "mean"]
 Place = Literal["x_t", "mu_base"]
+Activation = Literal["silu", "leaky_relu"]
 TIME_FEATURES = 16
+
+
+def windows(x: Tensor, window: int, strided: bool = False) -> Tensor:
+    """Plans [B, H, D] cut into H / h windows of h steps, [B, H / h, h, D].
+
+    Args:
+        x: plans.
+        window: h.
+        strided: window j holds the steps j, j + H / h, ... (the paper's authors' code) instead of
+            h contiguous steps (the paper's text).
+
+    Raises:
+        InputError: the horizon is no multiple of the window.
+    """
+    horizon = x.shape[1]
+    if window < 1 or horizon % window:
+        raise InputError(
+            f"window={window} is not allowed: a divisor of the horizon {horizon} is needed."
+        )
+    if strided:
+        return x.unflatten(1, (window, -1)).transpose(1, 2)
+    return x.unflatten(1, (-1, window))
 
 
 class WindowReward(nn.Module):
@@ -23,6 +46,8 @@ class WindowReward(nn.Module):
         window: h, time steps that g sees; the horizon must be a multiple of it.
         unit: what a unit of g is worth at each t, [T]; see `extraction.units`.
         hidden: widths of g's hidden layers.
+        strided: see `windows`.
+        activation: "silu", or "leaky_relu" as the authors' code has it.
 
     SiLU, because the theorem wants smooth gradients and Mish's second derivative overflows.
     The time is a sinusoidal embedding, so what one t learns its neighbours share.
@@ -34,13 +59,16 @@ class WindowReward(nn.Module):
         window: int,
         unit: Tensor,
         hidden: tuple[int, ...] = (128, 64, 32),
+        strided: bool = False,
+        activation: Activation = "silu",
     ):
         super().__init__()
-        self.width, self.window = width, window
+        self.width, self.window, self.strided = width, window, strided
+        smooth = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}[activation]
         sizes = [width * window + TIME_FEATURES, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
-            layers += [nn.Linear(before, after), nn.SiLU()]
+            layers += [nn.Linear(before, after), smooth()]
         self.g = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
         self.register_buffer("unit", unit.clone())
 
@@ -50,17 +78,17 @@ class WindowReward(nn.Module):
         Raises:
             InputError: another width, or a horizon that is no multiple of the window.
         """
-        horizon = x_t[0].numel() // self.width
-        if x_t.shape[-1] != self.width or horizon % self.window:
+        if x_t.shape[-1] != self.width:
             raise InputError(
-                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} and "
-                f"a horizon that is a multiple of {self.window} are needed."
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} are "
+                "needed."
             )
-        windows = x_t.reshape(len(x_t), -1, self.window * self.width)  # [B, H / h, h D]
+        plans = x_t.reshape(len(x_t), -1, self.width)
+        cut = windows(plans, self.window, self.strided).flatten(2)  # [B, H / h, h D]
         hundredths = t * (100.0 / len(self.unit))
         time = get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000)
-        time = time.to(windows)[:, None].expand(-1, windows.shape[1], -1)
-        g = self.g(torch.cat([windows, time], -1)).squeeze(-1)
+        time = time.to(cut)[:, None].expand(-1, cut.shape[1], -1)
+        g = self.g(torch.cat([cut, time], -1)).squeeze(-1)
         return g * self.unit.to(g)[t][:, None]
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -107,5 +135,9 @@ def per_step(reward: RelativeReward, states: Tensor, actions: Tensor) -> Tensor:
     """
     plans = torch.cat([actions, states], -1)
     t = torch.zeros(len(plans), dtype=torch.long, device=plans.device)
+    network = reward.network
     with torch.no_grad():
-        return reward.network.per_window(plans, t).repeat_interleave(reward.network.window, 1)
+        g = network.per_window(plans, t)
+    return (
+        g.repeat(1, network.window) if network.strided else g.repeat_interleave(network.window, 1)
+    )

@@ -65,6 +65,17 @@ def _may_be_injected(name: str, value: object) -> bool:
     return not (isinstance(value, ModuleType) or callable(value))
 
 
+def one_of(*choices: str) -> Rule:
+    """One of the named choices."""
+
+    def accept(value: object) -> str:
+        if value not in choices:
+            raise ValueError
+        return value
+
+    return Rule(accept, f"one of {', '.join(choices)}")
+
+
 def several_of(*choices: str) -> Rule:
     """One or more of the named choices in one string, separated by commas, each once -> a tuple."""
 

@@ -1,10 +1,11 @@
 """The training loop: a generator of typed progress, with an average of the weights and resume."""
 
+import copy
 import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -105,6 +107,48 @@ def _warmed(ema: float) -> Callable:
         torch._foreach_lerp_(averages, values, 1 - keep)
 
     return update
+
+
+class Stack(nn.Module):
+    """Modules of one shape that work, and so are trained, as one.
+
+    Its parameters are theirs, stacked along a new first axis; a batch is the members' batches one
+    after another, of one size each. What is minimised is the mean of the members' losses, and Adam
+    treats each number alone, so each member is trained as if by itself.
+
+    Args:
+        members: at least one, on the device where they stay; `members()` gives them back, with what
+            they have learnt.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        parameters, buffers = stack_module_state(list(members))
+        self.names = list(parameters)
+        self.weights = nn.ParameterList(p.detach().clone() for p in parameters.values())
+        self.fixed = buffers
+        self._member = [copy.deepcopy(members[0])]  # a list: its own weights are not parameters
+
+    def __len__(self) -> int:
+        return len(self.weights[0])
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """What each member says of its own share of the batch, [K B, ...]."""
+        cut = [part.unflatten(0, (len(self), -1)) for part in batch]
+
+        def one(state: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+            return functional_call(self._member[0], state, inputs)
+
+        state = dict(zip(self.names, self.weights, strict=True)) | self.fixed
+        return vmap(one)(state, *cut).flatten(0, 1)
+
+    def members(self) -> list[nn.Module]:
+        """The modules, one by one."""
+        state = dict(zip(self.names, self.weights, strict=True)) | self.fixed
+        found = [copy.deepcopy(self._member[0]) for _ in range(len(self))]
+        for k, member in enumerate(found):
+            member.load_state_dict({name: value[k].detach() for name, value in state.items()})
+        return found
 
 
 def finish(progress: Iterable[Progress], label: str) -> None:

@@ -10,9 +10,11 @@ from rrlib.denoisers import (
     PlanNetwork,
     check_horizon,
     cosine_scheduler,
-    denoising_loss,
+    given,
+    plan_loss,
 )
 from rrlib.errors import InputError
+from rrlib.steering import sample
 from rrlib.training import stream, train
 
 STEPS = 20
@@ -152,30 +154,60 @@ def test_too_few_steps_are_refused(steps):
         cosine_scheduler(steps)
 
 
+@pytest.mark.parametrize("patch", [1, 2, 3])
 @pytest.mark.parametrize("channels", [(8,), (8, 16), (8, 16, 32)])
-def test_plan_network_keeps_the_shape_where_check_horizon_says_so(channels):
+def test_plan_network_keeps_the_shape_where_check_horizon_says_so(channels, patch):
     torch.manual_seed(0)
-    network = PlanNetwork(5, channels)
-    for horizon in range(1, 10):
+    network = PlanNetwork(5, channels, patch)
+    factor = patch * 2 ** (len(channels) - 1)
+    allowed = []
+    for horizon in range(1, 2 * factor + 2):
         try:
-            check_horizon(horizon, channels)
+            check_horizon(horizon, channels, patch)
         except InputError:
+            with pytest.raises((AssertionError, RuntimeError)):  # what check_horizon saves from
+                out = network(torch.randn(2, horizon, 5), torch.tensor([0, 7]))
+                assert out.shape == (2, horizon, 5)
             continue
+        allowed.append(horizon)
         out = network(torch.randn(2, horizon, 5), torch.tensor([0, 7]))
         assert out.shape == (2, horizon, 5)
-    factor = 2 ** (len(channels) - 1)
-    check_horizon(3 * factor, channels)
-    if factor > 1:
-        odd = 3 * factor + 1
-        with pytest.raises((AssertionError, RuntimeError)):  # what check_horizon saves from
-            out = network(torch.randn(2, odd, 5), torch.tensor([0, 7]))
-            assert out.shape == (2, odd, 5)
+    assert allowed == list(range(factor, 2 * factor + 2, factor))
 
 
-@pytest.mark.parametrize("horizon", [-4, 0, 2, 5, 6])
-def test_check_horizon_names_value_and_factor(horizon):
-    with pytest.raises(InputError, match=rf"^horizon={horizon} is not allowed: .* multiple of 4 "):
-        check_horizon(horizon, (8, 16, 32))
+@pytest.mark.parametrize(("patch", "horizons"), [(1, (-4, 0, 2, 5, 6)), (2, (-8, 0, 4, 12, 9))])
+def test_check_horizon_names_value_and_factor(patch, horizons):
+    for horizon in horizons:
+        message = rf"^horizon={horizon} is not allowed: .* multiple of {4 * patch} "
+        with pytest.raises(InputError, match=message):
+            check_horizon(horizon, (8, 16, 32), patch)
+    check_horizon(8 * patch, (8, 16, 32), patch)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_plan_network_is_its_unet_on_patches_filled_one_number_at_a_time(patch):
+    torch.manual_seed(0)
+    network = PlanNetwork(3, (8, 16), patch)
+    x, t = torch.randn(2, 8, 3, generator=stream(0, 0)), torch.tensor([2, 9])
+    marks = torch.zeros(2, 8, dtype=torch.bool)
+    marks[0, 0] = marks[1, 0] = marks[1, 5] = True
+    seen = torch.empty(2, 4 * patch, 8 // patch)
+    for i in range(2):
+        for step in range(8):
+            row = 4 * (step % patch)
+            for j in range(3):
+                seen[i, row + j, step // patch] = x[i, step, j]
+            seen[i, row + 3, step // patch] = float(marks[i, step])
+    out = network.unet(seen, t).sample
+    assert out.shape == (2, 3 * patch, 8 // patch)
+    literal = torch.empty(2, 8, 3)
+    for step in range(8):
+        for j in range(3):
+            literal[:, step, j] = out[:, 3 * (step % patch) + j, step // patch]
+    assert torch.equal(network(x, t, marks), literal)
+    unmarked = network(x, t)
+    assert torch.equal(unmarked, network(x, t, torch.zeros_like(marks)))
+    assert (unmarked - literal).abs().amax((1, 2)).min() > 1e-4  # a mark is felt
 
 
 def test_plan_network_depends_on_time_and_has_a_second_derivative():
@@ -198,24 +230,132 @@ def test_plan_network_depends_on_time_and_has_a_second_derivative():
 
 
 def test_the_papers_plan_network_has_as_many_parameters_as_its_repository():
-    count = sum(p.numel() for p in PlanNetwork(6, (32, 128, 256)).parameters())
-    assert count == pytest.approx(3.68e6, rel=0.005)
+    """3.68 M, three digits, once the weights that read the marks are left out."""
+    network = PlanNetwork(6, (32, 128, 256))
+    first = network.unet.down_blocks[0].resnets[0]
+    marks = [first.conv_in.conv1d.weight[:, 6], first.residual_conv.weight[:, 6]]
+    assert sum(part.numel() for part in marks) == 32 * 5 + 32
+    count = sum(p.numel() for p in network.parameters())
+    assert count - 32 * 5 - 32 == pytest.approx(3.68e6, abs=0.005e6)
+    assert count < 3.685e6  # with them too
 
 
-@pytest.mark.parametrize("prediction", ["sample", "epsilon"])
-def test_denoising_loss_is_the_mean_squared_error_of_the_networks_own_output(prediction):
-    denoiser = toy(prediction, True)
-    x0, _ = batch(0)
+# What is given
+
+
+def marked(clip: bool = True) -> Denoiser:
+    """A smooth network that is told what is given; `seen` holds what it was asked."""
+    mix = torch.randn(3, 3, generator=stream(1, 0))
+
+    def network(x, t, marks=None):
+        network.seen.append((x.clone(), t, marks))
+        told = 0 if marks is None else 0.4 * marks[..., None]
+        return torch.tanh(x.cumsum(1) @ mix + told) + 0.02 * t[:, None, None]
+
+    network.seen = []
+    return Denoiser(network, scheduler(clip=clip))
+
+
+def ends(both: bool) -> dict[int, torch.Tensor]:
+    """Observations [5, 2] of step 0, and of the last of eight."""
+    found = {0: torch.rand(5, 2, generator=stream(6, 0)) * 2 - 1}
+    return found | ({7: torch.rand(5, 2, generator=stream(6, 1)) * 2 - 1} if both else {})
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_given_holds_and_marks_what_is_given_and_leaves_the_rest_to_the_network(both, clip):
+    plain, kept = marked(clip), ends(both)
+    held = given(plain, *kept.values())
+    assert held.scheduler is plain.scheduler
+    for step in range(STEPS):
+        x, t = batch(step)
+        untouched = x.clone()
+        ours = held.x0(x, t)
+        assert torch.equal(x, untouched)
+        asked, at, marks = plain.network.seen[-1]
+        literal, told = x.clone(), torch.zeros(5, 8, dtype=torch.bool)
+        for i in range(5):
+            for end, observation in kept.items():
+                told[i, end] = True
+                for j in range(2):
+                    literal[i, end, 1 + j] = observation[i, j]  # after the one action
+        assert torch.equal(asked, literal) and torch.equal(at, t)
+        assert marks.dtype == torch.bool and torch.equal(marks, told)
+        answer = plain.network(literal, t, told)
+        answer = answer.clamp(-1, 1) if clip else answer
+        for end, observation in kept.items():
+            answer[:, end, 1:] = observation
+        assert torch.equal(ours, answer)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_given_ignores_what_x_t_says_there(both):
+    plain, kept = marked(), ends(both)
+    held = given(plain, *kept.values())
+    x, t = batch(9)
+    other, action, next_to = x.clone(), x.clone(), x.clone()
+    for end in kept:
+        other[:, end, 1:] += 3
+        action[:, end, 0] += 0.1
+        next_to[:, end - 1 if end else 1, 1:] += 0.1
+    assert torch.equal(held.x0(other, t), held.x0(x, t))
+    for changed in (action, next_to):
+        assert not torch.equal(held.x0(changed, t), held.x0(x, t))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_sampling_a_given_model_ends_where_it_was_told(both):
+    torch.manual_seed(0)
+    kept = ends(both)
+    model = given(Denoiser(PlanNetwork(3, (8, 16)), cosine_scheduler(STEPS)), *kept.values())
+    plans = sample(model, (5, 8, 3), stream(2, 0))
+    for end, observation in kept.items():
+        assert_close(plans[:, end, 1:], observation, rtol=0, atol=1e-6)
+    assert (plans[:, :, 0].abs() <= 1 + 1e-6).all()
+
+
+# Training
+
+
+def test_plan_loss_is_the_mean_squared_error_of_the_networks_own_output():
+    denoiser = marked()
+    x0 = torch.randn(40, 8, 3, generator=stream(0, 0))
     generator = stream(3, 3)
-    t = torch.randint(STEPS, (5,), generator=generator)
+    t = torch.randint(STEPS, (40,), generator=generator)
     draw = torch.randn(x0.shape, generator=generator)
+    choice = torch.rand(40, generator=generator)
+    assert len({int(4 * c) for c in choice}) == 4  # all three kinds are there
     total = 0.0
-    for i in range(5):
+    for i in range(40):
         abar = denoiser.scheduler.alphas_cumprod[t[i]]
-        noised = abar.sqrt() * x0[i] + (1 - abar).sqrt() * draw[i]
-        wanted = draw[i] if prediction == "epsilon" else x0[i]
-        total += (denoiser.network(noised[None], t[i : i + 1])[0] - wanted).square().sum()
-    assert_close(denoising_loss(denoiser, x0, stream(3, 3)), total / x0.numel())
+        seen = (abar.sqrt() * x0[i] + (1 - abar).sqrt() * draw[i])[None]
+        marks = torch.zeros(1, 8, dtype=torch.bool)
+        known = [0, 7] if choice[i] < 0.25 else [0] if choice[i] < 0.5 else []
+        for step in known:
+            marks[0, step] = True
+            seen[0, step, 1:] = x0[i, step, 1:]  # the observation, not the action
+        total += (denoiser.network(seen, t[i : i + 1], marks)[0] - x0[i]).square().sum()
+    assert_close(plan_loss(denoiser, x0, 2, stream(3, 3)), total / x0.numel())
+
+
+def test_plan_loss_gives_nothing_to_half_the_first_to_a_quarter_and_both_to_a_quarter():
+    denoiser, n = marked(), 20_000
+    x0 = torch.randn(n, 8, 3, generator=stream(0, 0))
+    plan_loss(denoiser, x0, 2, stream(4, 0))
+    ((x, t, marks),) = denoiser.network.seen
+    assert not marks[:, 1:7].any()
+    kinds = 2 * marks[:, 0].long() + marks[:, 7].long()
+    for late in (False, True):  # whatever t
+        rows = (t >= STEPS // 2) == late
+        shares = torch.bincount(kinds[rows], minlength=4) / rows.sum()
+        expected = torch.tensor([0.5, 0.0, 0.25, 0.25])
+        assert_close(shares, expected, rtol=0, atol=0.03)  # six deviations
+        assert shares[1] == 0
+    assert torch.bincount(t, minlength=STEPS).shape == (STEPS,)
+    clean = x == x0  # noise leaves nothing as it was
+    assert torch.equal(clean[..., 1], marks) and torch.equal(clean[..., 2], marks)
+    assert not clean[..., 0].any()
 
 
 def waves(n: int, seed: int) -> torch.Tensor:
@@ -233,9 +373,19 @@ def test_training_beats_the_trivial_predictor_on_held_out_plans():
 
     def loss(generator):
         rows = torch.randint(len(data), (32,), generator=generator)
-        return denoising_loss(denoiser, data[rows], generator)
+        return plan_loss(denoiser, data[rows], 1, generator)
 
-    for _ in train(denoiser.network, loss, steps=150, learning_rate=2e-3, seed=0, ema=0.95):
+    for _ in train(denoiser.network, loss, steps=400, learning_rate=4e-3, seed=0, ema=0.95):
         pass
     with torch.no_grad():
-        assert denoising_loss(denoiser, held_out, stream(5, 0)) < 0.5 * trivial
+        assert plan_loss(denoiser, held_out, 1, stream(5, 0)) < 0.5 * trivial
+        # As a density: half of the plans come with nothing given.
+        t = torch.randint(STEPS, (512,), generator=stream(5, 1))
+        x_t = denoiser.noise(held_out, t, stream(5, 2))
+        assert (denoiser.x0(x_t, t) - held_out).square().mean() < 0.5 * trivial
+        # As a planner: out of pure noise, the two ends alone tell the phase of what lies between.
+        last = torch.full((512,), STEPS - 1)
+        noise = torch.randn(held_out.shape, generator=stream(5, 3))
+        told = given(denoiser, held_out[:, 0, 1:], held_out[:, -1, 1:])
+        planned = (told.x0(noise, last) - held_out)[:, 1:-1].square().mean()
+        assert planned < 0.7 * trivial

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from rrlib import extraction
 from rrlib.denoisers import Denoiser, cosine_scheduler
 from rrlib.errors import InputError
-from rrlib.extraction import Pool
+from rrlib.extraction import Comparisons, Pool
 from rrlib.rewards import RelativeReward, WindowReward
 from rrlib.sde import GaussianMixture
 from rrlib.training import stream
@@ -40,13 +40,35 @@ def plan_pair() -> tuple[Denoiser, Denoiser]:
     return base, Denoiser(lambda x, t: (x @ mix.T + 0.01 * t[:, None, None]).sin(), scheduler)
 
 
+def marked_pair() -> tuple[Denoiser, Denoiser]:
+    """As `plan_pair`, of networks that are told which steps are given."""
+    scheduler = cosine_scheduler(STEPS)
+    mix = torch.randn(2, 2, generator=stream(8, 0), dtype=torch.float64)
+
+    def network(function, mix):
+        def predict(x, t, marks):
+            # Along the plan, so that what is given is felt at all steps.
+            return function(x.cumsum(1) @ mix + 0.3 * marks[..., None] + 0.01 * t[:, None, None])
+
+        return predict
+
+    functions = ((torch.tanh, mix), (torch.sin, mix.T))
+    base, expert = (Denoiser(network(*pair), scheduler) for pair in functions)
+    return base, expert
+
+
+def ask(base: Denoiser, expert: Denoiser, x, t, target: str, place: str) -> Pool:
+    return extraction.compare(base, expert, x, t).read(base, target, place)
+
+
 def plans(n: int, seed: int) -> torch.Tensor:
     return torch.randn(n, 6, 2, generator=stream(seed, 0), dtype=torch.float64)
 
 
-def reward(window: int = 1) -> WindowReward:
+def reward(window: int = 1, strided: bool = False) -> WindowReward:
     torch.manual_seed(0)
-    return WindowReward(2, window, torch.linspace(0.5, 2, STEPS), hidden=(16, 8)).double()
+    unit = torch.linspace(0.5, 2, STEPS)
+    return WindowReward(2, window, unit, hidden=(16, 8), strided=strided).double()
 
 
 def random_pool(n: int = 7) -> Pool:
@@ -59,7 +81,7 @@ def random_pool(n: int = 7) -> Pool:
 def test_the_target_points_from_base_to_expert(target, place):
     base, expert = pair()
     x = torch.randn(STEPS, 2, generator=stream(0, 0), dtype=torch.float64)
-    _, difference = extraction.compare(base, expert, x, torch.arange(STEPS), target, place)
+    difference = ask(base, expert, x, torch.arange(STEPS), target, place).target
     assert (difference[:, 0] > 0).all()  # the expert lies at +x of the base
     assert_close(difference[:, 1], torch.zeros(STEPS, dtype=torch.float64), atol=1e-12, rtol=0)
 
@@ -69,7 +91,7 @@ def test_the_target_of_two_gaussians_is_its_closed_form(target):
     base, expert = pair()
     t = torch.arange(STEPS)
     x = torch.randn(STEPS, 2, generator=stream(0, 0), dtype=torch.float64)
-    _, difference = extraction.compare(base, expert, x, t, target, "x_t")
+    difference = ask(base, expert, x, t, target, "x_t").target
     abar = base.scheduler.alphas_cumprod.double()
     closed = (
         abar.sqrt() * 2 / (0.5 * abar + 1 - abar)
@@ -84,8 +106,8 @@ def test_swapping_the_models_flips_the_target():
     base, expert = plan_pair()
     x, t = plans(STEPS, 0), torch.arange(STEPS)
     for target in TARGETS:
-        there = extraction.compare(base, expert, x, t, target, "x_t")[1]
-        back = extraction.compare(expert, base, x, t, target, "x_t")[1]
+        there = ask(base, expert, x, t, target, "x_t").target
+        back = ask(expert, base, x, t, target, "x_t").target
         assert_close(there, -back)
         assert there.abs().max() > 0.1
 
@@ -94,44 +116,121 @@ def test_the_place_is_x_t_or_the_mean_of_the_base():
     base, expert = plan_pair()
     x, t = plans(STEPS, 0), torch.arange(STEPS)
     for target in TARGETS:
-        at, difference = extraction.compare(base, expert, x, t, target, "x_t")
-        assert torch.equal(at, x)
-        moved, same = extraction.compare(base, expert, x, t, target, "mu_base")
-        assert_close(moved, base.mean(x, t))
-        assert (moved - expert.mean(x, t)).abs().max() > 0.1
-        assert torch.equal(same, difference)
+        at, moved = (ask(base, expert, x, t, target, place) for place in PLACES)
+        assert torch.equal(at.x, x)
+        assert_close(moved.x, base.mean(x, t))
+        assert (moved.x - expert.mean(x, t)).abs().max() > 0.1
+        assert torch.equal(moved.target, at.target)
+        assert torch.equal(moved.t, t) and torch.equal(at.t, t)
 
 
 def test_targets_are_differences_of_the_models_own_readings():
     base, expert = plan_pair()
     x, t = plans(STEPS, 0), torch.arange(STEPS)
     for target in TARGETS:
-        difference = extraction.compare(base, expert, x, t, target, "x_t")[1]
+        difference = ask(base, expert, x, t, target, "x_t").target
         assert_close(difference, getattr(expert, target)(x, t) - getattr(base, target)(x, t))
 
 
-def test_noised_draws_half_from_each_data_set_and_t_uniformly():
+def test_a_comparison_asks_each_model_once_and_keeps_no_graph():
+    base, expert = plan_pair()
+    x, t = plans(STEPS, 0).requires_grad_(), torch.arange(STEPS)
+    calls = []
+
+    def counted(model: Denoiser, name: str) -> Denoiser:
+        def network(*inputs):
+            calls.append(name)
+            return model.network(*inputs)
+
+        return Denoiser(network, model.scheduler)
+
+    found = extraction.compare(counted(base, "base"), counted(expert, "expert"), x, t)
+    assert sorted(calls) == ["base", "expert"]
+    assert torch.equal(found.x, x) and torch.equal(found.t, t)
+    assert torch.equal(found.base, base.x0(x, t)) and torch.equal(found.expert, expert.x0(x, t))
+    assert not found.base.requires_grad and not found.expert.requires_grad
+
+
+def test_reading_needs_no_network():
+    """Only the schedule of the model counts, so a blank one will do."""
+    base, expert = plan_pair()
+    found = extraction.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+
+    def network(x, t):
+        raise AssertionError("a model was asked again")
+
+    blank = Denoiser(network, base.scheduler)
+    for target in TARGETS:
+        for place in PLACES:
+            ours, theirs = found.read(blank, target, place), found.read(expert, target, place)
+            assert torch.equal(ours.x, theirs.x) and torch.equal(ours.target, theirs.target)
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "message"),
+    [
+        ("means", "x_t", "target='means' is not allowed: 'score' or 'mean' is needed."),
+        ("mean", "mu", "place='mu' is not allowed: 'x_t' or 'mu_base' is needed."),
+    ],
+)
+def test_another_target_or_place_is_named(target, place, message):
+    base, expert = pair()
+    found = extraction.compare(base, expert, torch.zeros(1, 2), torch.tensor([0]))
+    with pytest.raises(InputError) as caught:
+        found.read(base, target, place)
+    assert str(caught.value) == message
+
+
+def test_half_of_the_points_are_of_each_data_set_and_t_is_uniform():
     base, _ = pair()
     n = 8001
-    ours = torch.full((10, 2), -50.0), torch.full((3, 2), 50.0)
-    x_t, t = extraction.noised(base, *ours, n, stream(0, 0))
+    generator = stream(0, 0)
+    x0 = extraction.drawn(torch.full((10, 2), -50.0), torch.full((3, 2), 50.0), n, generator)
+    assert x0.shape == (n, 2)
+    assert (x0[:4001] == -50).all() and (x0[4001:] == 50).all()
+    x_t, t = extraction.noised(base, x0, generator)
     shares = torch.bincount(t, minlength=STEPS) / n
     assert len(shares) == STEPS
     assert (shares - 1 / STEPS).abs().max() < 6 * math.sqrt(1 / STEPS / n)
-    early = t < STEPS // 2  # where x_t still shows its side
-    expert = x_t[:, 0] > 0
-    assert float(expert[early].float().mean()) == pytest.approx(0.5, abs=0.05)
     # Both sources see all t: otherwise a t would know base or expert alone.
-    for side in (expert[early], ~expert[early]):
-        assert torch.bincount(t[early][side], minlength=STEPS // 2).min() > 0.3 * n / STEPS
+    for side in (t[:4001], t[4001:]):
+        assert torch.bincount(side, minlength=STEPS).min() > 0.3 * n / STEPS
+    assert torch.equal((x_t > 0)[t < STEPS // 2], (x0 > 0)[t < STEPS // 2])
 
 
-def test_noised_uses_every_sample():
+def test_every_sample_is_drawn():
+    data = torch.arange(5.0)[:, None].expand(-1, 2)
+    x0 = extraction.drawn(data, -data - 1, 2000, stream(0, 1))
+    counts = torch.bincount(x0[:, 0].long() + 5)
+    assert counts.shape == (10,) and counts.min() > 120  # 200 expected, six deviations less
+
+
+def test_noised_is_the_forward_process_at_each_samples_own_t():
     base, _ = pair()
-    data = torch.arange(5.0)[:, None].expand(-1, 2) * 10
-    x_t, t = extraction.noised(base, data, -data - 10, 2000, stream(0, 1))
-    clean = (x_t[t == 0, 0] / 10).round()
-    assert set(clean.tolist()) == set(range(-5, 5))
+    x0 = plans(50, 1)
+    x_t, t = extraction.noised(base, x0, stream(3, 0))
+    generator = stream(3, 0)
+    assert torch.equal(t, torch.randint(STEPS, (50,), generator=generator))
+    draw = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    for i in range(50):
+        abar = base.scheduler.alphas_cumprod[t[i]].double()
+        literal = abar.sqrt() * x0[i] + (1 - abar).sqrt() * draw[i]
+        assert_close(x_t[i], literal, rtol=1e-6, atol=1e-6)  # diffusers' tables are float32
+
+
+def literal_draws(base: Denoiser, data, size: int, seed: int, batch: int):
+    """x_0, x_t and t, one after another, as Algorithm 1's pool draws them batch by batch."""
+    for start in range(0, size, batch):
+        n = min(batch, size - start)
+        generator = stream(seed, f"pool {start}")
+        chosen = torch.randint(len(data[0]), (n - n // 2,), generator=generator)
+        others = torch.randint(len(data[1]), (n // 2,), generator=generator)
+        t = torch.randint(STEPS, (n,), generator=generator)
+        draw = torch.randn(n, 6, 2, generator=generator, dtype=torch.float64)
+        x0 = torch.cat([data[0][chosen], data[1][others]])
+        for i in range(n):
+            abar = base.scheduler.alphas_cumprod[t[i]].double()
+            yield x0[i], (abar.sqrt() * x0[i] + (1 - abar).sqrt() * draw[i])[None], t[i : i + 1]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -139,41 +238,57 @@ def test_noised_uses_every_sample():
 def test_algorithm1_is_the_literal_comparison_batch_by_batch(target, place):
     base, expert = plan_pair()
     data = plans(9, 3), plans(5, 4)
-    pool = extraction.algorithm1(
-        base, expert, *data, size=23, target=target, place=place, seed=6, batch=8
-    )
+    found = extraction.algorithm1(base, expert, *data, size=23, seed=6, batch=8)
+    pool = found.read(base, target, place)
     rows = []
-    for start, n in ((0, 8), (8, 8), (16, 7)):
-        generator = stream(6, f"pool {start}")
-        chosen = torch.randint(9, (n - n // 2,), generator=generator)
-        others = torch.randint(5, (n // 2,), generator=generator)
-        t = torch.randint(STEPS, (n,), generator=generator)
-        draw = torch.randn(n, 6, 2, generator=generator, dtype=torch.float64)
-        x0 = torch.cat([data[0][chosen], data[1][others]])
-        for i in range(n):
-            abar = base.scheduler.alphas_cumprod[t[i]].double()
-            x_t = (abar.sqrt() * x0[i] + (1 - abar).sqrt() * draw[i])[None]
-            at = x_t if place == "x_t" else base.mean(x_t, t[i : i + 1])
-            mine, other = (getattr(m, target)(x_t, t[i : i + 1]) for m in (base, expert))
-            rows.append((at, t[i : i + 1], other - mine))
-    x, t, difference = (torch.cat(column) for column in zip(*rows, strict=True))
+    for _, x_t, t in literal_draws(base, data, 23, 6, 8):
+        at = x_t if place == "x_t" else base.mean(x_t, t)
+        mine, other = (getattr(model, target)(x_t, t) for model in (base, expert))
+        rows.append((x_t, t, base.x0(x_t, t), expert.x0(x_t, t), at, other - mine))
+    x_t, t, mine, other, at, difference = (torch.cat(c) for c in zip(*rows, strict=True))
     assert len(pool) == 23
-    assert torch.equal(pool.t, t)
-    assert_close(pool.x, x, rtol=1e-6, atol=1e-6)  # diffusers noises with float32 tables
+    assert torch.equal(pool.t, t) and torch.equal(found.t, t)
+    loose = {"rtol": 1e-6, "atol": 1e-6}  # diffusers noises with float32 tables
+    assert_close(found.x, x_t, **loose)
+    assert_close(found.base, mine, **loose)
+    assert_close(found.expert, other, **loose)
+    assert_close(pool.x, at, **loose)
     assert_close(pool.target, difference, rtol=1e-5, atol=1e-5)
     assert not pool.target.requires_grad
+
+
+def test_algorithm1_gives_both_models_the_ends_of_each_plan():
+    """Both are asked about x_t with x_0's own last number at both ends, which are marked."""
+    base, expert = marked_pair()
+    data = plans(9, 3).tanh(), plans(5, 4).tanh()  # as normalised plans, within [-1, 1]
+    found = extraction.algorithm1(base, expert, *data, size=23, seed=6, batch=8, ends=1)
+    rows = []
+    for x0, x_t, t in literal_draws(base, data, 23, 6, 8):
+        seen, marks = x_t.clone(), torch.zeros(1, 6, dtype=torch.bool)
+        answers = []
+        for step in (0, 5):
+            seen[0, step, 1], marks[0, step] = x0[step, 1], True
+        for model in (base, expert):
+            answer = model.network(seen, t, marks).clamp(-1, 1)
+            answer[0, 0, 1], answer[0, 5, 1] = x0[0, 1], x0[5, 1]
+            answers.append(answer)
+        rows.append((x_t, t, *answers))
+    x_t, t, mine, other = (torch.cat(column) for column in zip(*rows, strict=True))
+    assert torch.equal(found.t, t)
+    for ours, literal in ((found.x, x_t), (found.base, mine), (found.expert, other)):
+        assert_close(ours, literal, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.base[:, [0, 5], 1], found.expert[:, [0, 5], 1])
+    assert (found.base - found.expert).abs()[:, [0, 5], 0].max() > 0.1  # actions are not given
 
 
 def test_algorithm1_depends_on_the_seed_alone():
     base, expert = plan_pair()
 
-    def pool(seed):
-        return extraction.algorithm1(
-            base, expert, plans(9, 3), plans(5, 4), size=10, target="mean", place="x_t", seed=seed
-        )
+    def found(seed):
+        return extraction.algorithm1(base, expert, plans(9, 3), plans(5, 4), size=10, seed=seed)
 
-    assert torch.equal(pool(1).x, pool(1).x)
-    assert not torch.equal(pool(1).x, pool(2).x)
+    assert torch.equal(found(1).x, found(1).x)
+    assert not torch.equal(found(1).x, found(2).x)
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -197,9 +312,8 @@ def test_loss_is_the_double_loop_over_samples_and_coordinates(window):
 def test_literal_loss_is_the_loss_of_the_pool_of_the_same_draws(target, place):
     base, expert = plan_pair()
     network, data = reward(3), (plans(9, 3), plans(5, 4))
-    pool = extraction.algorithm1(
-        base, expert, *data, size=8, target=target, place=place, seed=6, batch=8
-    )
+    found = extraction.algorithm1(base, expert, *data, size=8, seed=6, batch=8)
+    pool = found.read(base, target, place)
     literal = extraction.literal_loss(
         network, base, expert, *data, 8, stream(6, "pool 0"), target, place
     )
@@ -208,14 +322,15 @@ def test_literal_loss_is_the_loss_of_the_pool_of_the_same_draws(target, place):
     assert all(g.abs().sum() > 0 for g in gradients)
 
 
+@pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("window", [1, 2, 3, 6])
-def test_cutting_multiplies_the_loss_by_the_number_of_windows(window):
+def test_cutting_multiplies_the_loss_by_the_number_of_windows(window, strided):
     """Whole plan: mean over N of sum over m windows of |g'/m - target|^2.
 
     Cut: mean over N m of |g' - m target|^2, which is m^2 / m = m times as much.
     """
-    network, pool, count = reward(window), random_pool(), 6 // window
-    cut = pool.cut(window)
+    network, pool, count = reward(window, strided), random_pool(), 6 // window
+    cut = pool.cut(window, strided)
     assert len(cut) == 7 * count and cut.x.shape[1:] == (window, 2)
     whole = extraction.loss(network, pool.x, pool.t, pool.target)
     windows = extraction.loss(network, cut.x, cut.t, cut.target)
@@ -236,10 +351,22 @@ def test_cut_windows_are_contiguous_and_keep_their_t():
     assert cut.t.tolist() == [int(pool.t[0])] * 2 + [int(pool.t[1])] * 2
 
 
-@pytest.mark.parametrize("window", [4, 5, 7])
-def test_cut_refuses_a_window_that_does_not_divide_the_horizon(window):
+def test_cut_strided_windows_take_every_second_or_third_step():
+    pool = random_pool(2)
+    for window, every in ((3, 2), (2, 3)):
+        cut = pool.cut(window, strided=True)
+        literal = [[part[i, s::every] for i in (0, 1) for s in range(every)]
+                   for part in (pool.x, pool.target)]  # fmt: skip
+        assert_close(cut.x, torch.stack(literal[0]))
+        assert_close(cut.target, every * torch.stack(literal[1]))
+        assert cut.t.tolist() == [int(pool.t[0])] * every + [int(pool.t[1])] * every
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("window", [0, 4, 5, 7])
+def test_cut_refuses_a_window_that_does_not_divide_the_horizon(window, strided):
     with pytest.raises(InputError, match=rf"^window={window} is not allowed: a divisor .* 6 "):
-        random_pool().cut(window)
+        random_pool().cut(window, strided)
 
 
 def test_scale_is_the_root_mean_square_at_each_t():
@@ -282,7 +409,7 @@ def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
     base, expert = pair()
     data = [gaussian((side, 0)).sample(2000, stream(1, 0)) for side in (-1.0, 1.0)]
     pools = [
-        extraction.algorithm1(base, expert, *data, size=4000, target=target, place="x_t", seed=seed)
+        extraction.algorithm1(base, expert, *data, size=4000, seed=seed).read(base, target, "x_t")
         for seed in (0, 1)
     ]
     torch.manual_seed(0)
@@ -292,7 +419,7 @@ def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
     assert extraction.explained(network, pools[1], STEPS).min() > 0.98
     x, t = torch.zeros(STEPS, 2, dtype=torch.float64), torch.arange(STEPS)
     gradient = RelativeReward(network, target, "x_t").gradient(x, t)
-    closed = extraction.compare(base, expert, x, t, target, "x_t")[1]
+    closed = ask(base, expert, x, t, target, "x_t").target
     assert_close(gradient / closed[:, :1], torch.tensor([[1.0, 0.0]]).expand(STEPS, 2).double(),
                  rtol=0, atol=0.15)  # fmt: skip
 
@@ -313,7 +440,7 @@ def test_in_units_the_difference_of_unit_gaussians_is_the_same_at_every_t(target
     scheduler = cosine_scheduler(STEPS, clip=False)
     base, expert = (gaussian((side, 0), 1.0).denoiser(scheduler) for side in (-1, 1))
     x, t = torch.ones(STEPS, 2, dtype=torch.float64), torch.arange(STEPS)
-    difference = extraction.compare(base, expert, x, t, target, "x_t")[1][:, 0]
+    difference = ask(base, expert, x, t, target, "x_t").target[:, 0]
     units = extraction.units(base, target)
     assert_close(difference / units, torch.full_like(difference, 2), rtol=1e-4, atol=0)
 
@@ -335,36 +462,57 @@ def test_models_of_two_schedules_are_refused(other):
         extraction.check_schedules(base, expert)
     data = torch.zeros(4, 2, dtype=torch.float64)
     with pytest.raises(InputError, match=r"^expert: its schedule"):
-        extraction.algorithm1(base, expert, data, data, size=4, target="score", place="x_t", seed=0)
+        extraction.algorithm1(base, expert, data, data, size=4, seed=0)
     extraction.check_schedules(base, pair()[1])  # equal, though not the same object
 
 
 # Algorithm 2
 
 
-@pytest.mark.parametrize("place", ["x_t", "mu_base"])
-@pytest.mark.parametrize("target", TARGETS)
-def test_algorithm2_compares_on_the_models_own_samples(target, place):
-    base, expert = (
-        gaussian((side, 0)).denoiser(cosine_scheduler(STEPS, False)) for side in (-1, 1)
-    )
-    kind = {"target": target, "place": "x_t", "seed": 3, "dtype": torch.float64}
-    pool = extraction.algorithm2(base, expert, (2,), runs=4000, **kind)
-    assert len(pool) == 4000 * STEPS
-    assert pool.t.bincount().tolist() == [4000] * STEPS
-    # At x_t the pool is what `compare` says of those points, whichever model went there.
-    where, difference = extraction.compare(base, expert, pool.x, pool.t, target, place)
-    again = extraction.algorithm2(base, expert, (2,), runs=4000, **{**kind, "place": place})
-    assert_close(again.x, where)
-    assert_close(again.target, difference)
+def test_algorithm2_compares_on_the_models_own_samples():
+    base, expert = pair()
+    found = extraction.algorithm2(base, expert, (2,), runs=4000, seed=3, dtype=torch.float64)
+    assert len(found.t) == 4000 * STEPS
+    assert found.t.bincount().tolist() == [4000] * STEPS
+    # The models are compared on the same points, whichever went there.
+    again = extraction.compare(base, expert, found.x, found.t)
+    assert_close(found.base, again.base)
+    assert_close(found.expert, again.expert)
     # Near the data, half of the points are the base's and half the expert's.
-    first = pool.x[pool.t == 0][:, 0]
+    first = found.x[found.t == 0][:, 0]
     assert_close(first[:2000].mean(), torch.tensor(-1.0).double(), rtol=0, atol=0.1)
     assert_close(first[2000:].mean(), torch.tensor(1.0).double(), rtol=0, atol=0.1)
+
+
+def test_algorithm2_is_the_literal_sampling_and_asks_each_model_once_a_step():
+    asked = {"base": 0, "expert": 0}
+
+    def counted(model: Denoiser, name: str) -> Denoiser:
+        def network(x, t):
+            asked[name] += 1
+            return model.network(x, t)
+
+        return Denoiser(network, model.scheduler)
+
+    base, expert = plan_pair()
+    pair = counted(base, "base"), counted(expert, "expert")
+    found = extraction.algorithm2(*pair, (6, 2), runs=6, seed=3, dtype=torch.float64)
+    assert asked == {"base": 2 * STEPS, "expert": 2 * STEPS}
+    points: list[Comparisons] = []
+    for name, model in (("base", base), ("expert", expert)):
+        generator = stream(3, f"runs of the {name}")
+        x = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+        for step in range(STEPS - 1, -1, -1):
+            t = torch.full((3,), step)
+            points.append(Comparisons(x, t, base.x0(x, t), expert.x0(x, t)))
+            draw = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+            x = model.mean(x, t) + model.deviation(t, x) * draw
+    for name in ("x", "t", "base", "expert"):
+        assert_close(getattr(found, name), torch.cat([getattr(point, name) for point in points]))
 
 
 @pytest.mark.parametrize("runs", [0, 1, 3, -2])
 def test_algorithm2_names_a_number_of_runs_that_cannot_be_halved(runs):
     base = gaussian((0, 0)).denoiser(cosine_scheduler(STEPS, False))
     with pytest.raises(InputError, match=f"runs={runs} is not allowed: an even number"):
-        extraction.algorithm2(base, base, (2,), runs=runs, target="score", place="x_t", seed=0)
+        extraction.algorithm2(base, base, (2,), runs=runs, seed=0)

@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rrlib import maze_recipes, recipes, sde, store, trajectories
+from rrlib import extraction, maze_recipes, recipes, rewards, sde, store, training, trajectories
 from rrlib.errors import InputError
 
 TINY = SimpleNamespace(
@@ -25,6 +26,7 @@ TINY = SimpleNamespace(
     seed=0,
     episodes=20,
     horizon=16,
+    size="small",
     diffuser_steps=6,
     dataset_path="",
 )
@@ -42,11 +44,14 @@ def test_a_key_knows_the_code_behind_it(monkeypatch):
     recipe = recipes.GaussianReward(mixture, mixture)
     assert "code" in store._describe(mixture)
     reached: dict[str, str] = {}
-    for kind in (recipes.GaussianReward, maze_recipes.MazeReward, maze_recipes.MazeDiffuser):
+    kinds = maze_recipes.MazeRewards, maze_recipes.MazePool, maze_recipes.MazeDiffuser
+    for kind in (recipes.GaussianReward, *kinds):
         store._collect(kind, reached)
     names = {name.removeprefix("rrlib.") for name in reached}
     assert {"extraction.compare", "extraction.loss", "training.train", "training.stream"} <= names
     assert {"denoisers.Denoiser", "denoisers.PlanNetwork", "rewards.WindowReward"} <= names
+    assert {"denoisers.plan_loss", "denoisers.given", "training.Stack"} <= names
+    assert {"rewards.windows", "extraction.Comparisons", "extraction.algorithm1"} <= names
     assert {"trajectories.Normaliser", "trajectories.cut", "recipes.Split"} <= names
     assert not any(name.startswith("store.") for name in names)
     before = store.key(recipe)
@@ -100,15 +105,120 @@ def test_an_expert_begins_at_the_base():
         assert_close(ours[name], value, rtol=0, atol=0)
 
 
-def test_a_reward_is_made_and_loaded_with_its_meaning():
+def test_a_diffuser_may_see_patches():
     e = maze_recipes.experiments(TINY)[0]
-    recipe = maze_recipes.MazeReward(e.base, e.expert, pool=64, steps=3, batch=16)
-    reward = store.obtain(recipe)
-    assert (reward.target, reward.place) == ("mean", "mu_base")
-    x, t = torch.randn(5, 16, 6), torch.arange(5)
-    assert_close(store.obtain(recipe)(x, t), reward(x, t), rtol=0, atol=0)
+    recipe = replace(e.base, patch=2, channels=(8, 16))
+    network = store.obtain(recipe).network
+    assert network.patch == 2
+    assert network.unet.config.in_channels == 14 and network.unet.config.out_channels == 12
+    assert store.key(recipe) != store.key(replace(recipe, patch=1))
+    with pytest.raises(InputError, match=r"^horizon=16 is not allowed: .* multiple of 32 "):
+        replace(recipe, patch=16).blank("cpu")
+
+
+def a_pool(**changes) -> maze_recipes.MazePool:
+    e = maze_recipes.experiments(TINY)[1]
+    return maze_recipes.MazePool(e.base, e.expert, **{"plans": 64, **changes})
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_pool_is_what_both_models_say_of_plans_of_both(ends):
+    """The base's words as the base's: the other way round, every target would flip its sign."""
+    recipe = a_pool(ends=ends, seed=3)
+    found = store.obtain(recipe)
     names = {path.name for path in store.folder(recipe).iterdir()}
-    assert names == {"reward.safetensors", "manifest.json"}
+    assert names == {"comparisons.safetensors", "manifest.json"}
+    draws = training.stream(3, "data")
+    data = [half.split().draw(64, draws) for half in (recipe.base, recipe.expert)]
+    pair = [store.obtain(half) for half in (recipe.base, recipe.expert)]
+    literal = extraction.algorithm1(*pair, *data, size=64, seed=3, ends=4 * ends)
+    for name in ("x", "t", "base", "expert"):
+        assert torch.equal(getattr(found, name), getattr(literal, name)), name
+    if ends:
+        told = [[plan[[0, -1], 2:].clamp(-1, 1) for plan in plans] for plans in data]
+        for i, answers in enumerate(zip(found.base, found.expert, strict=True)):
+            for answer in answers:  # half of the plans are the base's, half the expert's
+                assert any(torch.equal(answer[[0, -1], 2:], ends) for ends in told[i // 32])
+    else:
+        assert torch.equal(found.base, pair[0].x0(found.x, found.t))
+        assert torch.equal(found.expert, pair[1].x0(found.x, found.t))
+    assert (found.base - found.expert).abs().max() > 1e-3
+    assert len(found.t) == 64 and found.x.shape == (64, 16, 6)
+
+
+def test_rewards_are_made_and_loaded_with_their_meaning():
+    recipe = maze_recipes.MazeRewards(a_pool(), window=8, steps=3, batch=16, seeds=(4, 0))
+    found = store.obtain(recipe)
+    names = {path.name for path in store.folder(recipe).iterdir()}
+    assert names == {"reward-4.safetensors", "reward-0.safetensors", "manifest.json"}
+    x, t = torch.randn(5, 16, 6), torch.arange(5)
+    values = []
+    for seed, reward, again in zip((4, 0), found, store.obtain(recipe), strict=True):
+        assert (reward.target, reward.place) == ("mean", "mu_base")
+        assert_close(again(x, t), reward(x, t), rtol=0, atol=0)
+        weights = load_file(store.folder(recipe) / f"reward-{seed}.safetensors")
+        for name, value in reward.network.state_dict().items():
+            assert torch.equal(value, weights[name])
+        values.append(reward(x, t) / reward.network.unit[t])
+    assert (values[0] - values[1]).abs().max() > 1e-3
+    # Each from its own seed's start, on 16 windows of its own a step; a file is its own seed's.
+    stack = training.Stack([recipe._network(seed) for seed in (4, 0)])
+    read = store.obtain(recipe.pool).read(store.obtain(recipe.pool.base), "mean", "mu_base")
+    settings = {"steps": 3, "batch": 32, "learning_rate": 1e-3, "seed": 4}
+    for _ in extraction.fit(stack, read.cut(8), **settings):
+        pass
+    for network, reward in zip(stack.members(), found, strict=True):
+        for name, value in network.state_dict().items():
+            assert torch.equal(reward.network.state_dict()[name], value)
+
+
+def test_each_seed_begins_with_weights_of_its_own():
+    recipe = maze_recipes.MazeRewards(a_pool(), window=8, seeds=(0, 1, 2))
+    starts = [recipe._network(seed) for seed in recipe.seeds]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        ours, theirs = (starts[k].g[0].weight for k in (i, j))
+        assert (ours - theirs).abs().mean() > 0.01
+        assert torch.equal(starts[i].unit, starts[j].unit)
+    assert torch.equal(recipe._network(1).g[0].weight, starts[1].g[0].weight)
+    # However the base was seeded.
+    other = replace(recipe, pool=replace(recipe.pool, base=replace(recipe.pool.base, seed=9)))
+    assert torch.equal(other._network(1).g[0].weight, starts[1].g[0].weight)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strided": True},
+        {"activation": "leaky_relu"},
+        {"target": "score", "place": "x_t"},
+        {"target": "mean", "place": "x_t", "window": 4, "strided": True},
+    ],
+    ids=str,
+)
+def test_a_reward_is_fitted_to_its_pool_as_it_was_asked_to_be(options):
+    """Against one network built and fitted by hand; the stack of one only adds rounding."""
+    options = {"window": 8, "hidden": (8, 4), **options}
+    recipe = maze_recipes.MazeRewards(a_pool(), steps=20, batch=32, seeds=(3,), **options)
+    (reward,) = store.obtain(recipe)
+    target, place = options.get("target", "mean"), options.get("place", "mu_base")
+    strided, activation = options.get("strided", False), options.get("activation", "silu")
+    assert (reward.target, reward.place) == (target, place)
+    assert reward.network.strided == strided
+    base = store.obtain(recipe.pool.base)
+    unit = extraction.units(base, target)
+    torch.manual_seed(3)
+    network = rewards.WindowReward(6, options["window"], unit, (8, 4), strided, activation)
+    start = network.g[0].weight.clone()
+    windows = store.obtain(recipe.pool).read(base, target, place).cut(options["window"], strided)
+    settings = {"steps": 20, "batch": 32, "learning_rate": 1e-3, "seed": 3}
+    for _ in extraction.fit(network, windows, **settings):
+        pass
+    for name, value in network.state_dict().items():
+        assert_close(reward.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert (network.g[0].weight - start).abs().max() > 1e-3
+    x, t = torch.randn(5, 16, 6), torch.arange(5)
+    assert_close(reward(x, t), network(x, t), rtol=1e-3, atol=1e-5)
 
 
 def test_a_file_in_place_of_the_base_data_gives_the_same_numbers(tmp_path):

@@ -27,7 +27,7 @@ FLOORS = [
     | {"denoisers", "rewards", "training", "trajectories"},
     {"maze", "sde", "fields"},
     {"extraction", "steering"},
-    {"notebook", "recipes"},
+    {"notebook", "recipes", "planning", "maze_evidence"},
     {"maze_recipes"},
 ]
 # Distributions whose import has another name.

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
-from rrlib.rewards import RelativeReward, WindowReward, per_step
+from rrlib.rewards import RelativeReward, WindowReward, per_step, windows
 from rrlib.training import stream
 
 WIDTH, HORIZON = 3, 12
@@ -20,6 +20,26 @@ def reward(window: int, **options) -> WindowReward:
 
 def plans(n: int = 4) -> torch.Tensor:
     return torch.randn(n, HORIZON, WIDTH, generator=stream(0, 0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 6, 12])
+def test_windows_are_slices(window):
+    x, count = plans(), HORIZON // window
+    contiguous, strided = windows(x, window), windows(x, window, strided=True)
+    assert contiguous.shape == strided.shape == (4, count, window, WIDTH)
+    for j in range(count):
+        assert torch.equal(contiguous[:, j], x[:, j * window : (j + 1) * window])
+        assert torch.equal(strided[:, j], x[:, j::count])
+    assert torch.equal(contiguous, strided) == (window in (1, 12))
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("window", [-3, 0, 5, 24])
+def test_a_window_that_does_not_fit_is_named(window, strided):
+    with pytest.raises(InputError) as caught:
+        windows(plans(), window, strided)
+    message = f"window={window} is not allowed: a divisor of the horizon 12 is needed."
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("window", [1, 3, 4, 12])
@@ -42,6 +62,53 @@ def test_windows_are_contiguous_not_strided():
     assert_close(gradient[:, 3:6], alone / 4)
     strided = torch.stack([network(x[:, s::4], t) for s in range(4)], 1)
     assert not torch.allclose(network.per_window(x, t), strided)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 12])
+def test_a_strided_reward_sees_every_so_manieth_step(window):
+    network, x, t = reward(window, strided=True), plans(), torch.tensor([0, 3, 3, 9])
+    count = HORIZON // window
+    values = torch.stack([network(x[:, j::count], t) for j in range(count)], 1)
+    assert_close(network.per_window(x, t), values)
+    assert_close(network(x, t), values.mean(1))
+    # The weights are those of the contiguous reward: only the cut differs.
+    alone = reward(window)
+    assert_close(torch.stack([alone(x[:, j::count], t) for j in range(count)], 1), values)
+
+
+def test_one_window_of_a_strided_reward_feels_its_own_steps_alone():
+    network, x, t = reward(3, strided=True), plans(1), torch.tensor([2])
+    changed = x.clone()
+    changed[0, 1::4] += 1  # all of window 1 and nothing else
+    moved = (network.per_window(changed, t) - network.per_window(x, t)).abs() > 1e-9
+    assert moved.tolist() == [[False, True, False, False]]
+    gradient = RelativeReward(network, "score", "x_t").gradient(x, t)
+    alone = RelativeReward(network, "score", "x_t").gradient(x[:, 1::4], t)
+    assert_close(gradient[:, 1::4], alone / 4)
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("silu", lambda z: z / (1 + (-z).exp())),
+        ("leaky_relu", lambda z: torch.where(z > 0, z, 0.01 * z)),
+    ],
+)
+def test_g_is_a_perceptron_of_that_activation(activation, function):
+    network = reward(3, activation=activation)
+    x, t = plans()[:, :3], torch.tensor([0, 3, 3, 9])
+    seen = []
+    hook = network.g.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    rho = network(x, t)
+    hook.remove()
+    z = seen[0][:, 0]
+    assert_close(z[:, :9], x.flatten(1))
+    layers = [layer for layer in network.g if isinstance(layer, torch.nn.Linear)]
+    assert [layer.out_features for layer in layers] == [16, 8, 1]
+    for layer in layers[:-1]:
+        z = function(z @ layer.weight.mT + layer.bias)
+    z = z @ layers[-1].weight.mT + layers[-1].bias
+    assert_close(rho, z[:, 0] * network.unit[t])
 
 
 def test_two_axes_are_plans_of_one_step():
@@ -73,9 +140,10 @@ def test_time_is_measured_in_parts_of_the_whole_diffusion():
     assert_close(coarse(plans(), t), fine(plans(), 2 * t))
 
 
+@pytest.mark.parametrize("options", [{}, {"strided": True}, {"activation": "leaky_relu"}], ids=str)
 @pytest.mark.parametrize("window", [1, 3, 12])
-def test_gradient_is_that_of_finite_differences(window):
-    relative = RelativeReward(reward(window), "score", "x_t")
+def test_gradient_is_that_of_finite_differences(window, options):
+    relative = RelativeReward(reward(window, **options), "score", "x_t")
     x, t, step = plans(2), torch.tensor([1, 8]), 1e-6
     gradient = relative.gradient(x, t)
     numeric = torch.empty_like(x)
@@ -109,13 +177,17 @@ def test_second_derivative_is_finite_on_large_inputs(size):
     assert gradient.isfinite().all()
 
 
-def test_the_network_is_smooth_between_its_layers():
-    """A piecewise-linear activation has no second derivative to train by."""
-    network, x = reward(1), plans(1)[:, :1].requires_grad_()
+def test_the_network_is_smooth_between_its_layers_unless_asked_otherwise():
+    """A piecewise-linear one bends nowhere, though its gradient still trains its weights."""
     t = torch.zeros(1, dtype=torch.long)
-    gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
-    second = torch.autograd.grad(gradient.sum(), x)[0]
-    assert second.abs().min() > 1e-6
+    for activation, bends in (("silu", True), ("leaky_relu", False)):
+        network, x = reward(1, activation=activation), plans(1)[:, :1].requires_grad_()
+        gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
+        weight = torch.autograd.grad(gradient.sum(), network.g[0].weight, retain_graph=True)[0]
+        assert weight.abs().sum() > 0
+        second = torch.autograd.grad(gradient.sum(), x, materialize_grads=True)[0]
+        assert second.abs().min() > 1e-6 if bends else second.eq(0).all()
+    assert torch.equal(reward(1)(x, t), reward(1, activation="silu")(x, t))
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -132,11 +204,24 @@ def test_per_step_gives_each_step_its_windows_value_at_t_0(window):
     assert_close(values.mean(1), network(x, zero).detach())
 
 
-def test_a_horizon_or_a_width_that_does_not_fit_is_named():
-    relative = RelativeReward(reward(5), "score", "x_t")
-    with pytest.raises(InputError, match=r"\(\d+, 12, 3\) is not allowed: .* multiple of 5 "):
+@pytest.mark.parametrize("window", [1, 2, 3, 12])
+def test_per_step_of_a_strided_reward_gives_each_step_its_own_windows_value(window):
+    network, x, count = reward(window, strided=True), plans(), HORIZON // window
+    values = per_step(RelativeReward(network, "score", "x_t"), x[..., 1:], x[..., :1])
+    zero = torch.zeros(len(x), dtype=torch.long)
+    literal = torch.empty(len(x), HORIZON, dtype=torch.float64)
+    for i in range(HORIZON):
+        literal[:, i] = network(x[:, i % count :: count], zero).detach()
+    assert_close(values, literal)
+    assert_close(values.mean(1), network(x, zero).detach())
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_horizon_or_a_width_that_does_not_fit_is_named(strided):
+    relative = RelativeReward(reward(5, strided=strided), "score", "x_t")
+    with pytest.raises(InputError, match=r"^window=5 is not allowed: .* the horizon 12 is needed"):
         per_step(relative, plans()[..., 1:], plans()[..., :1])
-    with pytest.raises(InputError, match=r"plans of width 3 "):
+    with pytest.raises(InputError, match=r"^x_t of shape \(2, 5, 4\) is not .* plans of width 3 "):
         relative(torch.zeros(2, 5, 4), torch.tensor([0, 1]))
 
 

@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 from torch.testing import assert_close
 
+from rrlib import extraction
 from rrlib.errors import InputError
-from rrlib.training import Progress, finish, stream, train
+from rrlib.extraction import Pool
+from rrlib.rewards import WindowReward
+from rrlib.training import Progress, Stack, finish, stream, train
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {"learning_rate": 1e-2, "seed": 3}
@@ -223,3 +227,214 @@ def test_finish_runs_to_the_end_and_prints_nothing_unwatched(capsys):
     run(other, steps=5)
     assert same(module, other)
     assert capsys.readouterr() == ("", "")
+
+
+# Stacks ----------------------------------------------------------------------------------------
+
+K, B = 3, 16
+
+
+class Scaled(nn.Module):
+    """A network whose buffer has a say in what it says; no two seeds agree in anything."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)).double()
+        self.register_buffer("scale", torch.tensor(1.0 + seed, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.inner(x).squeeze(-1) + shift
+
+
+def shares(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """K batches of B points one after another, and a number for each."""
+    x = torch.randn(K * B, 2, generator=generator, dtype=torch.float64)
+    return x, torch.randn(K * B, generator=generator, dtype=torch.float64)
+
+
+def error(module: nn.Module, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return (module(x, shift) - x.prod(1)).square().mean()
+
+
+def share_of(k: int, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(part[k * B : (k + 1) * B] for part in batch)
+
+
+def test_a_stack_says_of_each_share_what_its_member_says():
+    members = [Scaled(k) for k in range(K)]
+    stack, batch = Stack(members), shares(stream(0, 0))
+    assert len(stack) == K
+    alone = [member(*share_of(k, batch)) for k, member in enumerate(members)]
+    assert_close(stack(*batch), torch.cat(alone), rtol=1e-12, atol=1e-12)
+    for k in range(K):  # so that a member in another's place would be seen
+        assert (alone[k] - members[k - 1](*share_of(k, batch))).abs().max() > 0.1
+
+
+def test_a_stack_of_one_is_its_member():
+    batch, member = shares(stream(0, 0)), Scaled(4)
+    assert_close(Stack([member])(*batch), member(*batch), rtol=1e-12, atol=1e-12)
+
+
+def test_members_come_back_as_they_went_in_and_share_nothing_with_the_stack():
+    members = [Scaled(k) for k in range(K)]
+    stack = Stack(members)
+    found = stack.members()
+    for theirs, ours in zip(members, found, strict=True):
+        assert list(theirs.state_dict()) == list(ours.state_dict())
+        for name, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], value), name
+        assert all(p.requires_grad and p.is_leaf for p in ours.parameters())
+    before = stack(*shares(stream(0, 0)))
+    with torch.no_grad():
+        for module in (*members, *found):
+            for value in (*module.parameters(), *module.buffers()):
+                value.add_(1)
+    assert torch.equal(stack(*shares(stream(0, 0))), before)
+
+
+def test_a_stacks_parameters_are_its_members_and_nothing_else():
+    stack = Stack([Scaled(k) for k in range(K)])
+    assert [tuple(p.shape) for p in stack.parameters()] == [(K, 8, 2), (K, 8), (K, 1, 8), (K, 1)]
+    assert list(stack.state_dict()) == [f"weights.{i}" for i in range(4)]
+
+
+def test_gradient_descent_on_a_stack_is_gradient_descent_on_each_member():
+    """The mean over K B rows has 1 / K of each member's own gradient, so K times the rate."""
+    members = [Scaled(k) for k in range(K)]
+    stack = Stack(members)
+    together = torch.optim.SGD(stack.parameters(), lr=0.02 * K)
+    alone = [torch.optim.SGD(member.parameters(), lr=0.02) for member in members]
+    start = [member.inner[0].weight.clone() for member in members]
+    for step in range(20):
+        batch = shares(stream(1, step))
+        together.zero_grad()
+        error(stack, *batch).backward()
+        together.step()
+        for k, (member, optimiser) in enumerate(zip(members, alone, strict=True)):
+            optimiser.zero_grad()
+            error(member, *share_of(k, batch)).backward()
+            optimiser.step()
+    for before, theirs, ours in zip(start, members, stack.members(), strict=True):
+        for name, value in theirs.state_dict().items():
+            assert_close(ours.state_dict()[name], value, rtol=1e-10, atol=1e-12)
+        assert (theirs.inner[0].weight - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("part", "tolerance"),
+    [
+        # A K-th of the loss is the member's very part of the mean: rounding apart, the same Adam.
+        (1 / K, 1e-10),
+        # Its whole loss: Adam divides gradients by their size + eps, and eps = 1e-8 counts K times
+        # against a K-th. With gradients above 1e-3, 30 steps of at most 1e-2 then differ by at
+        # most 30 * 1e-2 * (K - 1) * 1e-8 / 1e-3 = 6e-6.
+        (1.0, 6e-6),
+    ],
+)
+def test_training_a_stack_is_training_each_member_on_its_share(part, tolerance):
+    stack = Stack([Scaled(k) for k in range(K)])
+    options = {"steps": 30, **OPTIONS}
+    progress = list(train(stack, lambda draws: error(stack, *shares(draws)), **options))
+    losses = torch.zeros(30, dtype=torch.float64)
+    for k, ours in enumerate(stack.members()):
+        alone = Scaled(k)
+
+        def loss(generator, k=k, alone=alone):
+            return part * error(alone, *share_of(k, shares(generator)))
+
+        losses += torch.stack([p.loss for p in train(alone, loss, **options)]) / part / K
+        for name, value in alone.state_dict().items():
+            assert_close(ours.state_dict()[name], value, rtol=0, atol=tolerance)
+        assert ours.scale == 1 + k  # a buffer is nobody's to train
+        assert (ours.inner[0].weight - Scaled(k).inner[0].weight).abs().max() > 0.01
+    assert_close(torch.stack([p.loss for p in progress]), losses, rtol=1e-4, atol=0)
+
+
+T = 5
+
+
+def rewards() -> list[WindowReward]:
+    """Rewards of one shape; weights and units tell them apart."""
+    found = []
+    for k in range(K):
+        torch.manual_seed(k)
+        unit = torch.linspace(0.5, 1.5, T, dtype=torch.float64) * (k + 1)
+        found.append(WindowReward(2, 3, unit, hidden=(8, 4)).double())
+    return found
+
+
+def pool(n: int = 50) -> Pool:
+    x, target = torch.randn(2, n, 3, 2, generator=stream(7, 0), dtype=torch.float64)
+    return Pool(x, torch.arange(n) % T, target + x.sin())
+
+
+def test_a_second_derivative_goes_through_a_stack():
+    """L_RRF's own: gradients by the weights of a gradient by x, and by x once more."""
+    members, all_ = rewards(), pool(K * B)
+    stack = Stack(members)
+    ours = extraction.loss(stack, all_.x, all_.t, all_.target)
+    gradients = torch.autograd.grad(ours, list(stack.weights)[:-1])  # the last bias has no say
+    x = all_.x.clone().requires_grad_()
+    first = torch.autograd.grad(stack(x, all_.t).sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), x)[0]
+    losses = []
+    for k, member in enumerate(members):
+        x, t, target = share_of(k, (all_.x, all_.t, all_.target))
+        losses.append(extraction.loss(member, x, t, target))
+        theirs = torch.autograd.grad(losses[k], list(member.parameters())[:-1])
+        for a, b in zip(gradients, theirs, strict=True):
+            assert_close(K * a[k], b, rtol=1e-9, atol=1e-12)
+            assert b.abs().max() > 1e-6
+        x = x.clone().requires_grad_()
+        once = torch.autograd.grad(member(x, t).sum(), x, create_graph=True)[0]
+        twice = torch.autograd.grad(once.square().sum(), x)[0]
+        assert_close(first[k * B : (k + 1) * B], once, rtol=1e-9, atol=1e-12)
+        assert_close(second[k * B : (k + 1) * B], twice, rtol=1e-9, atol=1e-12)
+    assert_close(ours, torch.stack(losses).mean())
+
+
+FIT = {"learning_rate": 1e-2, "seed": 3}
+
+
+def test_fitting_a_stack_is_fitting_each_member_to_its_share_of_the_rows():
+    stack, points = Stack(rewards()), pool()
+    for _ in extraction.fit(stack, points, steps=30, batch=K * B, **FIT):
+        pass
+    scale = points.scale(T)
+    for k, (ours, alone) in enumerate(zip(stack.members(), rewards(), strict=True)):
+
+        def loss(generator, k=k, alone=alone):
+            rows = torch.randint(len(points), (K * B,), generator=generator)[k * B : (k + 1) * B]
+            x = points.x[rows].requires_grad_()
+            gradient = torch.autograd.grad(alone(x, points.t[rows]).sum(), x, create_graph=True)[0]
+            error = (gradient - points.target[rows]) / scale[points.t[rows]][:, None, None]
+            return error.square().sum() / (K * B)
+
+        for _ in train(alone, loss, steps=30, **FIT):
+            pass
+        for name, value in alone.state_dict().items():
+            assert_close(ours.state_dict()[name], value, rtol=0, atol=1e-9)
+        assert (ours.g[0].weight - rewards()[k].g[0].weight).abs().max() > 0.01
+
+
+def test_a_stopped_fit_of_a_stack_goes_on_to_the_same_bytes(tmp_path):
+    def fitted(stack: Stack, stop: int | None, **options) -> tuple[int, list[bytes]]:
+        progress = extraction.fit(stack, pool(), steps=520, batch=K * 2, **FIT, **options)
+        steps = [p.step for p in islice(progress, stop)]
+        assert steps[-1] == (510 if stop else 520)
+        return steps[0], [save(member.state_dict()) for member in stack.members()]
+
+    first, whole = fitted(Stack(rewards()), None)
+    path = tmp_path / "rewards.safetensors"
+    assert fitted(Stack(rewards()), 510, checkpoint=path)[1] != whole
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"step": "500"}
+    other = Stack(rewards())
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.normal_()  # another start
+    next_, resumed = fitted(other, None, checkpoint=path)
+    assert (first, next_) == (1, 501)
+    assert resumed == whole
+    assert len({*whole}) == K
