@@ -98,6 +98,20 @@ def halves(a: GaussianMixture, b: GaussianMixture) -> GaussianMixture:
     )
 
 
+def random_mixture(d: int, k: int, generator: torch.Generator) -> GaussianMixture:
+    """k Gaussians of equal weight and random shape in d dimensions, float64.
+
+    Means are at distance 1.5 from the origin; covariances have random axes and, along these,
+    standard deviations uniform in [0.35, 0.6].
+    """
+    options = {"generator": generator, "dtype": torch.float64}
+    means = torch.nn.functional.normalize(torch.randn(k, d, **options))
+    turns = torch.linalg.qr(torch.randn(k, d, d, **options))[0]
+    deviations = 0.35 + 0.25 * torch.rand(k, 1, d, **options)
+    weights = torch.full((k,), 1 / k, dtype=torch.float64)
+    return GaussianMixture(weights, 1.5 * means, (turns * deviations**2) @ turns.mT)
+
+
 def turned_score(mixture: GaussianMixture, matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """sqrt(abar) A grad log p_t, (x [B, d], abar [B]) -> [B, d]: an error whose effect is known.
 

@@ -23,6 +23,7 @@ from rrlib.sde import (
     halves,
     log_ratio,
     preimage,
+    random_mixture,
     turned_score,
 )
 from rrlib.training import stream
@@ -80,6 +81,17 @@ def test_hessian_is_the_slope_of_the_score(d):
     abar = torch.linspace(0, 1, 32, dtype=torch.float64)
     slope = torch.func.jacrev(lambda x: m.score(x, abar).sum(0))(x).movedim(1, 0)  # [B, d, d]
     assert_close(m.hessian(x, abar), slope, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [2, 64])
+def test_a_random_mixture_has_the_promised_sizes(d):
+    m = random_mixture(d, 3, stream(0, 0))
+    assert_close(m.means.norm(dim=1), torch.full((3,), 1.5).double())
+    assert_close(m.weights, torch.full((3,), 1 / 3).double())
+    deviations = torch.linalg.eigvalsh(m.covariances).sqrt()
+    assert deviations.min() >= 0.35 - 1e-9 and deviations.max() <= 0.6 + 1e-9
+    if d == 64:
+        assert deviations.min() < 0.37 and deviations.max() > 0.58
 
 
 def test_halves_are_the_mean_of_the_two_densities():
