@@ -12,6 +12,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rrlib.denoisers import Denoiser, given
 from rrlib.errors import InputError
@@ -228,6 +229,32 @@ def literal_loss(
     x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
     pool = compare(base, expert, x_t, t).read(base, target, place)
     return loss(network, pool.x, t, pool.target)
+
+
+def discriminator_loss(
+    network: Callable[[Tensor, Tensor], Tensor],
+    base: Denoiser,
+    base_data: Tensor,
+    expert_data: Tensor,
+    n: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Cross-entropy of telling noised expert data from noised base data, [] : a rival estimator.
+
+    With as many of one as of the other, the best logit at (x_t, t) is log p2_t - log p1_t, the
+    relative reward itself, its constant included. It sees samples only; Algorithm 1 sees models.
+
+    Args:
+        network: (x_t, t) -> logit [n] of "expert".
+        base: its schedule noises the samples; the model is not asked.
+        base_data, expert_data: [m, ...] training samples, normalised alike.
+        n: samples drawn, half of them from each side.
+        generator: of the draws.
+    """
+    x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
+    is_expert = torch.arange(n, device=t.device) >= n - n // 2  # the order of `drawn`
+    logits = network(x_t, t)
+    return functional.binary_cross_entropy_with_logits(logits, is_expert.to(logits))
 
 
 def units(base: Denoiser, target: Target) -> Tensor:

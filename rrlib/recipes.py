@@ -7,61 +7,110 @@ Here is what the worlds' recipes share, and the recipe of the world that needs n
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rrlib import denoisers, extraction, store, training, trajectories
+from rrlib import denoisers, extraction, sde, store, training, trajectories
 from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
 from rrlib.extraction import Pool
 from rrlib.rewards import Place, RelativeReward, Target, WindowReward
 from rrlib.sde import GaussianMixture
 from rrlib.trajectories import Normaliser, Trajectories
 
+Method = Literal["algorithm1", "algorithm2", "discriminator"]
+
 
 @dataclass(frozen=True)
 class GaussianReward:
-    """rho extracted from the exact scores of two Gaussian mixtures by Algorithm 1 (chapter 04)."""
+    """rho of two Gaussian mixtures in d dimensions (chapter 04).
+
+    Algorithm 1 and 2 see the exact scores, the discriminator sees samples only.
+    """
 
     base: GaussianMixture
     expert: GaussianMixture
+    method: Method = "algorithm1"
     diffusion_steps: int = 100
-    samples: int = 20_000  # x_0 drawn from each mixture
-    pool: int = 100_000  # comparisons
+    samples: int = 20_000  # x_0 drawn from each mixture; Algorithm 2 needs none
+    pool: int = 100_000  # comparisons; the discriminator draws afresh in each step
     hidden: tuple[int, ...] = (128, 128, 128)
     steps: int = 1_500
-    batch: int = 1_024
-    learning_rate: float = 2e-3
+    batch: int = 512
+    learning_rate: float = 3e-3
     target: Target = "score"
     place: Place = "x_t"
+    error: Tensor | None = None  # A [d, d]: `sde.turned_score` by A is added to the expert's score
     seed: int = 0
 
+    def __post_init__(self):
+        if self.method not in get_args(Method):
+            allowed = " or ".join(map(repr, get_args(Method)))
+            raise InputError(f"method={self.method!r} is not allowed: {allowed} is needed.")
+
     def pair(self) -> tuple[Denoiser, Denoiser]:
-        """The two exact diffusion models."""
+        """The two diffusion models, exact but for the `error`."""
         scheduler = denoisers.cosine_scheduler(self.diffusion_steps, clip=False)
-        return self.base.denoiser(scheduler), self.expert.denoiser(scheduler)
+        base, expert = self.base.denoiser(scheduler), self.expert.denoiser(scheduler)
+        if self.error is None:
+            return base, expert
+        error = sde.turned_score(sde.halves(self.base, self.expert), self.error)
+
+        def score(x: Tensor, abar: Tensor) -> Tensor:
+            return self.expert.score(x, abar) + error(x, abar)
+
+        return base, sde.score_denoiser(score, scheduler)
+
+    def comparisons(self, size: int, seed: int) -> Pool:
+        """A pool of `size` comparisons in float64 (Algorithm 2: of size / T runs of T steps)."""
+        base, expert = self.pair()
+        if self.method == "algorithm2":
+            shape, runs = self.base.means.shape[1:], size // self.diffusion_steps
+            found = extraction.algorithm2(
+                base, expert, shape, runs=runs, seed=seed, dtype=torch.float64
+            )
+        else:
+            found = extraction.algorithm1(
+                base, expert, *self._data(), size=size, seed=seed, batch=20_000
+            )
+        return found.read(base, self.target, self.place)
 
     def make(self, folder: Path, device: str) -> None:
-        """Fill the pool, fit rho, write `reward.safetensors`."""
-        draws = training.stream(self.seed, "data")
-        data = self.base.sample(self.samples, draws), self.expert.sample(self.samples, draws)
-        pool = extraction.algorithm1(
-            *self.pair(),
-            *data,
-            size=self.pool,
-            seed=self.seed,
-            batch=self.samples,
-        ).read(self.pair()[0], self.target, self.place)
+        """Fit rho, write `reward.safetensors`."""
+        network = self._network().to(device)
+        if self.method == "discriminator":
+            self._discriminate(network, folder, device)
+            return
+        pool = self.comparisons(self.pool, self.seed)
         # Targets are differences of nearly equal numbers at large t, hence float64 until here.
         pool = Pool(pool.x.float(), pool.t, pool.target.float()).to(device)
-        fit_reward(self, self._network().to(device), pool, folder, "reward on Gaussians")
+        fit_reward(self, network, pool, folder, "reward on Gaussians")
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
         network = load_network(self._network(), folder / "reward.safetensors", device)
         return RelativeReward(network, self.target, self.place)
+
+    def _data(self) -> tuple[Tensor, Tensor]:
+        draws = training.stream(self.seed, "data")
+        return self.base.sample(self.samples, draws), self.expert.sample(self.samples, draws)
+
+    def _discriminate(self, network: WindowReward, folder: Path, device: str) -> None:
+        base, _ = self.pair()
+        data = [x0.float().to(device) for x0 in self._data()]
+
+        def loss(generator: torch.Generator) -> Tensor:
+            return extraction.discriminator_loss(network, base, *data, self.batch, generator)
+
+        progress = training.train(
+            network, loss, steps=self.steps, learning_rate=self.learning_rate, seed=self.seed
+        )
+        training.finish(progress, "discriminator on Gaussians")
+        save_file(network.state_dict(), folder / "reward.safetensors")
 
     def _network(self) -> WindowReward:
         torch.manual_seed(self.seed)

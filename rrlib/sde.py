@@ -54,15 +54,99 @@ class GaussianMixture:
         logs, scores = self._components(x, abar)
         return (logs.softmax(-1)[..., None] * scores).sum(1)
 
+    def hessian(self, x: Tensor, abar: Tensor) -> Tensor:
+        """The slope of the score, [B, d, d].
+
+        The components' own slopes -S_k^-1 weighted by their responsibilities, plus the covariance
+        of the components' scores under these.
+        """
+        values, vectors = torch.linalg.eigh(self.covariances)
+        variances = abar.reshape(-1, 1, 1) * values + 1 - abar.reshape(-1, 1, 1)  # [B, K, d]
+        logs, scores = self._components(x, abar)
+        shares = logs.softmax(-1)[..., None]  # [B, K, 1]
+        own = torch.einsum("kde,bke,kfe->bdf", vectors, shares / variances, vectors)
+        apart = scores - (shares * scores).sum(1, keepdim=True)
+        return torch.einsum("bkd,bke->bde", shares * apart, apart) - own
+
     def denoiser(self, scheduler: DDPMScheduler) -> Denoiser:
-        """The exact diffusion model of this mixture: x0 = E[x_0 | x_t] by Tweedie's formula."""
+        """The exact diffusion model of this mixture."""
+        return score_denoiser(self.score, scheduler)
 
-        def posterior_mean(x: Tensor, t: Tensor) -> Tensor:
-            abar = scheduler.alphas_cumprod.to(x)[t]
-            noise = 1 - abar[:, None]
-            return (x + noise * self.score(x, abar)) / abar[:, None].sqrt()
 
-        return Denoiser(posterior_mean, scheduler)
+def score_denoiser(score: Callable[[Tensor, Tensor], Tensor], scheduler: DDPMScheduler) -> Denoiser:
+    """The diffusion model with a given score: x0 = E[x_0 | x_t] by Tweedie's formula.
+
+    Args:
+        score: (x [B, d], abar [B]) -> [B, d].
+        scheduler: one whose network predicts x0.
+    """
+
+    def posterior_mean(x: Tensor, t: Tensor) -> Tensor:
+        abar = scheduler.alphas_cumprod.to(x)[t]
+        noise = 1 - abar[:, None]
+        return (x + noise * score(x, abar)) / abar[:, None].sqrt()
+
+    return Denoiser(posterior_mean, scheduler)
+
+
+def halves(a: GaussianMixture, b: GaussianMixture) -> GaussianMixture:
+    """Half a, half b: what Algorithm 1 draws x_0 from."""
+    return GaussianMixture(
+        torch.cat([a.weights, b.weights]) / 2,
+        torch.cat([a.means, b.means]),
+        torch.cat([a.covariances, b.covariances]),
+    )
+
+
+def random_mixture(d: int, k: int, generator: torch.Generator) -> GaussianMixture:
+    """k Gaussians of equal weight and random shape in d dimensions, float64.
+
+    Means are at distance 1.5 from the origin; covariances have random axes and, along these,
+    standard deviations uniform in [0.35, 0.6].
+    """
+    options = {"generator": generator, "dtype": torch.float64}
+    means = torch.nn.functional.normalize(torch.randn(k, d, **options))
+    turns = torch.linalg.qr(torch.randn(k, d, d, **options))[0]
+    deviations = 0.35 + 0.25 * torch.rand(k, 1, d, **options)
+    weights = torch.full((k,), 1 / k, dtype=torch.float64)
+    return GaussianMixture(weights, 1.5 * means, (turns * deviations**2) @ turns.mT)
+
+
+def turned_score(mixture: GaussianMixture, matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """sqrt(abar) A grad log p_t, (x [B, d], abar [B]) -> [B, d]: an error whose effect is known.
+
+    If A [d, d] is antisymmetric, p_t A grad log p_t = A grad p_t has no divergence, so the field is
+    orthogonal to every gradient in L2(p_t). If A = I it is the gradient of sqrt(abar) log p_t.
+    """
+    return lambda x, abar: abar.sqrt()[:, None] * mixture.score(x, abar) @ matrix.T
+
+
+def preimage(
+    mixture: GaussianMixture, y: Tensor, abar: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x with mu(x) = y, [B, d], and the slope of mu there, [B, d, d], for the exact model's mean.
+
+    With before = abar_{t-1} < 1, mu = (x + beta grad log p_t) / sqrt(alpha) is the gradient of a
+    strictly convex function, so there is one x. Newton's method, no step longer than 1.
+
+    Args:
+        mixture: of x_0.
+        y: values of the mean, [B, d].
+        abar, before: alpha-bar at t and at t - 1, [].
+
+    Raises:
+        ArithmeticError: no convergence in 100 steps.
+    """
+    alpha, unit, abars = abar / before, torch.eye(y.shape[1]).to(y), abar.expand(len(y))
+    x = y.clone()
+    for _ in range(100):
+        slope = (unit + (1 - alpha) * mixture.hessian(x, abars)) / alpha.sqrt()
+        miss = (x + (1 - alpha) * mixture.score(x, abars)) / alpha.sqrt() - y
+        if miss.abs().max() < 1e-11:
+            return x, slope
+        step = torch.linalg.solve(slope, miss[..., None]).squeeze(-1)
+        x = x - step / step.norm(dim=1, keepdim=True).clamp(min=1)
+    raise ArithmeticError(f"mu(x) = y is not solved: {float(miss.abs().max()):.1e} is left")
 
 
 def log_ratio(base: GaussianMixture, expert: GaussianMixture, x: Tensor, abar: Tensor) -> Tensor:

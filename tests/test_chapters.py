@@ -47,7 +47,12 @@ BAD = {
         ("pool", "0", "at least"),
         ("steps", "-1", "at least"),
     ],
-    "04_gaussians": [*COMMON, ("steps", "-1", "at least"), ("weight", "-1.0", "number")],
+    "04_gaussians": [
+        *COMMON,
+        ("steps", "-1", "at least"),
+        ("sweep_steps", "0", "at least"),
+        ("weight", "-1.0", "number"),
+    ],
     "05_maze_data": [*COMMON, *MAZE],
     "06_maze_rewards": [*COMMON, *MAZE, ("reward_steps", "-1", "at least")],
 }

@@ -13,7 +13,7 @@ from rrlib.denoisers import Denoiser, cosine_scheduler
 from rrlib.errors import InputError
 from rrlib.extraction import Comparisons, Pool
 from rrlib.rewards import RelativeReward, WindowReward
-from rrlib.sde import GaussianMixture
+from rrlib.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
 
 STEPS = 20
@@ -516,3 +516,37 @@ def test_algorithm2_names_a_number_of_runs_that_cannot_be_halved(runs):
     base = gaussian((0, 0)).denoiser(cosine_scheduler(STEPS, False))
     with pytest.raises(InputError, match=f"runs={runs} is not allowed: an even number"):
         extraction.algorithm2(base, base, (2,), runs=runs, seed=0)
+
+
+# The rival
+
+
+def test_the_discriminators_loss_is_the_mean_cross_entropy():
+    base, _ = plan_pair()
+    network, data = reward(3), (plans(9, 3), plans(5, 4))
+    ours = extraction.discriminator_loss(network, base, *data, 7, stream(6, 0))
+    generator = stream(6, 0)
+    x_t, t = extraction.noised(base, extraction.drawn(*data, 7, generator), generator)
+    share = network(x_t, t).sigmoid()  # of "expert"; the last 3 of 7 are the expert's
+    literal = -torch.cat([(1 - share[:4]).log(), share[4:].log()]).mean()
+    assert_close(ours, literal, rtol=1e-6, atol=1e-9)
+
+
+def test_the_log_ratio_has_the_least_cross_entropy():
+    base, _ = pair()
+    data = (
+        gaussian((-1, 0)).sample(50_000, stream(0, 0)),
+        gaussian((1, 0)).sample(50_000, stream(0, 1)),
+    )
+    abar = base.scheduler.alphas_cumprod.double()
+
+    def truth(x, t):
+        return log_ratio(gaussian((-1, 0)), gaussian((1, 0)), x, abar[t])
+
+    def entropy(logit):
+        return float(extraction.discriminator_loss(logit, base, *data, 100_000, stream(1, 0)))
+
+    best = entropy(truth)
+    for worse in (lambda x, t: 1.2 * truth(x, t), lambda x, t: 0.8 * truth(x, t),
+                  lambda x, t: truth(x, t) + 0.3, lambda x, t: -truth(x, t)):  # fmt: skip
+        assert entropy(worse) > best

@@ -59,6 +59,58 @@ def test_a_key_knows_the_code_behind_it(monkeypatch):
     assert store.key(recipe) != before
 
 
+def two_gaussians() -> tuple[sde.GaussianMixture, sde.GaussianMixture]:
+    one, unit = torch.ones(1).double(), torch.eye(3)[None].double()
+    return tuple(
+        sde.GaussianMixture(one, torch.tensor([[side, 0.0, 0.0]]).double(), 0.5 * unit)
+        for side in (-1.0, 1.0)
+    )
+
+
+SMALL = {"diffusion_steps": 10, "samples": 500, "pool": 2000, "hidden": (16,), "batch": 64}
+
+
+@pytest.mark.parametrize("method", ["algorithm1", "algorithm2", "discriminator"])
+def test_every_method_learns_which_side_is_the_experts(method):
+    recipe = recipes.GaussianReward(*two_gaussians(), method=method, steps=150, **SMALL)
+    reward = store.obtain(recipe)
+    x, t = torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]]), torch.full((2,), 3)
+    low, high = reward(x, t).tolist()
+    assert high > low + 1
+    assert_close(store.obtain(recipe)(x, t), reward(x, t), rtol=0, atol=0)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(InputError, match=r"^method='guess' is not allowed: 'algorithm1' or"):
+        recipes.GaussianReward(*two_gaussians(), method="guess")
+
+
+def test_an_error_is_added_to_the_experts_score_alone():
+    base, expert = two_gaussians()
+    matrix = torch.tensor([[0.0, -2, 0], [2, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    plain = recipes.GaussianReward(base, expert, **SMALL)
+    flawed = recipes.GaussianReward(base, expert, error=matrix, **SMALL)
+    assert store.key(plain) != store.key(flawed)
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.arange(10)
+    ours, theirs = flawed.pair(), plain.pair()
+    assert_close(ours[0].score(x, t), theirs[0].score(x, t))
+    abar = ours[0].scheduler.alphas_cumprod.double()[t]
+    half = sde.halves(base, expert).score(x, abar)
+    added = abar.sqrt()[:, None] * torch.stack([-2 * half[:, 1], 2 * half[:, 0], 0 * half[:, 0]], 1)
+    assert_close(ours[1].score(x, t) - theirs[1].score(x, t), added, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["algorithm1", "algorithm2"])
+def test_comparisons_are_of_the_recipes_own_pair(method):
+    recipe = recipes.GaussianReward(*two_gaussians(), method=method, target="mean", **SMALL)
+    pool = recipe.comparisons(400, seed=5)
+    assert len(pool) == 400 and pool.target.dtype == torch.float64
+    base, expert = recipe.pair()
+    again = extraction.compare(base, expert, pool.x, pool.t).read(base, "mean", "x_t")
+    assert_close(pool.target, again.target)
+
+
 def with_(**changes):
     return SimpleNamespace(**{**vars(TINY), **changes})
 

@@ -20,7 +20,11 @@ from rrlib.sde import (
     coarsen,
     coupled,
     euler_law,
+    halves,
     log_ratio,
+    preimage,
+    random_mixture,
+    turned_score,
 )
 from rrlib.training import stream
 
@@ -69,6 +73,81 @@ def test_score_is_the_gradient_of_log_prob(d):
     abar = torch.linspace(0, 1, 64, dtype=torch.float64)
     gradient = torch.autograd.grad(m.log_prob(x, abar).sum(), x)[0]
     assert_close(m.score(x, abar), gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_hessian_is_the_slope_of_the_score(d):
+    m, x = mixture(d=d), points(32, d)
+    abar = torch.linspace(0, 1, 32, dtype=torch.float64)
+    slope = torch.func.jacrev(lambda x: m.score(x, abar).sum(0))(x).movedim(1, 0)  # [B, d, d]
+    assert_close(m.hessian(x, abar), slope, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [2, 64])
+def test_a_random_mixture_has_the_promised_sizes(d):
+    m = random_mixture(d, 3, stream(0, 0))
+    assert_close(m.means.norm(dim=1), torch.full((3,), 1.5).double())
+    assert_close(m.weights, torch.full((3,), 1 / 3).double())
+    deviations = torch.linalg.eigvalsh(m.covariances).sqrt()
+    assert deviations.min() >= 0.35 - 1e-9 and deviations.max() <= 0.6 + 1e-9
+    if d == 64:
+        assert deviations.min() < 0.37 and deviations.max() > 0.58
+
+
+def test_halves_are_the_mean_of_the_two_densities():
+    a, b, x = mixture(0), mixture(1, k=2), points(20)
+    abar = torch.full((20,), 0.8, dtype=torch.float64)
+    ours = halves(a, b).log_prob(x, abar).exp()
+    assert_close(ours, (a.log_prob(x, abar).exp() + b.log_prob(x, abar).exp()) / 2)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_an_antisymmetric_turn_of_the_score_carries_no_probability(d):
+    """div(p A grad log p) = 0, by automatic differentiation at each point."""
+    m, abar = mixture(d=d), torch.tensor([0.7], dtype=torch.float64)
+    matrix = torch.randn(d, d, generator=stream(2, 0), dtype=torch.float64)
+
+    def divergence(matrix, point):
+        field = turned_score(m, matrix)
+
+        def flux(point):
+            return m.log_prob(point[None], abar).exp() * field(point[None], abar)[0]
+
+        return torch.func.jacrev(flux)(point).trace()
+
+    for point in points(10, d) / 4:
+        assert_close(divergence(matrix - matrix.T, point), torch.zeros(()).double(), atol=1e-12,
+                     rtol=0)  # fmt: skip
+        assert divergence(matrix + matrix.T, point).abs() > 1e-6
+
+
+def test_an_unturned_score_is_the_gradient_of_its_potential():
+    m, x = mixture(), points(20).requires_grad_()
+    abar = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    potential = abar.sqrt() * m.log_prob(x, abar)
+    ours = turned_score(m, torch.eye(2, dtype=torch.float64))(x, abar)
+    assert_close(ours, torch.autograd.grad(potential.sum(), x)[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("step", [1, 5, 18])
+def test_preimage_inverts_the_mean_of_the_denoiser(step):
+    m, scheduler = mixture(), cosine_scheduler(20, clip=False)
+    base, x = m.denoiser(scheduler), points(30)
+    t, abar = torch.full((30,), step), scheduler.alphas_cumprod.double()
+    y = base.mean(x, t)
+    back, slope = preimage(m, y, abar[step], abar[step - 1])
+    assert_close(base.mean(back, t), y, rtol=0, atol=1e-10)
+    assert_close(back, x, rtol=0, atol=1e-6)
+    known = torch.func.jacrev(lambda x: base.mean(x, t).sum(0))(x).movedim(1, 0)
+    assert_close(slope, known, rtol=1e-5, atol=1e-6)
+
+
+def test_preimage_says_that_a_mean_is_out_of_reach():
+    """Without noise left (before = 1) the mean of a single point's data is that point alone."""
+    one = torch.ones(1, dtype=torch.float64)
+    m = GaussianMixture(one, torch.zeros(1, 2).double(), 1e-6 * torch.eye(2)[None].double())
+    with pytest.raises(ArithmeticError, match="is left"):
+        preimage(m, 100 * torch.ones(3, 2).double(), one[0] / 2, one[0])
 
 
 def test_score_is_finite_far_from_every_component():
