@@ -271,6 +271,20 @@ def units(base: Denoiser, target: Target) -> Tensor:
     return base.abar(t, like).sqrt() * factor
 
 
+def displacement_units(base: Denoiser, target: Target) -> Tensor:
+    """What a unit of the network's output is worth at each t, [T], if both x0 hardly depend on t.
+
+    Learned models tell small noise from none at all t alike: where an expert has never been, its x0
+    lies where it would rather be, however little noise there is. Then the difference of x0 stays
+    the same, and the target is that difference times a number per t, this unit: for means
+    beta_t sqrt(abar_{t-1}) / (1 - abar_t), for scores sqrt(abar_t) / (1 - abar_t).
+    """
+    t = torch.arange(base.steps)
+    one, none = torch.ones(base.steps), torch.zeros(base.steps)
+    read = base.mean_from_x0 if target == "mean" else base.score_from_x0
+    return read(one, none, t)
+
+
 def fit(
     network: nn.Module,
     pool: Pool,

@@ -1,7 +1,7 @@
 """Recipes of Maze2D: data, diffusion models, rewards. Defaults are the quick profile."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ from rrlib.trajectories import Normaliser, Trajectories
 
 # Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
 LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
+FRESH, FRESH_SEED = 300, 1_000_000  # trajectories that nothing is trained on, and their seeds
 SHAPE = ("channels", "patch", "diffusion_steps", "batch", "learning_rate")  # of base and expert
 
 
@@ -116,10 +117,12 @@ class MazeDiffuser:
     seed: int = 0
 
     def split(self) -> Split:
-        """Its plans: 10 % of the trajectories are held out (the paper's share)."""
-        normaliser = Normaliser.fit(store.obtain(self.ruler))
-        train, held_out = trajectories.split(store.obtain(self.data), 0.1, self.seed)
-        return Split(train, held_out, normaliser, self.horizon)
+        """Its plans; held out are fresh trajectories, or the paper's tenth of a file's."""
+        normaliser, train = Normaliser.fit(store.obtain(self.ruler)), store.obtain(self.data)
+        if isinstance(self.data, MazeData):
+            fresh = replace(self.data, episodes=FRESH, seed=self.data.seed + FRESH_SEED)
+            return Split(train, store.obtain(fresh), normaliser, self.horizon)
+        return Split(*trajectories.split(train, 0.1, self.seed), normaliser, self.horizon)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network and write `denoiser.safetensors`."""
@@ -229,7 +232,7 @@ class MazeRewards:
         return [RelativeReward(network, self.target, self.place) for network in networks]
 
     def _network(self, seed: int) -> WindowReward:
-        unit = extraction.units(self.pool.base.blank("cpu"), self.target)
+        unit = extraction.displacement_units(self.pool.base.blank("cpu"), self.target)
         torch.manual_seed(seed)  # after `blank`, which sets a seed of its own
         shape = OBSERVATION + ACTION, self.window, unit, self.hidden
         return WindowReward(*shape, self.strided, self.activation)

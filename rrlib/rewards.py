@@ -1,5 +1,6 @@
 """Reward networks: rho(x_t, t), and the reward of a single step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -121,6 +122,38 @@ class RelativeReward:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self(x, t).sum(), x)[0]
+
+
+class WeightedSum(nn.Module):
+    """sum_k w_k rho_k(x_t, t), [B], of several reward networks."""
+
+    def __init__(self, networks: Sequence[nn.Module], weights: Sequence[float]):
+        super().__init__()
+        self.networks, self.weights = nn.ModuleList(networks), tuple(weights)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The sum, [B], for x_t [B, ...] and t [B]."""
+        parts = zip(self.weights, self.networks, strict=True)
+        return sum(weight * network(x_t, t) for weight, network in parts)
+
+
+def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> RelativeReward:
+    """The reward that is a weighted sum of others: log ratios add, so behaviours combine.
+
+    Args:
+        rewards: of one base, one target and one place.
+        weights: one for each; a negative one steers away.
+
+    Raises:
+        InputError: another number of weights than rewards, or rewards of two targets or places.
+    """
+    kinds = {(reward.target, reward.place) for reward in rewards}
+    if len(kinds) != 1 or len(weights) != len(rewards):
+        raise InputError(
+            f"rewards: {len(rewards)} of kinds {sorted(kinds)} with {len(weights)} weights are not "
+            "allowed: rewards of one target and one place, and a weight for each, are needed."
+        )
+    return RelativeReward(WeightedSum([r.network for r in rewards], weights), *kinds.pop())
 
 
 def per_step(reward: RelativeReward, states: Tensor, actions: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
-from rrlib.rewards import RelativeReward, WindowReward, per_step, windows
+from rrlib.rewards import RelativeReward, WindowReward, compose, per_step, windows
 from rrlib.training import stream
 
 WIDTH, HORIZON = 3, 12
@@ -231,3 +231,22 @@ def test_the_units_are_saved_with_the_weights():
     other.load_state_dict(state)
     t = torch.tensor([0, 3, 3, 9])
     assert_close(other(plans(), t), reward(3)(plans(), t))
+
+
+def test_composed_rewards_and_gradients_add_up():
+    one, two = (RelativeReward(reward(window), "mean", "mu_base") for window in (3, 4))
+    both, x, t = compose([one, two], [2.0, -0.5]), plans(), torch.tensor([0, 3, 3, 9])
+    assert (both.target, both.place) == ("mean", "mu_base")
+    assert_close(both(x, t), 2 * one(x, t) - 0.5 * two(x, t))
+    assert_close(both.gradient(x, t), 2 * one.gradient(x, t) - 0.5 * two.gradient(x, t))
+
+
+def test_rewards_of_two_kinds_or_too_few_weights_are_refused():
+    one, two = (
+        RelativeReward(reward(3), "mean", "x_t"),
+        RelativeReward(reward(3), "mean", "mu_base"),
+    )
+    with pytest.raises(InputError, match=r"^rewards: 2 of kinds .* with 2 weights are not allowed"):
+        compose([one, two], [1.0, 1.0])
+    with pytest.raises(InputError, match=r"^rewards: 2 of kinds .* with 1 weights are not allowed"):
+        compose([one, one], [1.0])
