@@ -35,6 +35,8 @@ MAZE = [
     ("goal", "somewhere", "goal"),
     ("horizon", "33", "multiple of|divisible"),
     ("horizon", "0", "horizon"),
+    ("horizon", "36", "multiple of 16"),
+    ("size", "huge", "small, medium, paper"),
     ("diffuser_steps", "-1", "at least"),
     ("episodes", "0", "at least|from"),
 ]
@@ -54,7 +56,20 @@ BAD = {
         ("weight", "-1.0", "number"),
     ],
     "05_maze_data": [*COMMON, *MAZE],
-    "06_maze_rewards": [*COMMON, *MAZE, ("reward_steps", "-1", "at least")],
+    "06_maze_rewards": [
+        *COMMON,
+        *MAZE,
+        ("reward_steps", "-1", "at least"),
+        ("n_seeds", "0", "from 1"),
+    ],
+    "13_using_rewards": [
+        *COMMON,
+        ("maze", "spiral", "open, umaze, medium, large"),
+        ("n_goals", "1", "from 2"),
+        ("horizon", "36", "multiple of 16"),
+        ("size", "huge", "small, medium, paper"),
+        ("balls", "1", "at least"),
+    ],
 }
 READS_DATASETS = ("05_maze_data", "06_maze_rewards")
 
