@@ -49,12 +49,12 @@ def drive(
 ) -> np.ndarray:
     """Let `planner` drive n balls in PointMaze's own physics; their positions [n, steps, 2], x y.
 
-    The ball is pushed by the plan's own action and by a controller that holds it to the plan's
-    position and velocity; after `every` steps there is a new plan from where it is.
+    The ball is pushed by the plan's own action and by a controller that holds it to where the plan
+    has it at that step; after `every` steps there is a new plan from where it is.
 
     Args:
         world: the maze.
-        planner: normalised observations [n, 4] -> normalised plans [n, H, 6], H > every.
+        planner: normalised observations [n, 4] -> normalised plans [n, H, 6], H >= every.
         normaliser: of the planner's plans.
         starts: positions at rest in cell units, [n, 2].
         steps: of an episode, 0.01 s each.
@@ -71,11 +71,9 @@ def drive(
             row = np.concatenate([np.zeros((n, maze.ACTION)), states], 1)[:, None]
             first = normaliser.normalise(row.astype(np.float32))[:, 0, maze.ACTION :]
             plans = normaliser.denormalise(planner(torch.from_numpy(first)).numpy())
-        ahead = plans[:, k + 1, maze.ACTION :]  # where the plan is after this step
-        push = plans[:, k, : maze.ACTION]
-        push = (
-            push + stiff * (ahead[:, :2] - states[:, :2]) + damped * (ahead[:, 2:] - states[:, 2:])
-        )
+        push, wanted = plans[:, k, : maze.ACTION], plans[:, k, maze.ACTION :]
+        push = push + stiff * (wanted[:, :2] - states[:, :2])
+        push = push + damped * (wanted[:, 2:] - states[:, 2:])
         states, accelerations = maze.step(world, states, push, accelerations)
         positions[:, step] = states[:, :2]
     return positions

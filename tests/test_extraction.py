@@ -445,6 +445,17 @@ def test_in_units_the_difference_of_unit_gaussians_is_the_same_at_every_t(target
     assert_close(difference / units, torch.full_like(difference, 2), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_in_displacement_units_a_difference_of_x0_is_the_same_at_every_t(target):
+    base, expert = plan_pair()
+    found = extraction.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+    pool = found.read(base, target, "x_t")
+    unit = extraction.displacement_units(base, target).double()
+    expected = (found.expert - found.base) * unit[:, None, None]
+    assert_close(pool.target, expected, rtol=1e-4, atol=1e-6)
+    assert (unit > 0).all()
+
+
 def other_length() -> DDPMScheduler:
     return cosine_scheduler(STEPS + 1, clip=False)
 

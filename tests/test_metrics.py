@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GroupShuffleSplit
@@ -154,7 +155,7 @@ def test_separability_is_scikit_learns_on_the_same_split(seed):
         halves.append(next(splitter.split(values, groups=groups)))
     x, y = np.concatenate([base, expert])[:, None], np.repeat([0, 1], [len(base), len(expert)])
     fit, test = (np.concatenate([halves[0][i], len(base) + halves[1][i]]) for i in (0, 1))
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=np.inf, class_weight="balanced"))
     model.fit(x[fit], y[fit])
     result = metrics.separability(base, expert, base_trajectory, expert_trajectory, seed)
     accuracy = balanced_accuracy_score(y[test], model.predict(x[test]))
@@ -221,3 +222,40 @@ def test_sliced_wasserstein_of_a_stretch_is_the_difference_of_deviations():
     scale = np.sqrt((a**2).sum(1).mean() / 3)
     assert metrics.sliced_wasserstein(a, 3 * a) == pytest.approx(2 * scale, rel=0.03)
     assert metrics.sliced_wasserstein(a, a[::-1]) == 0
+
+
+def test_log_visit_ratio_is_that_of_the_shares_bin_by_bin():
+    rng = np.random.default_rng(0)
+    base, expert = rng.uniform(-0.5, 1.5, (4000, 2)), rng.uniform(-0.5, 0.5, (500, 2))
+    ratio = metrics.log_visit_ratio(base, expert, (2, 2), smoothing=0)
+    assert ratio.shape == (20, 20)
+    for i, j in ((0, 0), (3, 7), (9, 9), (4, 15), (18, 2)):
+        low = np.array((i, j)) / 10 - 0.5
+        inside = [((c >= low) & (c < low + 0.1)).all(1).mean() for c in (base, expert)]
+        if min(inside) == 0:
+            assert np.isnan(ratio[i, j])
+        else:
+            assert ratio[i, j] == pytest.approx(np.log(inside[1] / inside[0]))
+    assert np.isnan(ratio[10:]).all() and np.isfinite(ratio[:10, :10]).mean() > 0.9
+
+
+def test_rank_correlation_asks_only_bins_that_both_know():
+    a = np.array([[1.0, 2.0, 3.0], [np.nan, 5.0, 4.0]])
+    b = np.array([[10.0, 20.0, np.nan], [7.0, 50.0, 45.0]])
+    assert metrics.rank_correlation(a, b) == pytest.approx(1)
+    assert metrics.rank_correlation(a, -b) == pytest.approx(-1)
+
+
+def test_mean_interval_is_students(seed=3):
+    values = np.random.default_rng(seed).normal(size=7)
+    low, high = metrics.mean_interval(values)
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high))
+    assert metrics.mean_interval([2.0]) == (2.0, 2.0)
+
+
+def test_separability_does_not_depend_on_the_unit_of_the_reward():
+    base, expert, *trajectories = two_kinds(2.0)
+    ours = metrics.separability(base, expert, *trajectories, seed=0)
+    scaled = metrics.separability(1e4 * base, 1e4 * expert, *trajectories, seed=0)
+    assert scaled.accuracy == pytest.approx(ours.accuracy)

@@ -66,6 +66,8 @@ def test_a_second_check_in_one_kernel_ignores_what_the_chapter_defined():
         (rules.real(0), float("nan"), "a number of at least 0"),
         (rules.real(0), float("inf"), "a number of at least 0"),
         (rules.real(0), False, "a number of at least 0"),
+        (rules.one_of("a", "b"), "c", "one of a, b"),
+        (rules.one_of("a", "b"), "a,b", "one of a, b"),
         (rules.several_of("a", "b"), "", "one or more of a, b, separated by commas, each once,"),
         (rules.several_of("a", "b"), "a,a", "one or more of a, b, separated by commas, each once,"),
         (rules.several_of("a", "b"), "a,c", "one or more of a, b, separated by commas, each once,"),

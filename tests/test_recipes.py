@@ -258,7 +258,7 @@ def test_a_reward_is_fitted_to_its_pool_as_it_was_asked_to_be(options):
     assert (reward.target, reward.place) == (target, place)
     assert reward.network.strided == strided
     base = store.obtain(recipe.pool.base)
-    unit = extraction.units(base, target)
+    unit = extraction.displacement_units(base, target)
     torch.manual_seed(3)
     network = rewards.WindowReward(6, options["window"], unit, (8, 4), strided, activation)
     start = network.g[0].weight.clone()
@@ -273,18 +273,25 @@ def test_a_reward_is_fitted_to_its_pool_as_it_was_asked_to_be(options):
     assert_close(reward(x, t), network(x, t), rtol=1e-3, atol=1e-5)
 
 
-def test_a_file_in_place_of_the_base_data_gives_the_same_numbers(tmp_path):
+def test_a_file_in_place_of_the_base_data_is_trained_on_wherever_it_lies(tmp_path):
     own = maze_recipes.experiments(TINY)[0].base
-    path = tmp_path / "maze.hdf5"
-    trajectories.write_hdf5(path, store.obtain(own.data))
-    given = maze_recipes.experiments(with_(dataset_path=str(path)))[0].base
-    assert isinstance(given.data, maze_recipes.MazeFile)
-    for mine, theirs in zip(
-        store.obtain(own).network.parameters(),
-        store.obtain(given).network.parameters(),
-        strict=True,
-    ):
-        assert_close(mine, theirs, rtol=0, atol=0)
+    keys = []
+    for name in ("maze.hdf5", "moved.hdf5"):
+        path = tmp_path / name
+        trajectories.write_hdf5(path, store.obtain(own.data))
+        given = maze_recipes.experiments(with_(dataset_path=str(path)))[0].base
+        assert isinstance(given.data, maze_recipes.MazeFile)
+        keys.append(store.key(given))
+    assert keys[0] == keys[1]
+    start = given.blank("cpu").network.parameters()
+    moved = [
+        (a - b).abs().max()
+        for a, b in zip(store.obtain(given).network.parameters(), start, strict=True)
+    ]
+    assert max(moved) > 1e-4
+    ours, theirs = own.split().normaliser, given.split().normaliser
+    assert_close(ours.low, theirs.low, rtol=0, atol=0)
+    assert_close(ours.high, theirs.high, rtol=0, atol=0)
 
 
 def test_a_file_of_another_maze_is_refused(tmp_path):
@@ -355,3 +362,34 @@ def test_two_processes_share_a_list_and_make_each_once(tmp_path):
     pair = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in "12"]
     counts = [int(process.communicate()[0]) for process in pair]
     assert sum(counts) == 4 and min(counts) >= 1
+
+
+def test_the_papers_sizes_are_those_of_tables_2_and_3():
+    for name in ("open", "umaze", "medium", "large"):
+        size = maze_recipes.sizes("paper", name)
+        assert (size.window, size.hidden) == ((64, (32,)) if name == "open" else (4, (128, 64, 32)))
+        assert (size.diffusion_steps, size.reward_batch, size.reward_rate) == (100, 256, 5e-5)
+        assert (size.channels, size.patch, size.from_base) == ((32, 128, 256), 1, False)
+    e = maze_recipes.experiments(with_(maze=("open",), horizon=256, size="paper"), n_seeds=2)[0]
+    assert e.expert.start is None and e.expert.steps == e.base.steps
+    assert (e.rewards.window, e.rewards.seeds) == (64, (0, 1))
+
+
+@pytest.mark.parametrize(("size", "horizon", "factor"), [("small", 36, 16), ("medium", 96, 64)])
+def test_a_horizon_that_windows_do_not_fill_is_refused(size, horizon, factor):
+    with pytest.raises(
+        InputError, match=rf"^horizon={horizon} is not allowed: a multiple of {factor}"
+    ):
+        maze_recipes.experiments(with_(size=size, horizon=horizon))
+
+
+def test_plans_held_out_are_of_fresh_trajectories_or_of_a_files_tenth(tmp_path):
+    own = maze_recipes.experiments(TINY)[0].expert
+    split = own.split()
+    assert split.train.n_episodes == 20 and split.held_out.n_episodes == maze_recipes.FRESH
+    goals = {tuple(goal) for goal in split.held_out.goals.round(3).tolist()}
+    assert len(goals) == 1  # the same behaviour
+    path = tmp_path / "maze.hdf5"
+    trajectories.write_hdf5(path, store.obtain(own.ruler))
+    split = maze_recipes.experiments(with_(dataset_path=str(path)))[0].base.split()
+    assert (split.train.n_episodes, split.held_out.n_episodes) == (18, 2)

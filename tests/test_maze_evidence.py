@@ -1,0 +1,80 @@
+"""Evidence of a reward that is known: high at the goal, low elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from rrlib import maze, maze_evidence, metrics
+from rrlib.rewards import RelativeReward
+from rrlib.trajectories import Normaliser
+
+GOAL, HORIZON = (1.0, 4.0), 8
+
+
+class Near(nn.Module):
+    """g of a window of one step: minus the distance to the goal, times a sign."""
+
+    window, strided = 1, False
+
+    def __init__(self, sign: float, goal: np.ndarray):
+        super().__init__()
+        self.sign, self.goal = sign, torch.from_numpy(goal).float()
+
+    def per_window(self, x, t):
+        return -self.sign * (x[..., 2:4] - self.goal).norm(dim=-1)
+
+    def forward(self, x, t):
+        return self.per_window(x, t).mean(1)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return maze.load("open")
+
+
+def sample(world, goal, n=600):
+    """Plans at rest: the base's anywhere, the expert's around the goal; one trajectory each."""
+    rng = np.random.default_rng(0)
+    cells = world.sample(n, rng)
+    if goal:
+        cells = np.array(goal) + 0.15 * rng.standard_normal((n, 2))
+    plans = np.zeros((n, HORIZON, 6), np.float32)
+    plans[..., 2:4] = world.to_xy(cells)[:, None]
+    one = Normaliser(-np.ones(6, np.float32), np.ones(6, np.float32))
+    return maze_evidence.Sample.of(world, one, (torch.from_numpy(plans), np.arange(n)))
+
+
+def judged(world, sign):
+    reward = RelativeReward(Near(sign, world.to_xy(GOAL)), "mean", "mu_base")
+    base, expert = sample(world, None), sample(world, GOAL)
+    return maze_evidence.judge(world, GOAL, reward, base, expert, seed=0), reward, base, expert
+
+
+def test_a_reward_of_the_goal_is_found_there_and_tells_the_expert(world):
+    evidence, reward, base, expert = judged(world, 1.0)
+    assert evidence.distance < 0.35
+    assert evidence.distance == pytest.approx(np.hypot(*np.subtract(evidence.peak, GOAL)))
+    assert evidence.accuracy > 0.9
+    rho = [maze_evidence.plan_rewards(reward, s.plans) for s in (base, expert)]
+    truth = np.repeat([0, 1], [len(part) for part in rho])
+    assert evidence.auc == pytest.approx(roc_auc_score(truth, np.concatenate(rho)), abs=0.03)
+    visits = metrics.log_visit_ratio(
+        base.cells.reshape(-1, 2), expert.cells.reshape(-1, 2), world.walls.shape
+    )
+    both = np.isfinite(visits) & np.isfinite(evidence.heat)
+    literal = spearmanr(evidence.heat[both], visits[both]).statistic
+    assert evidence.correlation == pytest.approx(literal) and literal > 0.5
+
+
+def test_the_same_reward_turned_round_fails_in_every_number(world):
+    evidence, *_ = judged(world, -1.0)
+    assert evidence.distance > 1.5 and evidence.auc < 0.1 and evidence.correlation < -0.5
+
+
+def test_cells_are_those_of_the_plans(world):
+    expert = sample(world, GOAL, 5)
+    assert expert.cells.shape == (5, HORIZON, 2)
+    assert np.allclose(world.to_xy(expert.cells), expert.plans[..., 2:4].numpy(), atol=1e-5)

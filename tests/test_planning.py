@@ -1,0 +1,101 @@
+"""Plans carried out, against trajectories that were recorded."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rrlib import maze, planning
+from rrlib.denoisers import Denoiser, PlanNetwork, cosine_scheduler
+from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.training import stream
+from rrlib.trajectories import Normaliser
+
+EPISODES, LENGTH = 5, 49
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """A maze, its normaliser, and plans [5, 49, 6] that the way-point controller drove."""
+    world = maze.load("open")
+    made = maze.make_trajectories(world, EPISODES, LENGTH, goal=(3.0, 5.0), seed=1)
+    plans = np.concatenate([made.actions, made.observations], 1).reshape(EPISODES, LENGTH, 6)
+    return world, Normaliser.fit(made), plans
+
+
+@pytest.mark.parametrize("every", [1, 16, 48])
+def test_a_ball_follows_a_plan_that_physics_allows(recorded, every):
+    world, normaliser, plans = recorded
+    asked = []
+
+    def planner(first):
+        start = len(asked) * every
+        asked.append(first)
+        rest = np.concatenate([plans[:, start:], plans[:, -1:].repeat(start, 1)], 1)
+        return torch.from_numpy(normaliser.normalise(rest))
+
+    starts = world.to_cells(plans[:, 0, 2:4])
+    positions = planning.drive(world, planner, normaliser, starts, LENGTH - 1, every)
+    assert len(asked) == -(-(LENGTH - 1) // every)
+    assert np.abs(positions - plans[:, 1:, 2:4]).max() < 2e-3
+
+
+def test_the_planner_is_told_where_the_ball_is(recorded):
+    world, normaliser, plans = recorded
+    told = []
+
+    def planner(first):
+        told.append(first)
+        return torch.from_numpy(normaliser.normalise(plans))
+
+    starts = world.to_cells(plans[:, 0, 2:4])
+    positions = planning.drive(world, planner, normaliser, starts, 20, 10)
+    rows = np.concatenate([np.zeros((EPISODES, 2)), plans[:, 0, 2:4], np.zeros((EPISODES, 2))], 1)
+    assert_close(told[0], torch.from_numpy(normaliser.normalise(rows.astype(np.float32))[:, 2:]))
+    where = np.concatenate([np.zeros((EPISODES, 2)), positions[:, 9], np.zeros((EPISODES, 2))], 1)
+    expected = normaliser.normalise(where.astype(np.float32))[:, 2:4]
+    assert_close(told[1][:, :2], torch.from_numpy(expected))
+
+
+def test_a_ball_off_its_plan_is_pulled_back(recorded):
+    world, normaliser, plans = recorded
+    rest = np.zeros((EPISODES, 60, 6), np.float32)
+    rest[..., 2:4] = plans[:, :1, 2:4] + 0.3
+    starts = world.to_cells(plans[:, 0, 2:4])
+    positions = planning.drive(
+        world,
+        lambda first: torch.from_numpy(normaliser.normalise(rest)),
+        normaliser,
+        starts,
+        59,
+        59,
+    )
+    free = world.is_free(world.to_cells(rest[:, 0, 2:4]))
+    assert free.any()
+    gap = np.linalg.norm(positions[:, -1] - rest[:, 0, 2:4], axis=1)
+    assert (gap[free] < 0.1).all()
+
+
+def test_plans_begin_where_they_are_told_and_a_reward_changes_the_rest():
+    torch.manual_seed(0)
+    model = Denoiser(PlanNetwork(6, (8, 16)), cosine_scheduler(6))
+    model.network.requires_grad_(False)
+    first = torch.rand(3, 4, generator=stream(0, 0)) - 0.5
+    plain = planning.plans_from(model, first, 16, stream(1, 0))
+    assert plain.shape == (3, 16, 6)
+    assert_close(plain[:, 0, 2:], first)
+    reward = RelativeReward(WindowReward(6, 4, torch.ones(6), (8,)), "mean", "mu_base")
+    steered = planning.plans_from(model, first, 16, stream(1, 0), reward, 2.0)
+    assert (steered - plain)[:, 1:].abs().max() > 1e-4
+    weightless = planning.plans_from(model, first, 16, stream(1, 0), reward, 0.0)
+    assert_close(weightless, plain)
+
+
+def test_reached_is_the_first_step_within_reach():
+    world = maze.load("open")
+    goal = (1.0, 1.0)
+    positions = np.tile(world.to_xy((3.0, 5.0)), (3, 10, 1))
+    positions[1, 4:] = world.to_xy((1.0, 1.4))
+    positions[2, 7] = world.to_xy((1.0, 1.44))
+    positions[2, 3] = world.to_xy((1.0, 1.46))  # PointMaze's reach is 0.45
+    assert planning.reached(world, positions, goal).tolist() == [10, 4, 7]
