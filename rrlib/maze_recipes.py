@@ -255,10 +255,10 @@ class Sizes:
     expert_share: float = 0.75
     from_base: bool = True
     plans: int = 20_000
-    window: int = 16
+    window: int = 32
     hidden: tuple[int, ...] = (128, 64, 32)
-    reward_batch: int = 512
-    reward_rate: float = 1e-3
+    reward_batch: int = 256
+    reward_rate: float = 2e-3
 
 
 def sizes(size: str, name: str) -> Sizes:
@@ -270,7 +270,7 @@ def sizes(size: str, name: str) -> Sizes:
     if size == "small":
         return Sizes()
     if size == "medium":
-        return Sizes((32, 64, 128), 4, expert_share=0.5, plans=8_000, window=64, reward_batch=256)
+        return Sizes((32, 64, 128), 4, expert_share=0.5, plans=8_000, window=64)
     own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
     diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 1.0, False)
     return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)

@@ -25,7 +25,7 @@ TINY = SimpleNamespace(
     goal=None,
     seed=0,
     episodes=20,
-    horizon=16,
+    horizon=32,
     size="small",
     diffuser_steps=6,
     dataset_path="",
@@ -137,7 +137,7 @@ def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
     splits = base.split(), expert.split()
     assert_close(splits[0].normaliser.low, splits[1].normaliser.low, rtol=0, atol=0)
     plans, owner = splits[0].held_out_plans(50, seed=1)
-    assert plans.shape == (50, 16, 6) and owner.max() < splits[0].held_out.n_episodes
+    assert plans.shape == (50, 32, 6) and owner.max() < splits[0].held_out.n_episodes
     back = splits[0].normaliser.denormalise(plans.numpy())
     for plan, number in zip(back, owner, strict=True):
         start, stop = splits[0].held_out.bounds[number]
@@ -164,8 +164,8 @@ def test_a_diffuser_may_see_patches():
     assert network.patch == 2
     assert network.unet.config.in_channels == 14 and network.unet.config.out_channels == 12
     assert store.key(recipe) != store.key(replace(recipe, patch=1))
-    with pytest.raises(InputError, match=r"^horizon=16 is not allowed: .* multiple of 32 "):
-        replace(recipe, patch=16).blank("cpu")
+    with pytest.raises(InputError, match=r"^horizon=32 is not allowed: .* multiple of 64 "):
+        replace(recipe, patch=32).blank("cpu")
 
 
 def a_pool(**changes) -> maze_recipes.MazePool:
@@ -195,7 +195,7 @@ def test_a_pool_is_what_both_models_say_of_plans_of_both(ends):
         assert torch.equal(found.base, pair[0].x0(found.x, found.t))
         assert torch.equal(found.expert, pair[1].x0(found.x, found.t))
     assert (found.base - found.expert).abs().max() > 1e-3
-    assert len(found.t) == 64 and found.x.shape == (64, 16, 6)
+    assert len(found.t) == 64 and found.x.shape == (64, 32, 6)
 
 
 def test_rewards_are_made_and_loaded_with_their_meaning():
@@ -375,7 +375,7 @@ def test_the_papers_sizes_are_those_of_tables_2_and_3():
     assert (e.rewards.window, e.rewards.seeds) == (64, (0, 1))
 
 
-@pytest.mark.parametrize(("size", "horizon", "factor"), [("small", 36, 16), ("medium", 96, 64)])
+@pytest.mark.parametrize(("size", "horizon", "factor"), [("small", 48, 32), ("medium", 96, 64)])
 def test_a_horizon_that_windows_do_not_fill_is_refused(size, horizon, factor):
     with pytest.raises(
         InputError, match=rf"^horizon={horizon} is not allowed: a multiple of {factor}"
