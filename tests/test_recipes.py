@@ -16,7 +16,17 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rrlib import extraction, maze_recipes, recipes, rewards, sde, store, training, trajectories
+from rrlib import (
+    extraction,
+    maze_experiments,
+    maze_recipes,
+    recipes,
+    rewards,
+    sde,
+    store,
+    training,
+    trajectories,
+)
 from rrlib.errors import InputError
 
 TINY = SimpleNamespace(
@@ -116,7 +126,7 @@ def with_(**changes):
 
 
 def test_experiments_share_their_base_and_its_ruler():
-    one, two = maze_recipes.experiments(TINY)
+    one, two = maze_experiments.experiments(TINY)
     assert one.base == two.base and one.expert != two.expert
     assert one.expert.ruler == one.base.data
     assert [e.label for e in (one, two)] == ["umaze (1, 1)", "umaze (1, 2)"]
@@ -126,13 +136,13 @@ def test_experiments_share_their_base_and_its_ruler():
 @pytest.mark.parametrize("goal", [(2.0, 1.0), (0.0, 0.0), (9.0, 9.0)])
 def test_a_goal_in_a_wall_is_refused_before_anything_is_made(goal):
     with pytest.raises(InputError, match="goal"):
-        maze_recipes.experiments(with_(goal=goal))
+        maze_experiments.experiments(with_(goal=goal))
     assert not store.root().exists()
 
 
 def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
     base, expert = (
-        (e.base, e.expert) for e in maze_recipes.experiments(with_(goal=(3.0, 1.0)))
+        (e.base, e.expert) for e in maze_experiments.experiments(with_(goal=(3.0, 1.0)))
     ).__next__()
     splits = base.split(), expert.split()
     assert_close(splits[0].normaliser.low, splits[1].normaliser.low, rtol=0, atol=0)
@@ -150,7 +160,7 @@ def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
 
 
 def test_an_expert_begins_at_the_base():
-    e = maze_recipes.experiments(TINY)[0]
+    e = maze_experiments.experiments(TINY)[0]
     frozen = replace(e.expert, steps=1, learning_rate=0.0)
     ours, theirs = (store.obtain(d).network.state_dict() for d in (frozen, e.base))
     for name, value in theirs.items():
@@ -158,7 +168,7 @@ def test_an_expert_begins_at_the_base():
 
 
 def test_a_diffuser_may_see_patches():
-    e = maze_recipes.experiments(TINY)[0]
+    e = maze_experiments.experiments(TINY)[0]
     recipe = replace(e.base, patch=2, channels=(8, 16))
     network = store.obtain(recipe).network
     assert network.patch == 2
@@ -169,7 +179,7 @@ def test_a_diffuser_may_see_patches():
 
 
 def a_pool(**changes) -> maze_recipes.MazePool:
-    e = maze_recipes.experiments(TINY)[1]
+    e = maze_experiments.experiments(TINY)[1]
     return maze_recipes.MazePool(e.base, e.expert, **{"plans": 64, **changes})
 
 
@@ -274,12 +284,12 @@ def test_a_reward_is_fitted_to_its_pool_as_it_was_asked_to_be(options):
 
 
 def test_a_file_in_place_of_the_base_data_is_trained_on_wherever_it_lies(tmp_path):
-    own = maze_recipes.experiments(TINY)[0].base
+    own = maze_experiments.experiments(TINY)[0].base
     keys = []
     for name in ("maze.hdf5", "moved.hdf5"):
         path = tmp_path / name
         trajectories.write_hdf5(path, store.obtain(own.data))
-        given = maze_recipes.experiments(with_(dataset_path=str(path)))[0].base
+        given = maze_experiments.experiments(with_(dataset_path=str(path)))[0].base
         assert isinstance(given.data, maze_recipes.MazeFile)
         keys.append(store.key(given))
     assert keys[0] == keys[1]
@@ -299,7 +309,7 @@ def test_a_file_of_another_maze_is_refused(tmp_path):
     data = store.obtain(maze_recipes.MazeData("open", episodes=20, length=50))
     trajectories.write_hdf5(path, data)
     with pytest.raises(InputError, match=r"open\.hdf5.*umaze.*walls"):
-        maze_recipes.experiments(with_(dataset_path=str(path)))
+        maze_experiments.experiments(with_(dataset_path=str(path)))
 
 
 def test_a_changed_file_is_another_recipe(tmp_path):
@@ -366,11 +376,11 @@ def test_two_processes_share_a_list_and_make_each_once(tmp_path):
 
 def test_the_papers_sizes_are_those_of_tables_2_and_3():
     for name in ("open", "umaze", "medium", "large"):
-        size = maze_recipes.sizes("paper", name)
+        size = maze_experiments.sizes("paper", name)
         assert (size.window, size.hidden) == ((64, (32,)) if name == "open" else (4, (128, 64, 32)))
         assert (size.diffusion_steps, size.reward_batch, size.reward_rate) == (100, 256, 5e-5)
         assert (size.channels, size.patch, size.from_base) == ((32, 128, 256), 1, False)
-    e = maze_recipes.experiments(with_(maze=("open",), horizon=256, size="paper"), n_seeds=2)[0]
+    e = maze_experiments.experiments(with_(maze=("open",), horizon=256, size="paper"), n_seeds=2)[0]
     assert e.expert.start is None and e.expert.steps == e.base.steps
     assert (e.rewards.window, e.rewards.seeds) == (64, (0, 1))
 
@@ -380,16 +390,16 @@ def test_a_horizon_that_windows_do_not_fill_is_refused(size, horizon, factor):
     with pytest.raises(
         InputError, match=rf"^horizon={horizon} is not allowed: a multiple of {factor}"
     ):
-        maze_recipes.experiments(with_(size=size, horizon=horizon))
+        maze_experiments.experiments(with_(size=size, horizon=horizon))
 
 
 def test_plans_held_out_are_of_fresh_trajectories_or_of_a_files_tenth(tmp_path):
-    own = maze_recipes.experiments(TINY)[0].expert
+    own = maze_experiments.experiments(TINY)[0].expert
     split = own.split()
     assert split.train.n_episodes == 20 and split.held_out.n_episodes == maze_recipes.FRESH
     goals = {tuple(goal) for goal in split.held_out.goals.round(3).tolist()}
     assert len(goals) == 1  # the same behaviour
     path = tmp_path / "maze.hdf5"
     trajectories.write_hdf5(path, store.obtain(own.ruler))
-    split = maze_recipes.experiments(with_(dataset_path=str(path)))[0].base.split()
+    split = maze_experiments.experiments(with_(dataset_path=str(path)))[0].base.split()
     assert (split.train.n_episodes, split.held_out.n_episodes) == (18, 2)

@@ -29,6 +29,7 @@ FLOORS = [
     {"extraction", "steering"},
     {"notebook", "recipes", "planning", "maze_evidence"},
     {"maze_recipes"},
+    {"maze_experiments"},
 ]
 # Distributions whose import has another name.
 MODULES = {"gymnasium-robotics": "gymnasium_robotics", "scikit-learn": "sklearn"}

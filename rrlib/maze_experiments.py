@@ -1,0 +1,124 @@
+"""What a maze chapter's parameters ask for: sizes, and one experiment per maze and goal."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from rrlib import denoisers, maze
+from rrlib.errors import InputError
+from rrlib.maze_recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
+
+SHAPE = ("channels", "patch", "diffusion_steps", "batch", "learning_rate")  # of base and expert
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks and budgets; the fields of `MazeDiffuser`, `MazePool` and `MazeRewards`.
+
+    Attributes:
+        expert_share: optimisation steps of an expert over those of its base.
+        from_base: whether an expert begins at the base's weights.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    patch: int = 1
+    diffusion_steps: int = 50
+    batch: int = 32
+    learning_rate: float = 2e-3
+    expert_share: float = 0.75
+    from_base: bool = True
+    plans: int = 20_000
+    window: int = 32
+    hidden: tuple[int, ...] = (128, 64, 32)
+    reward_batch: int = 256
+    reward_rate: float = 2e-3
+
+
+def sizes(size: str, name: str) -> Sizes:
+    """Sizes for a maze: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
+
+    Tables 2 and 3 are about rewards; the paper's diffusers are its authors' (three resolutions,
+    100 steps of noise, batches of 128, a rate of 2e-4, experts from scratch).
+    """
+    if size == "small":
+        return Sizes()
+    if size == "medium":
+        return Sizes((32, 64, 128), 4, expert_share=0.5, plans=8_000, window=64)
+    own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
+    diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 1.0, False)
+    return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
+
+
+@dataclass(frozen=True)
+class MazeExperiment:
+    """One maze and goal: its base, shared by the maze's goals, its expert, and their rewards."""
+
+    goal: tuple[float, float]
+    base: MazeDiffuser
+    expert: MazeDiffuser
+    rewards: MazeRewards
+
+    @property
+    def world(self) -> maze.Maze:
+        """The maze itself."""
+        return maze.load(self.base.data.maze)
+
+    @property
+    def label(self) -> str:
+        """Such as "umaze (1, 2)"."""
+        return f"{self.base.data.maze} ({self.goal[0]:g}, {self.goal[1]:g})"
+
+
+def check_horizon(horizon: int, size: Sizes) -> None:
+    """Raise InputError unless plans of `horizon` steps fit the diffusers and the reward."""
+    denoisers.check_horizon(horizon, size.channels, size.patch)
+    if horizon % size.window:
+        raise InputError(
+            f"horizon={horizon} is not allowed: a multiple of {size.window}, the reward's window, "
+            "is needed."
+        )
+
+
+def experiments(
+    chosen: SimpleNamespace, n_seeds: int = 1, reward_steps: int = 3_000
+) -> list[MazeExperiment]:
+    """The experiments that a maze chapter's parameters ask for, none of them made yet.
+
+    Args:
+        chosen: checked parameters `maze` (names), `n_goals`, `goal` (cell units or None), `seed`,
+            `episodes`, `horizon`, `size`, `diffuser_steps`, `dataset_path`.
+        n_seeds: rewards per pair of diffusers.
+        reward_steps: optimisation steps of a reward.
+
+    Raises:
+        InputError: the goal lies in a wall of one of the mazes, the data file cannot be used, or
+            the horizon does not fit the networks.
+    """
+    found = []
+    for name in chosen.maze:
+        size = sizes(chosen.size, name)
+        check_horizon(chosen.horizon, size)
+        if chosen.dataset_path:
+            data = MazeFile.at(name, chosen.dataset_path)
+        else:
+            data = MazeData(name, episodes=chosen.episodes, length=LENGTHS[name], seed=chosen.seed)
+        shape = {f: getattr(size, f) for f in SHAPE} | {
+            "horizon": chosen.horizon,
+            "seed": chosen.seed,
+        }
+        base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **shape)
+        for goal in maze.goals(maze.load(name), chosen.n_goals, chosen.goal):
+            shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed)
+            steps = max(int(chosen.diffuser_steps * size.expert_share), 1)
+            start = base if size.from_base else None
+            expert = MazeDiffuser(shown, data, steps=steps, start=start, **shape)
+            rewards = MazeRewards(
+                MazePool(base, expert, size.plans, seed=chosen.seed),
+                window=size.window,
+                hidden=size.hidden,
+                steps=reward_steps,
+                batch=size.reward_batch,
+                learning_rate=size.reward_rate,
+                seeds=tuple(range(chosen.seed, chosen.seed + n_seeds)),
+            )
+            found.append(MazeExperiment(goal, base, expert, rewards))
+    return found
