@@ -1,11 +1,14 @@
 """What a maze chapter's parameters ask for: sizes, and one experiment per maze and goal."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
-from rrlib import denoisers, maze
+from rrlib import denoisers, maze, maze_recipes, store
 from rrlib.errors import InputError
+from rrlib.maze_evidence import Sample
 from rrlib.maze_recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
+from rrlib.recipes import Split
+from rrlib.trajectories import Normaliser
 
 SHAPE = ("channels", "patch", "diffusion_steps", "batch", "learning_rate")  # of base and expert
 
@@ -29,6 +32,7 @@ class Sizes:
     plans: int = 20_000
     window: int = 32
     hidden: tuple[int, ...] = (128, 64, 32)
+    average: int = 1
     reward_batch: int = 256
     reward_rate: float = 2e-3
 
@@ -42,7 +46,7 @@ def sizes(size: str, name: str) -> Sizes:
     if size == "small":
         return Sizes()
     if size == "medium":
-        return Sizes((32, 64, 128), 4, expert_share=0.5, plans=8_000, window=64)
+        return Sizes((32, 64, 128), 4, 50, 32, 2e-3, 0.5, True, 8_000, 128, (96, 64, 32), 4)
     own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
     diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 1.0, False)
     return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
@@ -66,6 +70,31 @@ class MazeExperiment:
     def label(self) -> str:
         """Such as "umaze (1, 2)"."""
         return f"{self.base.data.maze} ({self.goal[0]:g}, {self.goal[1]:g})"
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """Of base and expert alike."""
+        return Normaliser.fit(store.obtain(self.base.ruler))
+
+    def sample(
+        self, diffuser: MazeDiffuser, normaliser: Normaliser, episodes: int, plans: int, seed: int
+    ) -> Sample:
+        """Plans of the base or the expert that nothing was trained on.
+
+        Args:
+            diffuser: `base` or `expert`; its data are the kind that is asked for.
+            normaliser: of the plans.
+            episodes: fresh trajectories; a data file's held-out tenth takes their place.
+            plans: cut from them.
+            seed: of trajectories and cuts.
+        """
+        if isinstance(diffuser.data, MazeFile):
+            split = diffuser.split()
+        else:
+            seeded = maze_recipes.FRESH_SEED + seed
+            fresh = store.obtain(replace(diffuser.data, episodes=episodes, seed=seeded))
+            split = Split(fresh, fresh, normaliser, diffuser.horizon)
+        return Sample.of(self.world, normaliser, split.held_out_plans(plans, seed))
 
 
 def check_horizon(horizon: int, size: Sizes) -> None:
@@ -115,6 +144,7 @@ def experiments(
                 MazePool(base, expert, size.plans, seed=chosen.seed),
                 window=size.window,
                 hidden=size.hidden,
+                average=size.average,
                 steps=reward_steps,
                 batch=size.reward_batch,
                 learning_rate=size.reward_rate,

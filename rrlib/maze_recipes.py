@@ -198,6 +198,7 @@ class MazeRewards:
     hidden: tuple[int, ...] = (128, 64, 32)
     strided: bool = False
     activation: Activation = "silu"
+    average: int = 1
     target: Target = "mean"
     place: Place = "mu_base"
     steps: int = 3_000
@@ -233,4 +234,4 @@ class MazeRewards:
         unit = extraction.displacement_units(self.pool.base.blank("cpu"), self.target)
         torch.manual_seed(seed)  # after `blank`, which sets a seed of its own
         shape = OBSERVATION + ACTION, self.window, unit, self.hidden
-        return WindowReward(*shape, self.strided, self.activation)
+        return WindowReward(*shape, self.strided, self.activation, self.average)

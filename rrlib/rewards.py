@@ -49,6 +49,10 @@ class WindowReward(nn.Module):
         hidden: widths of g's hidden layers.
         strided: see `windows`.
         activation: "silu", or "leaky_relu" as the authors' code has it.
+        average: neighbouring steps of a window that g sees as their mean; 1 shows every step.
+
+    Raises:
+        InputError: the window is no multiple of `average`.
 
     SiLU, because the theorem wants smooth gradients and Mish's second derivative overflows.
     The time is a sinusoidal embedding, so what one t learns its neighbours share.
@@ -62,11 +66,17 @@ class WindowReward(nn.Module):
         hidden: tuple[int, ...] = (128, 64, 32),
         strided: bool = False,
         activation: Activation = "silu",
+        average: int = 1,
     ):
         super().__init__()
-        self.width, self.window, self.strided = width, window, strided
+        if average < 1 or window % average:
+            raise InputError(
+                f"average={average} is not allowed: a divisor of the window {window} is needed."
+            )
+        self.width, self.window, self.strided, self.average = width, window, strided, average
+        self.hidden, self.activation = hidden, activation
         smooth = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}[activation]
-        sizes = [width * window + TIME_FEATURES, *hidden]
+        sizes = [width * (window // average) + TIME_FEATURES, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), smooth()]
@@ -85,7 +95,9 @@ class WindowReward(nn.Module):
                 "needed."
             )
         plans = x_t.reshape(len(x_t), -1, self.width)
-        cut = windows(plans, self.window, self.strided).flatten(2)  # [B, H / h, h D]
+        cut = windows(plans, self.window, self.strided)  # [B, H / h, h, D]
+        # Times the root, the mean is a projection: lengths, and so gradients, keep their size.
+        cut = cut.unflatten(2, (-1, self.average)).mean(3).flatten(2) * self.average**0.5
         hundredths = t * (100.0 / len(self.unit))
         time = get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000)
         time = time.to(cut)[:, None].expand(-1, cut.shape[1], -1)

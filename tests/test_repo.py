@@ -25,7 +25,7 @@ FLOORS = [
     {"errors", "host"},
     {"rules", "results", "store", "metrics", "plots"}
     | {"denoisers", "rewards", "training", "trajectories"},
-    {"maze", "sde", "fields"},
+    {"maze", "sde", "fields", "reward_files"},
     {"extraction", "steering"},
     {"notebook", "recipes", "planning", "maze_evidence"},
     {"maze_recipes"},
