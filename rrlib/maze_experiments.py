@@ -8,7 +8,7 @@ from rrlib.errors import InputError
 from rrlib.maze_evidence import Sample
 from rrlib.maze_recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
 from rrlib.recipes import Split
-from rrlib.trajectories import Normaliser
+from rrlib.trajectories import Normaliser, Trajectories
 
 SHAPE = ("channels", "patch", "diffusion_steps", "batch", "learning_rate")  # of base and expert
 
@@ -89,12 +89,24 @@ class MazeExperiment:
             seed: of trajectories and cuts.
         """
         if isinstance(diffuser.data, MazeFile):
-            split = diffuser.split()
+            held_out = diffuser.split().held_out
         else:
             seeded = maze_recipes.FRESH_SEED + seed
-            fresh = store.obtain(replace(diffuser.data, episodes=episodes, seed=seeded))
-            split = Split(fresh, fresh, normaliser, diffuser.horizon)
-        return Sample.of(self.world, normaliser, split.held_out_plans(plans, seed))
+            held_out = store.obtain(replace(diffuser.data, episodes=episodes, seed=seeded))
+        return sample(self.world, held_out, normaliser, diffuser.horizon, plans, seed)
+
+
+def sample(
+    world: maze.Maze,
+    held_out: Trajectories,
+    normaliser: Normaliser,
+    horizon: int,
+    plans: int,
+    seed: int,
+) -> Sample:
+    """`plans` plans of `horizon` steps cut from trajectories at random places."""
+    split = Split(held_out, held_out, normaliser, horizon)
+    return Sample.of(world, normaliser, split.held_out_plans(plans, seed))
 
 
 def check_horizon(horizon: int, size: Sizes) -> None:

@@ -1,16 +1,23 @@
 """What every chapter needs around its own content: a start, claims, and a card at the end."""
 
+import base64
+import html
 import math
 import os
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rrlib import host
 from rrlib.results import meets
+
+if TYPE_CHECKING:
+    from matplotlib.animation import FuncAnimation
 
 
 def start(parameters: SimpleNamespace) -> None:
@@ -78,6 +85,28 @@ def provenance(
     }
     lines = [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items()]
     display(Markdown("\n".join(["| made with | |", "|---|---|", *lines])))
+
+
+def film(animation: "FuncAnimation", *, alt: str, caption: str, rate: int = 12) -> None:
+    """Show a matplotlib animation as a small WebP inside the page, and close its figure.
+
+    Args:
+        animation: of one figure.
+        alt: what is seen, for those who do not see it.
+        caption: the finding.
+        rate: frames per second.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import HTML, display
+    from matplotlib.animation import PillowWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.webp"
+        animation.save(path, PillowWriter(fps=rate), dpi=90)
+        content = base64.b64encode(path.read_bytes()).decode()
+    plt.close(animation._fig)  # its last frame would be shown as well
+    image = f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{content}">'
+    display(HTML(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"))
 
 
 def _without_folder(value: object) -> object:

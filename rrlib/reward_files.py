@@ -15,7 +15,9 @@ MEANING = ("target", "place")  # of a RelativeReward
 SHAPE = ("width", "window", "hidden", "strided", "activation", "average")  # of a WindowReward
 
 
-def write(path: str | Path, rewards: Mapping[str, RelativeReward]) -> None:
+def write(
+    path: str | Path, rewards: Mapping[str, RelativeReward], about: Mapping[str, Mapping]
+) -> None:
     """Write windowed rewards, by name, to a safetensors file; weights are rounded to float16.
 
     The file appears whole or not at all.
@@ -23,11 +25,13 @@ def write(path: str | Path, rewards: Mapping[str, RelativeReward]) -> None:
     Args:
         path: of the file.
         rewards: name -> reward of a `WindowReward` network.
+        about: name -> what its user must know, such as the range of the data; as JSON has it.
     """
     tensors, header = {}, {}
     for name, reward in rewards.items():
         network = reward.network
-        header[name] = {key: getattr(reward, key) for key in MEANING}
+        header[name] = {"about": dict(about[name])}
+        header[name] |= {key: getattr(reward, key) for key in MEANING}
         header[name] |= {key: getattr(network, key) for key in SHAPE}
         for key, value in network.state_dict().items():
             # The unit is a table, not a weight, and small at some t.
@@ -39,8 +43,11 @@ def write(path: str | Path, rewards: Mapping[str, RelativeReward]) -> None:
     temporary.replace(path)
 
 
-def read(path: str | Path) -> dict[str, RelativeReward]:
-    """The rewards of a file that `write` made, by name, in single precision on the CPU.
+def read(path: str | Path) -> dict[str, tuple[RelativeReward, dict]]:
+    """The rewards of a file that `write` made, in single precision on the CPU, and about each.
+
+    Returns:
+        name -> (reward, what `write` was told about it).
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -48,20 +55,22 @@ def read(path: str | Path) -> dict[str, RelativeReward]:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["rewards"])
-            return {name: _reward(file, name, about) for name, about in header.items()}
+            return {
+                name: (_reward(file, name, entry), entry["about"]) for name, entry in header.items()
+            }
     except FileNotFoundError:
         raise InputError(f"Reward file '{path}' does not exist.") from None
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"Reward file '{path}' holds no rewards of this book: {error}.") from None
 
 
-def _reward(file, name: str, about: dict) -> RelativeReward:
+def _reward(file, name: str, entry: dict) -> RelativeReward:
     state = {
         key.removeprefix(f"{name}/"): file.get_tensor(key).float()
         for key in file.keys()  # noqa: SIM118 (a safetensors file is no mapping)
         if key.startswith(f"{name}/")
     }
-    shape = {key: about[key] for key in SHAPE} | {"hidden": tuple(about["hidden"])}
+    shape = {key: entry[key] for key in SHAPE} | {"hidden": tuple(entry["hidden"])}
     network = WindowReward(unit=torch.zeros_like(state["unit"]), **shape)
     network.load_state_dict(state)
-    return RelativeReward(network.eval().requires_grad_(False), *(about[key] for key in MEANING))
+    return RelativeReward(network.eval().requires_grad_(False), *(entry[key] for key in MEANING))

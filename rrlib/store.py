@@ -74,6 +74,11 @@ def obtain(recipe: Any, device: str = "cpu") -> Any:
     return recipe.load(place, device)
 
 
+def manifest(recipe: Any) -> dict[str, Any]:
+    """How a stored artefact was made: recipe, commit, device, seconds, memory, files."""
+    return json.loads((folder(recipe) / "manifest.json").read_text(encoding="utf-8"))
+
+
 def obtain_all(recipes: Iterable[Any], device: str = "cpu") -> list[Any]:
     """Load the artefacts of several recipes, those first that others depend on.
 
