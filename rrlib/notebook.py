@@ -87,7 +87,7 @@ def provenance(
     display(Markdown("\n".join(["| made with | |", "|---|---|", *lines])))
 
 
-def film(animation: "FuncAnimation", *, alt: str, caption: str, rate: int = 12) -> None:
+def film(animation: "FuncAnimation", *, alt: str, caption: str, rate: int = 8) -> None:
     """Show a matplotlib animation as a small WebP inside the page, and close its figure.
 
     Args:
@@ -102,7 +102,7 @@ def film(animation: "FuncAnimation", *, alt: str, caption: str, rate: int = 12) 
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.webp"
-        animation.save(path, PillowWriter(fps=rate), dpi=90)
+        animation.save(path, PillowWriter(fps=rate), dpi=80)
         content = base64.b64encode(path.read_bytes()).decode()
     plt.close(animation._fig)  # its last frame would be shown as well
     image = f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{content}">'

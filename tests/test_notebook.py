@@ -1,15 +1,19 @@
 """Parameter checks, seeding, claims, the provenance card, published results."""
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.animation import FuncAnimation
 from torch.testing import assert_close
 
 from rrlib import host, results, rules
@@ -226,3 +230,17 @@ def test_publish_refuses_what_is_not_of_the_form(tmp_path, changed):
     with pytest.raises(ValueError):
         published(tmp_path / "quick", **changed)
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_film_is_in_the_page_with_its_texts(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    figure, ax = plt.subplots(figsize=(1, 1))
+    line = ax.plot([0, 1], [0, 0])[0]
+    moving = FuncAnimation(figure, lambda k: line.set_ydata([0, k / 3]), [0, 1, 2])
+    nb.film(moving, alt='a "line"', caption="It rises.")
+    page = shown[0].data
+    assert 'alt="a &quot;line&quot;"' in page and "<figcaption>It rises.</figcaption>" in page
+    content = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]+)", page)[1])
+    assert content[8:12] == b"WEBP" and content.count(b"ANMF") == 3  # one chunk a frame
+    assert not plt.fignum_exists(figure.number)

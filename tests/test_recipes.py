@@ -385,7 +385,7 @@ def test_the_papers_sizes_are_those_of_tables_2_and_3():
     assert (e.rewards.window, e.rewards.seeds) == (64, (0, 1))
 
 
-@pytest.mark.parametrize(("size", "horizon", "factor"), [("small", 48, 32), ("medium", 96, 64)])
+@pytest.mark.parametrize(("size", "horizon", "factor"), [("small", 48, 32), ("medium", 192, 128)])
 def test_a_horizon_that_windows_do_not_fill_is_refused(size, horizon, factor):
     with pytest.raises(
         InputError, match=rf"^horizon={horizon} is not allowed: a multiple of {factor}"
@@ -403,3 +403,26 @@ def test_plans_held_out_are_of_fresh_trajectories_or_of_a_files_tenth(tmp_path):
     trajectories.write_hdf5(path, store.obtain(own.ruler))
     split = maze_experiments.experiments(with_(dataset_path=str(path)))[0].base.split()
     assert (split.train.n_episodes, split.held_out.n_episodes) == (18, 2)
+
+
+def test_plans_that_judge_are_of_trajectories_that_nothing_was_trained_on(tmp_path):
+    own = maze_experiments.experiments(TINY)[0]
+    a, b = (own.sample(own.expert, own.normaliser, 30, 50, seed) for seed in (0, 1))
+    assert a.plans.shape == (50, own.expert.horizon, 6) and a.owner.max() < 30
+    assert not torch.equal(a.plans, b.plans)
+    trained = own.world.to_cells(store.obtain(own.expert.data).observations[:, :2])
+    apart = np.linalg.norm(a.cells[:, None, 0] - trained[None], axis=-1).min(1)
+    assert (apart > 0).mean() > 0.9  # their places are not among the training set's
+    path = tmp_path / "maze.hdf5"
+    trajectories.write_hdf5(path, store.obtain(own.base.data))
+    other = maze_experiments.experiments(with_(dataset_path=str(path)))[0]
+    held_out = other.sample(other.base, other.normaliser, 30, 50, 0)
+    assert len(set(held_out.owner)) == 2  # a file's tenth, whatever is asked for
+
+
+def test_a_manifest_says_how_an_artefact_was_made():
+    own = maze_experiments.experiments(TINY)[0].base.data
+    store.obtain(own)
+    about = store.manifest(own)
+    assert about["key"] == store.key(own) and about["recipe"]["maze"] == own.maze
+    assert about["wall_seconds"] >= 0 and about["peak_memory_mb"] > 0

@@ -250,3 +250,31 @@ def test_rewards_of_two_kinds_or_too_few_weights_are_refused():
         compose([one, two], [1.0, 1.0])
     with pytest.raises(InputError, match=r"^rewards: 2 of kinds .* with 1 weights are not allowed"):
         compose([one, one], [1.0])
+
+
+@pytest.mark.parametrize("average", [1, 2, 3, 6])
+def test_averaged_steps_are_seen_as_their_mean(average):
+    network, x, t = reward(6, average=average), plans(), torch.tensor([0, 3, 3, 9])
+    literal = reward(6 // average)
+    literal.load_state_dict(network.state_dict())
+    means = [x[:, s : s + average].mean(1) for s in range(0, HORIZON, average)]
+    assert_close(network(x, t), literal(torch.stack(means, 1) * average**0.5, t))
+
+
+def test_an_average_keeps_the_length_of_gradients_of_smooth_plans():
+    network, t = reward(6, average=3), torch.tensor([2])
+    gradient = RelativeReward(network, "score", "x_t").gradient(plans(1), t)
+    assert_close(gradient[:, ::3], gradient[:, 1::3])
+    coarse = reward(2)
+    coarse.load_state_dict(network.state_dict())
+    means = plans(1).unflatten(1, (-1, 3)).mean(2) * 3**0.5
+    seen = RelativeReward(coarse, "score", "x_t").gradient(means, t)
+    assert_close(gradient.square().sum(), seen.square().sum())
+
+
+@pytest.mark.parametrize("average", [0, -1, 4])
+def test_an_average_that_does_not_fit_is_named(average):
+    with pytest.raises(InputError) as caught:
+        reward(6, average=average)
+    message = f"average={average} is not allowed: a divisor of the window 6 is needed."
+    assert str(caught.value) == message
