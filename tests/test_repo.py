@@ -25,10 +25,10 @@ FLOORS = [
     {"errors", "host"},
     {"rules", "results", "store", "metrics", "plots"}
     | {"denoisers", "rewards", "training", "trajectories"},
-    {"maze", "sde", "fields"},
+    {"maze", "locomotion", "sde", "fields"},
     {"extraction", "steering"},
     {"notebook", "recipes"},
-    {"maze_recipes"},
+    {"maze_recipes", "locomotion_recipes"},
 ]
 # Distributions whose import has another name.
 MODULES = {"gymnasium-robotics": "gymnasium_robotics", "scikit-learn": "sklearn"}
@@ -76,7 +76,7 @@ def test_the_lock_holds_exact_public_pins():
 def test_the_lock_satisfies_every_range():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"book", "test"}
+    assert set(extras) == {"book", "test", "rl"}  # rl trains what is shipped; nothing here needs it
     for text in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
         requirement = Requirement(text)
         version = pinned[canonicalize_name(requirement.name)]
