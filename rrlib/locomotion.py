@@ -220,11 +220,7 @@ def collect(
     Each of several simulators plays episode after episode until its share is full, and ends the
     one it is at. Where to stop never depends on how an episode will go on, so that long and short
     ones appear as often as they happen and the mean score of the set is unbiased.
-
-    Raises InputError on fewer than one transition.
     """
-    if transitions < 1:
-        raise InputError(f"transitions = {transitions} is out of range: allowed is 1 or more.")
     n = min(max(transitions // (4 * HORIZON), 1), SIMULATORS)
     share = -(-transitions // n)
     worlds = simulators(environment, n, version)
@@ -247,6 +243,14 @@ def collect(
     return made.take(np.arange(n_episodes))
 
 
+def check_set(kind: str, transitions: int) -> None:
+    """Raise InputError unless data of this kind and size can be asked for."""
+    if kind not in KINDS:
+        raise InputError(f"kind = '{kind}' is unknown: allowed are {', '.join(KINDS)}.")
+    if transitions < 1:
+        raise InputError(f"transitions = {transitions} is out of range: allowed is 1 or more.")
+
+
 def make_trajectories(
     environment: Environment, kind: str, transitions: int, seed: int = 0
 ) -> Trajectories:
@@ -259,8 +263,7 @@ def make_trajectories(
 
     Raises InputError on an unknown kind, fewer than one transition, or no policies.
     """
-    if kind not in KINDS:
-        raise InputError(f"kind = '{kind}' is unknown: allowed are {', '.join(KINDS)}.")
+    check_set(kind, transitions)
     rng = np.random.default_rng(seed)
     actors = _actors(environment, kind, rng)
     share = -(-transitions // len(actors))

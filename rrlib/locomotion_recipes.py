@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rrlib import locomotion, training, trajectories
-from rrlib.errors import InputError
 from rrlib.trajectories import Trajectories
 
 
@@ -19,7 +18,8 @@ class LocomotionData:
         policies: sha256 of the shipped policies, so that other policies make other data.
 
     Raises:
-        InputError: environment or kind is unknown, or no policies are shipped.
+        InputError: environment or kind is unknown, transitions are too few, or no policies are
+            shipped.
     """
 
     environment: str
@@ -29,11 +29,10 @@ class LocomotionData:
     policies: str = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in locomotion.KINDS:
-            allowed = ", ".join(locomotion.KINDS)
-            raise InputError(f"kind = '{self.kind}' is unknown: allowed are {allowed}.")
+        locomotion.check_set(self.kind, self.transitions)
         world = locomotion.load(self.environment)
-        object.__setattr__(self, "policies", locomotion.digest(world))
+        digest = "" if self.kind == "random" else locomotion.digest(world)
+        object.__setattr__(self, "policies", digest)
 
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""

@@ -310,8 +310,8 @@ def test_bad_input(tmp_path, monkeypatch):
         locomotion.load("ant")
     with pytest.raises(InputError, match="kind = 'best' is unknown: allowed are random"):
         locomotion.make_trajectories(hopper, "best", 10)
-    with pytest.raises(InputError, match="transitions = 0 is out of range"):
-        locomotion.make_trajectories(hopper, "random", 0)
+    with pytest.raises(InputError, match="transitions = -5 is out of range: allowed is 1 or more"):
+        locomotion.make_trajectories(hopper, "medium-replay", -5)
     with pytest.raises(InputError, match="version = 3 is out of range: allowed is 4 or 5"):
         locomotion.simulators(hopper, 1, 3)
     monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
@@ -353,8 +353,14 @@ def test_other_policies_make_another_key(name, monkeypatch):
     assert store.key(LocomotionData(name, "expert")) != before
 
 
-def test_recipe_refuses_at_once():
+def test_recipe_refuses_at_once(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="environment = 'ant' is unknown"):
         LocomotionData("ant", "expert")
     with pytest.raises(InputError, match="kind = 'best' is unknown"):
         LocomotionData("hopper", "best")
+    with pytest.raises(InputError, match="transitions = 0 is out of range"):
+        LocomotionData("hopper", "expert", 0)
+    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    with pytest.raises(InputError, match="No policies of environment = 'hopper' are shipped"):
+        LocomotionData("hopper", "expert")
+    assert LocomotionData("hopper", "random").policies == ""  # needs none
