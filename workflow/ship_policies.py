@@ -82,14 +82,16 @@ def choose(environment: Environment, files: list[Path]) -> list[Path]:
 
 def ship(environment: Environment, run: Path) -> None:
     """Choose, write the policies and their card, measure what was written."""
-    files = choose(environment, sorted(run.glob("[0-9]*.safetensors")))
+    snapshots = sorted(run.glob("[0-9]*.safetensors"))
+    files = choose(environment, snapshots)
     layers = [read_snapshot(file) for file in files]
     stacked = {name: np.stack([one[name] for one in layers]) for name in layers[0]}
     locomotion.POLICIES.mkdir(exist_ok=True)
     file = locomotion.POLICIES / f"{environment.name}.safetensors"
     save_file(stacked, file)
     card = json.loads((run / "training.json").read_text(encoding="utf-8"))
-    card |= {"sha256": locomotion.digest(environment), "snapshots": [], "sets": {}}
+    card |= {"steps": int(snapshots[-1].stem), "snapshots": [], "sets": {}}
+    card["sha256"] = locomotion.digest(environment)
     card["score"] = (
         "mean over whole episodes of D4RL's normalised score, 95 % interval of Student's t"
     )
