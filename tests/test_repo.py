@@ -25,10 +25,10 @@ FLOORS = [
     {"errors", "host"},
     {"rules", "results", "store", "metrics", "plots"}
     | {"denoisers", "rewards", "training", "trajectories"},
-    {"maze", "sde", "fields", "reward_files"},
+    {"maze", "locomotion", "sde", "fields", "reward_files"},
     {"extraction", "steering"},
     {"notebook", "recipes", "planning", "maze_evidence"},
-    {"maze_recipes"},
+    {"maze_recipes", "locomotion_recipes"},
     {"maze_experiments"},
 ]
 # Distributions whose import has another name.
@@ -77,7 +77,7 @@ def test_the_lock_holds_exact_public_pins():
 def test_the_lock_satisfies_every_range():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"book", "test"}
+    assert set(extras) == {"book", "test", "rl"}  # rl trains what is shipped; nothing here needs it
     for text in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
         requirement = Requirement(text)
         version = pinned[canonicalize_name(requirement.name)]

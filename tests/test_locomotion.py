@@ -1,0 +1,366 @@
+"""Scores against D4RL's constants, actors against sbx and torch, data against the simulator."""
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
+
+from rrlib import locomotion, store, trajectories
+from rrlib.errors import InputError
+from rrlib.locomotion import Policy
+from rrlib.locomotion_recipes import LocomotionData
+from rrlib.trajectories import Trajectories
+
+SHIPPED = [
+    name for name in locomotion.ENVIRONMENTS if (locomotion.POLICIES / f"{name}.json").exists()
+]
+PREDICTIONS = Path(__file__).with_name("predictions.json")  # by sbx, see workflow/train_policies.py
+every_environment = pytest.mark.parametrize("name", list(locomotion.ENVIRONMENTS))
+every_shipped = pytest.mark.parametrize("name", SHIPPED)
+
+
+def card(name: str) -> dict:
+    return json.loads((locomotion.POLICIES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def random_data(name: str, transitions: int = 300, seed: int = 0) -> Trajectories:
+    return locomotion.make_trajectories(locomotion.load(name), "random", transitions, seed)
+
+
+def same(one: Trajectories, other: Trajectories) -> bool:
+    return all(np.array_equal(a, other.arrays()[name]) for name, a in one.arrays().items())
+
+
+# Scores
+
+
+@pytest.mark.parametrize(
+    # D4RL's infos.py: the returns that it scores 0 and 100.
+    ("name", "random", "expert"),
+    [
+        ("halfcheetah", -280.178953, 12135.0),
+        ("hopper", -20.272305, 3234.3),
+        ("walker2d", 1.629008, 4592.3),
+    ],
+)
+def test_score_is_d4rls(name, random, expert):
+    world = locomotion.load(name)
+    returns = np.array([random, expert, (random + expert) / 2])
+    np.testing.assert_allclose(locomotion.normalised_score(world, returns), (0, 100, 50))
+
+
+def test_scores_are_of_episodes():
+    ends = np.array([0, 0, 1, 0, 1, 0], dtype=bool)
+    rewards = np.array([1, 2, 3, 4, 5, 6], dtype="f4")
+    data = Trajectories(np.zeros((6, 11)), np.zeros((6, 3)), rewards, ends, np.zeros(6, bool))
+    world = locomotion.load("hopper")
+    expected = locomotion.normalised_score(world, np.array([6, 9, 6]))
+    np.testing.assert_allclose(locomotion.scores(world, data), expected)
+
+
+# Policies
+
+
+@pytest.fixture
+def layers():
+    draws = np.random.default_rng(0)
+    sizes = ((11, 16), (16, 16), (16, 6))
+    return tuple(
+        (draws.normal(size=size).astype("f4") / 4, draws.normal(size=size[1]).astype("f4") / 4)
+        for size in sizes
+    )
+
+
+def torch_actor(layers, observations: np.ndarray) -> TransformedDistribution:
+    x = torch.from_numpy(observations)
+    for kernel, bias in layers[:-1]:
+        x = torch.relu(torch.from_numpy(kernel).T @ x.T + torch.from_numpy(bias)[:, None]).T
+    kernel, bias = map(torch.from_numpy, layers[-1])
+    mean, log_std = torch.addmm(bias, x, kernel).chunk(2, dim=1)
+    normal = Independent(Normal(mean, log_std.clamp(-20, 2).exp()), 1)
+    return TransformedDistribution(normal, TanhTransform())
+
+
+def test_actor_is_torchs_squashed_gaussian(layers):
+    observations = np.random.default_rng(1).normal(size=(5, 11)).astype("f4")
+    actor = torch_actor(layers, observations)
+    mode = torch.tanh(actor.base_dist.mean)
+    torch.testing.assert_close(torch.from_numpy(Policy(layers).act(observations)), mode)
+
+    n = 20_000
+    draws = Policy(layers).act(np.repeat(observations, n, axis=0), np.random.default_rng(2))
+    assert draws.dtype == np.float32
+    torch.manual_seed(0)
+    theirs = actor.sample((n,)).transpose(0, 1).numpy()
+    for moment in (1, 2, 3):
+        ours = (draws.reshape(5, n, 3) ** moment).mean(1)
+        np.testing.assert_allclose(ours, (theirs**moment).mean(1), atol=5 / np.sqrt(n))
+
+
+@every_shipped
+def test_actor_predicts_what_sbx_does(name):
+    found = json.loads(PREDICTIONS.read_text(encoding="utf-8"))[name]
+    for policy, expected in zip(
+        locomotion.load_policies(locomotion.load(name)), found["actions"], strict=True
+    ):
+        np.testing.assert_allclose(policy.act(found["observations"]), expected, atol=2e-6)
+
+
+@every_shipped
+def test_card_tells_of_its_policies(name):
+    told = card(name)
+    policies = locomotion.load_policies(locomotion.load(name))
+    assert len(told["snapshots"]) == len(policies)
+    steps = [snapshot["steps"] for snapshot in told["snapshots"]]
+    assert steps == sorted(steps) and steps[-1] <= told["steps"]
+    assert told["sets"]["expert"]["low"] >= 70 and told["sets"]["medium-replay"]["high"] <= 45
+
+
+def test_policies_together_are_small():
+    assert sum(file.stat().st_size for file in locomotion.POLICIES.glob("*")) <= 4_000_000
+
+
+@every_shipped
+def test_expert_scores_what_its_card_says(name):
+    told = card(name)["sets"]["expert"]
+    world = locomotion.load(name)
+    scores = locomotion.scores(world, locomotion.make_trajectories(world, "expert", 4_000, seed=7))
+    assert len(scores) >= 4
+    # The card's interval is of its mean; these are few.
+    spread = (told["high"] - told["low"]) / 4 * np.sqrt(told["episodes"])
+    assert abs(scores.mean() - told["mean"]) < 4 * spread / np.sqrt(len(scores)) + 1
+
+
+# Data
+
+
+@every_environment
+def test_transitions_are_the_simulators_own(name):
+    """Every step, from the state it was made in: none crosses a reset, none is lost."""
+    world, data = locomotion.load(name), random_data(name, 900)
+    simulator = locomotion.simulators(world, 1).envs[0].unwrapped
+    simulator.reset(seed=0)
+    checked = 0
+    for start, stop in data.bounds:
+        for k in range(start, stop):
+            observation = data.observations[k].astype(float)
+            n = simulator.model.nq - 1  # the position along the track is left out
+            if name != "halfcheetah" and np.abs(observation[n:]).max() >= 10:
+                continue  # the observation was clipped there
+            simulator.set_state(np.append(0, observation[:n]), observation[n:])
+            following, reward, terminal, _, _ = simulator.step(data.actions[k])
+            assert reward == pytest.approx(data.rewards[k], abs=1e-3)
+            assert terminal == data.terminals[k]
+            if k + 1 < stop:
+                np.testing.assert_allclose(following, data.observations[k + 1], atol=2e-3)
+                checked += 1
+    assert checked > 100
+
+
+@every_environment
+def test_an_episode_replays_in_a_fresh_environment(name):
+    """The first simulator's first episode: same seed, same actions, same observations."""
+    world, data = locomotion.load(name), random_data(name, seed=3)
+    # From one simulator: the seed is the generator's first number.
+    seed = int(np.random.default_rng(3).integers(2**31))
+    with locomotion._known_warnings_ignored():
+        fresh = gym.make(f"{world.gymnasium}-v5")
+    observation, _ = fresh.reset(seed=seed)
+    for k in range(data.bounds[0, 1]):
+        np.testing.assert_array_equal(observation.astype("f4"), data.observations[k])
+        observation, reward, terminal, truncated, _ = fresh.step(data.actions[k])
+        assert np.float32(reward) == data.rewards[k]
+        assert (terminal, truncated and not terminal) == (data.terminals[k], data.timeouts[k])
+    assert terminal or truncated
+    fresh.close()
+
+
+@every_environment
+def test_layout(name):
+    world = locomotion.load(name)
+    data = random_data(name, 9_000)  # two simulators
+    assert data.observations.shape == (len(data.rewards), world.observation)
+    assert data.actions.shape == (len(data.rewards), world.action)
+    assert [array.dtype for array in data.arrays().values()] == 3 * [np.float32] + 2 * [bool]
+    assert np.abs(data.actions).max() <= 1
+    lengths = np.diff(data.bounds, axis=1)
+    assert lengths.max() <= locomotion.HORIZON
+    last = data.bounds[:, 1] - 1
+    np.testing.assert_array_equal(data.timeouts[last], lengths[:, 0] == locomotion.HORIZON)
+    np.testing.assert_array_equal(data.terminals[last], lengths[:, 0] < locomotion.HORIZON)
+    assert (data.terminals | data.timeouts).sum() == data.n_episodes
+    assert 9_000 <= len(data.rewards) < 9_000 + lengths[-1]  # not an episode too many
+    starts = data.observations[data.bounds[:, 0], 0]
+    np.testing.assert_allclose(starts, world.height, atol=0.101)  # Gymnasium's reset noise
+
+
+def test_random_actions_score_near_zero():
+    for name in locomotion.ENVIRONMENTS:
+        data = random_data(name, 4_000)
+        assert abs(locomotion.scores(locomotion.load(name), data).mean()) < 2
+
+
+def test_same_seed_same_bytes():
+    one, again, other = (random_data("hopper", seed=seed) for seed in (1, 1, 2))
+    assert same(one, again) and not same(one, other)
+
+
+@every_shipped
+def test_same_seed_same_bytes_of_policies(name):
+    world = locomotion.load(name)
+    sets = [locomotion.make_trajectories(world, "medium-replay", 400, s) for s in (1, 1, 2)]
+    assert same(sets[0], sets[1]) and not same(sets[0], sets[2])
+
+
+def test_replay_shares_transitions_among_the_snapshots(monkeypatch):
+    world = locomotion.load("halfcheetah")  # never falls, so that episodes are equally long
+    policies = tuple(constant(value, world) for value in (-0.5, 0.1, 0.6))
+    monkeypatch.setattr(locomotion, "load_policies", lambda _: policies)
+    means = {}
+    for kind in ("medium-replay", "medium", "expert"):
+        data = locomotion.make_trajectories(world, kind, 1_500)
+        assert data.n_episodes == 2
+        means[kind] = [data.actions[slice(*bounds)].mean() for bounds in data.bounds]
+    np.testing.assert_allclose(means["medium-replay"], np.tanh([-0.5, 0.1]), atol=1e-3)
+    np.testing.assert_allclose(means["medium"], np.tanh([0.1, 0.1]), atol=1e-3)
+    np.testing.assert_allclose(means["expert"], np.tanh([0.6, 0.6]), atol=1e-3)
+
+
+def constant(mean: float, world: locomotion.Environment) -> Policy:
+    bias = np.repeat(np.array([mean, -6], dtype="f4"), world.action)
+    return Policy(((np.zeros((world.observation, len(bias)), dtype="f4"), bias),))
+
+
+# Versions of the environments
+
+
+def test_version_4_is_as_said():
+    rewards = {}
+    for name in locomotion.ENVIRONMENTS:
+        for version in (4, 5):
+            data = locomotion.collect(
+                locomotion.load(name), steady(name), 60, np.random.default_rng(0), version
+            )
+            rewards[name, version] = data.rewards[: data.bounds[0, 1]]
+    np.testing.assert_array_equal(rewards["halfcheetah", 4], rewards["halfcheetah", 5])
+    np.testing.assert_array_equal(rewards["hopper", 4][:-1], rewards["hopper", 5][:-1])
+    assert rewards["hopper", 4][-1] == pytest.approx(rewards["hopper", 5][-1] + 1, abs=1e-6)
+    frictions = [mujoco_friction(version) for version in (4, 5)]
+    assert frictions == [(0.9, 1.9), (1.9, 1.9)]
+
+
+def steady(name: str) -> locomotion.Actor:
+    return lambda x: np.full((len(x), locomotion.load(name).action), 0.3, dtype="f4")
+
+
+def mujoco_friction(version: int) -> tuple[float, float]:
+    model = locomotion.simulators(locomotion.load("walker2d"), 1, version).envs[0].unwrapped.model
+    return tuple(
+        round(float(model.geom(foot).friction[0]), 3) for foot in ("foot_geom", "foot_left_geom")
+    )
+
+
+def test_making_simulators_writes_no_log(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    locomotion.simulators(locomotion.load("halfcheetah"), 1)
+    assert list(tmp_path.iterdir()) == []
+    assert mujoco.get_mju_user_warning() is None
+
+
+# Files and bad input
+
+
+@every_environment
+def test_reads_its_own_files_and_no_others(name, tmp_path):
+    data = random_data(name)
+    trajectories.write_hdf5(tmp_path / "data.hdf5", data)
+    path = str(tmp_path / "data.hdf5")
+    assert same(locomotion.read(locomotion.load(name), path), data)
+    for other in set(locomotion.ENVIRONMENTS) - {name}:
+        with pytest.raises(InputError, match=r"observations' of shape|episodes start at height"):
+            locomotion.read(locomotion.load(other), path)
+
+
+def test_reads_minari(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    data = random_data("hopper")
+    trajectories.write_minari("mujoco/hopper/random-v0", data, "Random actions.")
+    assert same(locomotion.read(locomotion.load("hopper"), "mujoco/hopper/random-v0"), data)
+
+
+def test_rewards_missing(tmp_path):
+    data = random_data("hopper")
+    arrays = data.arrays()
+    del arrays["rewards"]
+    with trajectories.h5py.File(tmp_path / "data.hdf5", "w") as file:
+        for key, array in arrays.items():
+            file[key] = array
+    with pytest.raises(InputError, match="lacks the key '/rewards'"):
+        locomotion.read(locomotion.load("hopper"), str(tmp_path / "data.hdf5"))
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    hopper = locomotion.load("hopper")
+    with pytest.raises(InputError, match="environment = 'ant' is unknown: allowed are halfcheetah"):
+        locomotion.load("ant")
+    with pytest.raises(InputError, match="kind = 'best' is unknown: allowed are random"):
+        locomotion.make_trajectories(hopper, "best", 10)
+    with pytest.raises(InputError, match="transitions = -5 is out of range: allowed is 1 or more"):
+        locomotion.make_trajectories(hopper, "medium-replay", -5)
+    with pytest.raises(InputError, match="version = 3 is out of range: allowed is 4 or 5"):
+        locomotion.simulators(hopper, 1, 3)
+    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    with pytest.raises(InputError, match="No policies of environment = 'hopper' are shipped"):
+        locomotion.make_trajectories(hopper, "expert", 10)
+
+
+@every_shipped
+def test_damaged_policies_and_another_mujoco(name, tmp_path, monkeypatch):
+    world = locomotion.load(name)
+    monkeypatch.setattr(mujoco, "__version__", "1.50.1")
+    with pytest.raises(InputError, match=r"mujoco = 1\.50\.1 differs from the"):
+        locomotion.load_policies(world)
+    monkeypatch.undo()
+    file = locomotion.policy_file(world)
+    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    (tmp_path / file.name).write_bytes(file.read_bytes()[:-1] + b"!")
+    (tmp_path / f"{name}.json").write_text(json.dumps({"sha256": ""}))
+    with pytest.raises(InputError, match="is damaged"):
+        locomotion.load_policies(world)
+
+
+# The recipe
+
+
+@every_shipped
+def test_recipe(name):
+    recipe = LocomotionData(name, "expert", 1_000)
+    made = store.obtain(recipe)
+    assert len(made.rewards) >= 1_000
+    assert same(store.obtain(recipe), made)
+    assert store.key(recipe) != store.key(LocomotionData(name, "expert", 1_000, seed=1))
+
+
+@every_shipped
+def test_other_policies_make_another_key(name, monkeypatch):
+    before = store.key(LocomotionData(name, "expert"))
+    monkeypatch.setattr(locomotion, "digest", lambda _: "0" * 64)
+    assert store.key(LocomotionData(name, "expert")) != before
+
+
+def test_recipe_refuses_at_once(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="environment = 'ant' is unknown"):
+        LocomotionData("ant", "expert")
+    with pytest.raises(InputError, match="kind = 'best' is unknown"):
+        LocomotionData("hopper", "best")
+    with pytest.raises(InputError, match="transitions = 0 is out of range"):
+        LocomotionData("hopper", "expert", 0)
+    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    with pytest.raises(InputError, match="No policies of environment = 'hopper' are shipped"):
+        LocomotionData("hopper", "expert")
+    assert LocomotionData("hopper", "random").policies == ""  # needs none
