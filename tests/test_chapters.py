@@ -62,6 +62,16 @@ BAD = {
         ("reward_steps", "-1", "at least"),
         ("n_seeds", "0", "from 1"),
     ],
+    "07_small_data": [
+        *COMMON,
+        ("maze", "spiral", "open, umaze, medium, large"),
+        ("n_goals", "9", "from 1 to 8"),
+        ("transitions", "20000", "10000, 100000"),
+        ("n_seeds", "0", "from 1"),
+        ("horizon", "36", "multiple of 32"),
+        ("size", "huge", "small, medium, paper"),
+        ("diffuser_steps", "0", "at least"),
+    ],
     "13_using_rewards": [
         *COMMON,
         ("maze", "spiral", "open, umaze, medium, large"),
