@@ -80,8 +80,16 @@ BAD = {
         ("size", "huge", "small, medium, paper"),
         ("balls", "1", "at least"),
     ],
+    "15_maze_choices": [
+        *COMMON,
+        *MAZE,
+        ("choices", "window_5", "window_16"),
+        ("choices", "x_t,x_t", "each once"),
+        ("reward_steps", "-1", "at least"),
+        ("n_seeds", "0", "from 1"),
+    ],
 }
-READS_DATASETS = ("05_maze_data", "06_maze_rewards")
+READS_DATASETS = ("05_maze_data", "06_maze_rewards", "15_maze_choices")
 
 
 def test_every_chapter_is_tried_with_bad_parameters():
