@@ -77,11 +77,14 @@ def one_of(*choices: str) -> Rule:
 
 
 def several_of(*choices: str) -> Rule:
-    """One or more of the named choices in one string, separated by commas, each once -> a tuple."""
+    """One or more of the named choices in one string, separated by commas, each once -> a tuple.
+
+    A number counts as its text: papermill's command line makes one of a choice such as 10000.
+    """
 
     def accept(value: object) -> tuple[str, ...]:
-        picked = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
-        if not picked or len(set(picked)) < len(picked) or not set(picked) <= set(choices):
+        picked = [part.strip() for part in str(value).split(",")]
+        if len(set(picked)) < len(picked) or not set(picked) <= set(choices):
             raise ValueError
         return tuple(picked)
 

@@ -62,6 +62,16 @@ BAD = {
         ("reward_steps", "-1", "at least"),
         ("n_seeds", "0", "from 1"),
     ],
+    "07_small_data": [
+        *COMMON,
+        ("maze", "spiral", "open, umaze, medium, large"),
+        ("n_goals", "9", "from 1 to 8"),
+        ("transitions", "20000", "10000, 100000"),
+        ("n_seeds", "0", "from 1"),
+        ("horizon", "36", "multiple of 32"),
+        ("size", "huge", "small, medium, paper"),
+        ("diffuser_steps", "0", "at least"),
+    ],
     "13_using_rewards": [
         *COMMON,
         ("maze", "spiral", "open, umaze, medium, large"),
@@ -79,8 +89,16 @@ BAD = {
         ("plans", "1", "at least"),
         ("rewards", "nowhere.safetensors", "exist"),
     ],
+    "15_maze_choices": [
+        *COMMON,
+        *MAZE,
+        ("choices", "window_5", "window_16"),
+        ("choices", "x_t,x_t", "each once"),
+        ("reward_steps", "-1", "at least"),
+        ("n_seeds", "0", "from 1"),
+    ],
 }
-READS_DATASETS = ("05_maze_data", "06_maze_rewards")
+READS_DATASETS = ("05_maze_data", "06_maze_rewards", "15_maze_choices")
 
 
 def test_every_chapter_is_tried_with_bad_parameters():

@@ -42,6 +42,12 @@ def test_check_returns_every_value():
     assert found == SimpleNamespace(seed=0, maze=("open", "umaze"), scale=2.0, goal=(1.3, 2.0))
 
 
+def test_a_choice_that_was_read_as_a_number_is_still_that_choice():
+    rule = rules.several_of("10000", "100000")
+    assert rules.check({"sizes": 10000}, sizes=rule).sizes == ("10000",)
+    assert rules.check({"sizes": "10000,100000"}, sizes=rule).sizes == ("10000", "100000")
+
+
 def test_unknown_parameter_is_named_with_its_likely_meaning():
     with pytest.raises(InputError) as caught:
         rules.check(KERNEL | {"seed": 0, "sed": 1}, seed=rules.integer(0), steps=rules.integer(1))
