@@ -198,26 +198,26 @@ def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Deno
 
 
 def plan_loss(
-    denoiser: Denoiser, x0: Tensor, observation: int, generator: torch.Generator
+    denoiser: Denoiser, x0: Tensor, observation: int, generator: torch.Generator, share: float
 ) -> Tensor:
     """Mean squared error of a plan network's x0 at uniform t, [] (Eq. 18 in x0's form).
 
-    Of eight plans, six are noised throughout, one has its first observation given, one its first
-    and last: one network serves as density of plans and as planner (see `given`). With half of them
-    given, rewards told base from expert less well, and plans were no better.
+    Some plans have their first observation given, as many their first and last, the others are
+    noised throughout: one network serves as density of plans and as planner (see `given`).
 
     Args:
         denoiser: of a PlanNetwork that predicts x0.
         x0: plans [B, H, D], normalised.
         observation: do, numbers per observation.
         generator: of t, noise and what is given.
+        share: of the plans that have an observation given.
     """
     device = x0.device
     t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=device)
     x_t = denoiser.noise(x0, t, generator)
     choice = torch.rand(len(x0), generator=generator, device=device)
     marks = torch.zeros(x0.shape[:2], dtype=torch.bool, device=device)
-    marks[:, 0], marks[:, -1] = choice < 0.25, choice < 0.125
+    marks[:, 0], marks[:, -1] = choice < share, choice < share / 2
     clean = marks[..., None] & (
         torch.arange(x0.shape[-1], device=device) >= x0.shape[-1] - observation
     )

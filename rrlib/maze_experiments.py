@@ -10,7 +10,14 @@ from rrlib.maze_recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePo
 from rrlib.recipes import Split
 from rrlib.trajectories import Normaliser, Trajectories
 
-SHAPE = ("channels", "patch", "diffusion_steps", "batch", "learning_rate")  # of base and expert
+SHAPE = (
+    "channels",
+    "patch",
+    "diffusion_steps",
+    "batch",
+    "learning_rate",
+    "given",
+)  # of base and expert
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Sizes:
     diffusion_steps: int = 50
     batch: int = 32
     learning_rate: float = 2e-3
+    given: float = 0.5
     expert_share: float = 0.75
     from_base: bool = True
     plans: int = 20_000
@@ -46,9 +54,9 @@ def sizes(size: str, name: str) -> Sizes:
     if size == "small":
         return Sizes()
     if size == "medium":
-        return Sizes((32, 64, 128), 4, 50, 32, 2e-3, 0.5, True, 8_000, 128, (96, 64, 32), 4)
+        return Sizes((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True, 8_000, 128, (96, 64, 32), 4)
     own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
-    diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 1.0, False)
+    diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 0.25, 1.0, False)
     return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
 
 

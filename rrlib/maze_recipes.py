@@ -99,6 +99,7 @@ class MazeDiffuser:
         horizon: steps of a plan.
         channels: of the temporal U-Net, per resolution.
         patch: steps that enter the U-Net as one.
+        given: share of the plans that are trained with ends given, see `denoisers.plan_loss`.
         start: a diffuser whose weights it begins from; None begins at random.
     """
 
@@ -111,6 +112,7 @@ class MazeDiffuser:
     steps: int = 5_000
     batch: int = 32
     learning_rate: float = 2e-3
+    given: float = 0.5
     start: "MazeDiffuser | None" = None
     seed: int = 0
 
@@ -130,7 +132,8 @@ class MazeDiffuser:
             denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
 
         def loss(draws: torch.Generator) -> Tensor:
-            return denoisers.plan_loss(denoiser, split.draw(self.batch, draws), OBSERVATION, draws)
+            x0 = split.draw(self.batch, draws)
+            return denoisers.plan_loss(denoiser, x0, OBSERVATION, draws, self.given)
 
         progress = training.train(
             denoiser.network,

@@ -336,20 +336,21 @@ def test_plan_loss_is_the_mean_squared_error_of_the_networks_own_output():
             marks[0, step] = True
             seen[0, step, 1:] = x0[i, step, 1:]  # the observation, not the action
         total += (denoiser.network(seen, t[i : i + 1], marks)[0] - x0[i]).square().sum()
-    assert_close(plan_loss(denoiser, x0, 2, stream(3, 3)), total / x0.numel())
+    assert_close(plan_loss(denoiser, x0, 2, stream(3, 3), 0.5), total / x0.numel())
 
 
-def test_plan_loss_gives_nothing_to_half_the_first_to_a_quarter_and_both_to_a_quarter():
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_plan_loss_gives_the_first_to_half_of_a_share_and_both_to_the_other_half(share):
     denoiser, n = marked(), 20_000
     x0 = torch.randn(n, 8, 3, generator=stream(0, 0))
-    plan_loss(denoiser, x0, 2, stream(4, 0))
+    plan_loss(denoiser, x0, 2, stream(4, 0), share)
     ((x, t, marks),) = denoiser.network.seen
     assert not marks[:, 1:7].any()
     kinds = 2 * marks[:, 0].long() + marks[:, 7].long()
     for late in (False, True):  # whatever t
         rows = (t >= STEPS // 2) == late
         shares = torch.bincount(kinds[rows], minlength=4) / rows.sum()
-        expected = torch.tensor([0.5, 0.0, 0.25, 0.25])
+        expected = torch.tensor([1 - share, 0.0, share / 2, share / 2])
         assert_close(shares, expected, rtol=0, atol=0.03)  # six deviations
         assert shares[1] == 0
     assert torch.bincount(t, minlength=STEPS).shape == (STEPS,)
@@ -373,12 +374,12 @@ def test_training_beats_the_trivial_predictor_on_held_out_plans():
 
     def loss(generator):
         rows = torch.randint(len(data), (32,), generator=generator)
-        return plan_loss(denoiser, data[rows], 1, generator)
+        return plan_loss(denoiser, data[rows], 1, generator, 0.5)
 
     for _ in train(denoiser.network, loss, steps=400, learning_rate=4e-3, seed=0, ema=0.95):
         pass
     with torch.no_grad():
-        assert plan_loss(denoiser, held_out, 1, stream(5, 0)) < 0.5 * trivial
+        assert plan_loss(denoiser, held_out, 1, stream(5, 0), 0.5) < 0.5 * trivial
         # As a density: half of the plans come with nothing given.
         t = torch.randint(STEPS, (512,), generator=stream(5, 1))
         x_t = denoiser.noise(held_out, t, stream(5, 2))
