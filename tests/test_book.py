@@ -54,6 +54,14 @@ def test_every_figure_has_alternative_text_and_a_caption(soups):
     assert seen
 
 
+def test_tables_are_drawn_as_tables(soups):
+    for path, soup in soups.items():
+        for paragraph in soup.select("article p"):
+            assert not paragraph.get_text().startswith("|"), f"{path.name}: {paragraph}"
+        if path.parent.name == "notebooks":  # each ends in its card
+            assert any("made with" in table.get_text() for table in soup.select("article table"))
+
+
 def test_nothing_is_loaded_from_a_network(soups):
     for path, soup in soups.items():
         for element in soup.find_all(["script", "link", "img", "iframe", "video", "source"]):
