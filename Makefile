@@ -2,6 +2,7 @@
 PROFILE ?= quick
 CORES ?= 2
 LOCK_FLAGS ?=
+SEED ?= 2
 
 PY := .venv/bin/python
 STAMP := .venv/.stamp
@@ -21,11 +22,12 @@ endif
 unexport MUJOCO_GL
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check accept lock format clean
+.PHONY: help book test verify check accept lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
+	@echo "make verify [SEED=2]       judge the shipped rewards on fresh trajectories (10 minutes)"
 	@echo "make check                 lint and the tests that train nothing (2 minutes)"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
@@ -51,6 +53,9 @@ test: $(STAMP)
 	$(PY) -m pytest -m "not book" -n 2 --dist loadfile
 	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1800 -n 2 --dist loadfile notebooks/
 	$(PY) -m pytest -m book
+
+verify: $(STAMP)
+	$(PY) workflow/verify.py --seed $(SEED)
 
 check: $(STAMP)
 	$(PY) -m ruff check

@@ -81,6 +81,14 @@ BAD = {
         ("balls", "1", "at least"),
         ("n_seeds", "0", "from 1"),
     ],
+    "14_maze_grid": [
+        *[bad for bad in COMMON if bad[1] != "cuda:99"],
+        ("maze", "spiral", "open, umaze, medium, large"),
+        ("n_seeds", "0", "from 1"),
+        ("episodes", "0", "at least"),
+        ("plans", "1", "at least"),
+        ("rewards", "nowhere.safetensors", "exist"),
+    ],
     "15_maze_choices": [
         *COMMON,
         *MAZE,

@@ -8,6 +8,7 @@ from build_site import pages
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from normalise import normalise, written
 from scoreboard import read, table
+from verify import TOLERANCES, report
 
 from rrlib.results import publish
 
@@ -118,3 +119,13 @@ def test_pages_of_a_table_of_contents():
         ],
     }
     assert pages(toc) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_verify_names_what_is_not_as_published(name, sign, capsys):
+    published = dict.fromkeys(TOLERANCES, 0.9)
+    assert report(published, published) == []
+    assert report(published, published | {name: 0.9 + sign * 0.9 * TOLERANCES[name]}) == []
+    assert report(published, published | {name: 0.9 + sign * 1.1 * TOLERANCES[name]}) == [name]
+    assert f"{name}: 0.9000 on fresh trajectories, 0.9000 published" in capsys.readouterr().out
