@@ -22,6 +22,7 @@ import os
 import resource
 import shutil
 import textwrap
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +76,7 @@ def obtain(recipe: Any, device: str = "cpu") -> Any:
 
 
 def manifest(recipe: Any) -> dict[str, Any]:
-    """How a stored artefact was made: recipe, commit, device, seconds, memory, files."""
+    """How a stored artefact was made: recipe, commit, device, seconds of its own, memory, files."""
     return json.loads((folder(recipe) / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -110,12 +111,23 @@ def _ensure(recipe: Any, device: str, wait: bool) -> None:
             _make(recipe, place, device)
 
 
+class _Parts(threading.local):
+    """Seconds spent so far on making the parts of the recipe that is being made."""
+
+    seconds = 0.0
+
+
+_parts = _Parts()
+
+
 def _make(recipe: Any, place: Path, device: str) -> None:
     partial = place.parent / f".{place.name}.partial"
     partial.mkdir(exist_ok=True)
-    started = time.perf_counter()
+    outer, started, _parts.seconds = _parts.seconds, time.perf_counter(), 0.0
     recipe.make(partial, device)
-    seconds = time.perf_counter() - started
+    elapsed = time.perf_counter() - started
+    seconds = elapsed - _parts.seconds  # the parts have manifests of their own
+    _parts.seconds = outer + elapsed
     shutil.rmtree(checkpoints(partial), ignore_errors=True)
     for leftover in partial.glob(".*"):  # temporary files of a run that was killed
         leftover.unlink()

@@ -342,6 +342,29 @@ def test_the_manifest_says_what_it_is_how_it_was_made_and_what_it_holds():
     assert inner["seed"] == 7
 
 
+@dataclass(frozen=True)
+class Slow:
+    """Takes a while, its part ten times as long."""
+
+    part: "Slow | None" = None
+
+    def make(self, folder: Path, device: str) -> None:
+        if self.part:
+            store.obtain(self.part)
+        time.sleep(0.1 if self.part else 1.0)
+        (folder / "done").touch()
+
+    def load(self, folder: Path, device: str) -> None:
+        return None
+
+
+def test_an_artefacts_seconds_are_its_own_and_not_its_parts():
+    whole = Slow(Slow())
+    store.obtain(whole)
+    assert store.manifest(Slow())["wall_seconds"] >= 1
+    assert 0.1 <= store.manifest(whole)["wall_seconds"] < 1
+
+
 def test_the_commit_is_gits_and_none_where_there_is_no_git(monkeypatch):
     commit = host.commit()
     assert commit is None or int(commit.removesuffix("-dirty"), 16) >= 0
