@@ -51,7 +51,7 @@ def publish(
                     device       model of the CPU or GPU
                     versions     library -> version
                     commit       git commit of the checkout, "-dirty" appended; null outside git
-                    wall_seconds number or null
+                    wall_seconds seconds that its artefacts took, all processes together; or null
 
     The file appears whole or not at all. Raises ValueError if anything is not of this form, NaN
     and infinity included.
@@ -75,9 +75,29 @@ def publish(
             "wall_seconds": wall_seconds,
         },
     }
+    _write(Path(folder) / f"{study}.json", result)
+
+
+def join(folder: str, study: str, part: str) -> None:
+    """Copy the summary of the study `part` into that of `study`, if both are in `folder`.
+
+    Two chapters that contribute to one study both call this after `publish`, so it is complete
+    whichever ends first. The copies have no labels: the scoreboard shows them once, under `part`.
+    """
+    path, other = (Path(folder) / f"{name}.json" for name in (study, part))
+    if not (folder and path.exists() and other.exists()):
+        return
+    result, more = (json.loads(p.read_text(encoding="utf-8")) for p in (path, other))
+    for name, entry in more["summary"].items():
+        if isinstance(entry, dict):
+            entry.pop("label", None)
+        result["summary"][name] = entry
+    _write(path, result)
+
+
+def _write(path: Path, result: Mapping[str, object]) -> None:
     validate_result(result)
     content = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    path = Path(folder) / f"{study}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(content + "\n", encoding="utf-8")

@@ -211,6 +211,25 @@ def test_publish(tmp_path):
     assert [path.name for path in tmp_path.rglob("*.json*")] == ["maze-rewards.json"]
 
 
+def test_join_adds_the_summary_of_a_part_whichever_comes_first(tmp_path):
+    def publish(study, name, value):
+        entry = {"value": value, "ci": [0.0, 1.0], "label": name}
+        results.publish(str(tmp_path), study, rows=[], summary={name: entry}, parameters={})
+        results.join(str(tmp_path), "whole", "part")
+        return {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+
+    for order in (("part", "whole"), ("whole", "part")):
+        for study in order:
+            found = publish(study, study, 0.5)
+        assert set(found["part"]["summary"]) == {"part"}
+        joined = found["whole"]["summary"]
+        assert joined["whole"]["label"] == "whole"
+        assert joined["part"] == {"value": 0.5, "ci": [0.0, 1.0]}
+        for path in tmp_path.iterdir():
+            path.unlink()
+    results.join("", "whole", "part")
+
+
 def test_publish_into_no_folder_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results.publish("", "study", rows=[], summary={}, parameters={})
