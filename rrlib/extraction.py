@@ -53,6 +53,18 @@ class Pool:
         t = self.t.repeat_interleave(count)
         return Pool(x.flatten(0, 1), t, target.flatten(0, 1) * count)
 
+    def average(self, count: int) -> "Pool":
+        """The pool [N, h / count, D] of means of `count` steps, of a pool of windows [N, h, D].
+
+        For a reward that sees only such means (`rewards.WindowReward`). Times the root of `count`
+        they are a projection, y = A x with orthonormal rows, so |A^T grad_y rho - target|^2 is
+        |grad_y rho - A target|^2 plus what no such reward can change.
+        """
+        x, target = (
+            part.unflatten(1, (-1, count)).mean(2) * count**0.5 for part in (self.x, self.target)
+        )
+        return Pool(x, self.t, target)
+
     def scale(self, steps: int) -> Tensor:
         """Root mean square of the target's entries at each t, [T]; 1 where the pool has no t."""
         squares = self.target.flatten(1).square().mean(1)

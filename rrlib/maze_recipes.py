@@ -213,10 +213,11 @@ class MazeRewards:
         """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""
         base = self.pool.base.blank(device)
         pool = store.obtain(self.pool, device).read(base, self.target, self.place)
-        stack = training.Stack([self._network(seed).to(device) for seed in self.seeds])
+        averaged = replace(self, window=self.window // self.average, average=1)
+        stack = training.Stack([averaged._network(seed).to(device) for seed in self.seeds])
         progress = extraction.fit(
             stack,
-            pool.cut(self.window, self.strided),
+            pool.cut(self.window, self.strided).average(self.average),
             steps=self.steps,
             batch=self.batch * len(self.seeds),
             learning_rate=self.learning_rate,

@@ -342,6 +342,35 @@ def test_cutting_multiplies_the_loss_by_the_number_of_windows(window, strided):
         assert a.abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize(("window", "average"), [(6, 2), (6, 3), (6, 6), (3, 3), (2, 1)])
+def test_averaging_a_pool_changes_the_loss_by_a_constant(window, average, strided):
+    """Against the reward that averages for itself, on whole windows, at two sets of weights."""
+    pool, differences = random_pool().cut(window, strided), []
+    averaged = pool.average(average)
+    assert averaged.x.shape == (len(pool), window // average, 2)
+    assert torch.equal(averaged.t, pool.t)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        shape = (2, window, torch.linspace(0.5, 2, STEPS), (16, 8), strided)
+        whole = WindowReward(*shape, average=average).double()
+        part = WindowReward(2, window // average, *shape[2:]).double()
+        part.load_state_dict(whole.state_dict())
+        values = [
+            extraction.loss(network, p.x, p.t, p.target)
+            for network, p in ((whole, pool), (part, averaged))
+        ]
+        differences.append(values[0] - values[1])
+        gradients = [
+            torch.autograd.grad(value, list(network.g.parameters())[:-1])
+            for value, network in zip(values, (whole, part), strict=True)
+        ]
+        for ours, theirs in zip(*gradients, strict=True):
+            assert_close(ours, theirs)
+    assert_close(*differences)
+    assert (differences[0] > 0.1) == (average > 1)
+
+
 def test_cut_windows_are_contiguous_and_keep_their_t():
     pool = random_pool(2)
     cut = pool.cut(3)

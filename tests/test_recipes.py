@@ -234,6 +234,22 @@ def test_rewards_are_made_and_loaded_with_their_meaning():
             assert torch.equal(reward.network.state_dict()[name], value)
 
 
+def test_a_reward_that_sees_averages_is_fitted_to_averages():
+    recipe = maze_recipes.MazeRewards(a_pool(), window=8, average=2, steps=20, batch=32, seeds=(3,))
+    (reward,) = store.obtain(recipe)
+    assert (reward.network.window, reward.network.average) == (8, 2)
+    base = store.obtain(recipe.pool.base)
+    unit = extraction.displacement_units(base, "mean")
+    torch.manual_seed(3)
+    network = rewards.WindowReward(6, 4, unit)
+    pool = store.obtain(recipe.pool).read(base, "mean", "mu_base").cut(8).average(2)
+    settings = {"steps": 20, "batch": 32, "learning_rate": 1e-3, "seed": 3}
+    for _ in extraction.fit(network, pool, **settings):
+        pass
+    for name, value in network.state_dict().items():
+        assert_close(reward.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_each_seed_begins_with_weights_of_its_own():
     recipe = maze_recipes.MazeRewards(a_pool(), window=8, seeds=(0, 1, 2))
     starts = [recipe._network(seed) for seed in recipe.seeds]
