@@ -135,14 +135,11 @@ def read(path: str | Path) -> tuple[RelativeReward, dict]:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         network = EncoderReward(*(state[name] for name in TABLES), tuple(header["channels"]))
         network.load_state_dict(state)
-        reward = RelativeReward(network.eval().requires_grad_(False), *meaning(header))
+        reward = RelativeReward(
+            network.eval().requires_grad_(False), header["target"], header["place"]
+        )
         return reward, header["about"]
     except FileNotFoundError:
         raise InputError(f"Reward file '{path}' does not exist.") from None
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"Reward file '{path}' holds no reward of images: {error}.") from None
-
-
-def meaning(header: Mapping) -> tuple[str, str]:
-    """Target and place, as the header has them."""
-    return header["target"], header["place"]

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline of Stable Diffusion's classes, as small as one likes, before training."""
+"""A text-to-image pipeline of Stable Diffusion's classes, as small as one likes, untrained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

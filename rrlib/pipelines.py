@@ -145,6 +145,25 @@ def read_prompts(path: str | Path) -> list[str]:
     return [prompt for _, prompt in rows]
 
 
+def check_prompts(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], truncate: bool = False
+) -> None:
+    """Raise InputError if there are none, one is empty, or longer than the tokenizer takes."""
+    if not prompts:
+        raise InputError("prompts=[] is not allowed: at least one prompt is needed.")
+    limit = pipeline.tokenizer.model_max_length
+    for prompt in prompts:
+        if not prompt.strip():
+            raise InputError(f"prompt={prompt!r} is not allowed: a text is needed.")
+        # The tokenizer itself would warn of what is an error here.
+        length = len(pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        if length > limit and not truncate:
+            raise InputError(
+                f"prompt={prompt!r} of {length} tokens is not allowed: at most {limit} are "
+                "(truncate=True cuts it)."
+            )
+
+
 @torch.no_grad()
 def embed(
     pipeline: StableDiffusionPipeline,
@@ -158,25 +177,15 @@ def embed(
         pipeline: its tokenizer and text encoder are used.
         prompts: one text for each sample.
         truncate: cut a prompt where the tokenizer ends, instead of refusing it.
-        blank: allow the empty text, which stands for no condition.
+        blank: the texts are the sampler's own (the empty one stands for no condition): no check.
 
     Raises:
-        InputError: no prompts, an empty one, or one longer than the tokenizer takes.
+        InputError: see `check_prompts`.
     """
-    if not prompts:
-        raise InputError("prompts=[] is not allowed: at least one prompt is needed.")
+    if not blank:
+        check_prompts(pipeline, prompts, truncate)
     tokenizer = pipeline.tokenizer
     limit = tokenizer.model_max_length
-    for prompt in prompts:
-        if not (blank or prompt.strip()):
-            raise InputError(f"prompt={prompt!r} is not allowed: a text is needed.")
-        # The tokenizer itself warns of what is said here as an error.
-        length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        if length > limit and not truncate:
-            raise InputError(
-                f"prompt={prompt!r} of {length} tokens is not allowed: at most {limit} are "
-                "(truncate=True cuts it)."
-            )
     tokens = tokenizer(
         list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
     )

@@ -1,18 +1,14 @@
-"""Algorithm 2 for samplers of images, its comparisons kept on disk in shards.
+"""Comparisons of two samplers on disk, read without ever being in memory as a whole.
 
-At every step both samplers denoise the same latent; kept are the latent and by how much the two
-results differ.
-A shard is one safetensors file for some prompts; it appears whole or not at all, so a run that was
-killed goes on at the next one, and no more than one shard is ever held in memory.
+A shard is one safetensors file of the runs of some prompts: for each side, base and expert, the
+latents x_t of its images at every step, by how much the two denoisings of each differ, and the
+finished images.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,143 +16,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rrlib.errors import InputError
-from rrlib.training import Progress, stream
 
 SIDES = ("base", "expert")
 
 
-class Sampler(Protocol):
-    """What Algorithm 2 asks of a model: `images.Guided` has it."""
-
-    steps: int
-    device: torch.device
-
-    def condition(self, prompts: Sequence[str]) -> Tensor: ...
-
-    def start(self, n: int, generator: torch.Generator) -> Tensor: ...
-
-    def noise(self, x: Tensor, step: int, texts: Tensor, state: Any) -> tuple[Tensor, Any]: ...
-
-    def advance(self, x: Tensor, noise: Tensor, step: int) -> Tensor: ...
-
-
-@torch.no_grad()
-def run(
-    pair: tuple[Sampler, Sampler], texts: Sequence[Tensor], x: Tensor, side: int
-) -> dict[str, Tensor]:
-    """Algorithm 2's inner loop: images of one side, and both denoisings of every latent.
-
-    Each sampler carries its own state along the run, the other's latents included: it is asked what
-    it would do if it had come here.
+def save(place: Path, shard: dict[str, Tensor], mark: str, prompts: int) -> None:
+    """Write a shard; it appears whole or not at all.
 
     Args:
-        pair: base and expert.
-        texts: what each was conditioned on.
-        x: noise to begin from, [n, C, H, W].
-        side: whose denoising is followed, 0 the base's or 1 the expert's.
-
-    Returns:
-        latents x_t and differences (expert's next latent minus the base's), [n, T, C, H, W] with
-        t = 0 the last step, and the images' latents `final` [n, C, H, W]; float16 on the CPU.
+        place: of the file.
+        shard: "base.latents" and so on.
+        mark: stands for all settings of the run.
+        prompts: of the whole run, all shards together.
     """
-    states: list[Any] = [None, None]
-    latents, differences = [], []
-    for step in range(pair[0].steps):
-        ahead = []
-        for k, sampler in enumerate(pair):
-            noise, states[k] = sampler.noise(x, step, texts[k], states[k])
-            ahead.append(sampler.advance(x, noise, step))
-        latents.append(x.half().cpu())
-        # Half precision keeps a small difference, not the difference of two numbers it rounded.
-        differences.append((ahead[1] - ahead[0]).half().cpu())
-        x = ahead[side]
-    order = slice(None, None, -1)
-    return {
-        "latents": torch.stack(latents[order], 1),
-        "differences": torch.stack(differences[order], 1),
-        "final": x.half().cpu(),
-    }
+    temporary = place.with_name(f".{place.name}.unfinished")
+    save_file(shard, temporary, {"mark": mark, "prompts": str(prompts)})
+    temporary.replace(place)
 
 
-def generate(
-    folder: Path,
-    base: Sampler,
-    expert: Sampler,
-    prompts: Sequence[str],
-    *,
-    batch: int,
-    seed: int,
-    about: str = "",
-):
-    """Fill `folder` with Algorithm 2's shards; yields a `training.Progress` after each.
-
-    For each prompt one image by the base and one by the expert, each from noise of its own. What
-    is there already, of an earlier run that was stopped, is kept.
-
-    Args:
-        folder: exists.
-        base, expert: samplers of one latent space and schedule.
-        prompts: one run of each side for each.
-        batch: prompts at a time, and in a shard.
-        seed: of the noise.
-        about: what else the images depend on (the models); shards made with another are refused.
+def done(place: Path, mark: str) -> bool:
+    """Whether this shard is there.
 
     Raises:
-        InputError: no prompts, a batch below 1, samplers of other steps or latents, a folder of
-            other prompts or settings, or a batch that the GPU's memory cannot hold.
+        InputError: it is there, of a run with other settings.
     """
-    if batch < 1 or not prompts:
-        raise InputError(
-            f"batch={batch} with {len(prompts)} prompts is not allowed: at least 1 of each is "
-            "needed."
-        )
-    _check(base, expert)
-    told = json.dumps([list(prompts), base.steps, batch, seed, about])
-    mark = hashlib.sha256(told.encode()).hexdigest()
-    starts = range(0, len(prompts), batch)
-    for number, start in enumerate(starts):
-        place = folder / f"shard-{number:05d}.safetensors"
-        part = prompts[start : start + batch]
-        if not _done(place, mark):
-            shard = _fitting(lambda part, n=number: _shard((base, expert), part, seed, n), part)
-            temporary = folder / f".{place.name}.unfinished"
-            save_file(shard, temporary, {"mark": mark, "prompts": str(len(prompts))})
-            temporary.replace(place)
-        yield Progress(number + 1, len(starts), torch.zeros(()))
-
-
-def _shard(
-    pair: tuple[Sampler, Sampler], prompts: Sequence[str], seed: int, number: int
-) -> dict[str, Tensor]:
-    texts = [sampler.condition(prompts) for sampler in pair]
-    shard = {}
-    for side, name in enumerate(SIDES):
-        draws = stream(seed, f"{name} {number}")  # on the CPU: the same noise for every device
-        found = run(pair, texts, pair[0].start(len(prompts), draws), side)
-        shard |= {f"{name}.{key}": value.contiguous() for key, value in found.items()}
-    return shard
-
-
-def _fitting(attempt, prompts: Sequence[str]):
-    """attempt(prompts); out of memory, say how many would have fitted."""
-    try:
-        return attempt(prompts)
-    except torch.OutOfMemoryError:
-        pass  # outside of the handler, whose traceback holds on to the tensors
-    fits = len(prompts) // 2
-    while fits:
-        try:
-            attempt(prompts[:fits])
-            break
-        except torch.OutOfMemoryError:
-            fits //= 2
-    allowed = f"a batch of {fits} fits" if fits else "not even a batch of 1 fits"
-    raise InputError(
-        f"batch={len(prompts)} is not allowed: it exceeds the GPU's memory, where {allowed}."
-    )
-
-
-def _done(place: Path, mark: str) -> bool:
     if not place.exists():
         return False
     with safe_open(place, "pt") as file:
@@ -166,15 +49,6 @@ def _done(place: Path, mark: str) -> bool:
                 "settings; an empty one, or one of the same run, is needed."
             )
     return True
-
-
-def _check(base: Sampler, expert: Sampler) -> None:
-    for name, mine, other in (
-        ("steps", base.steps, expert.steps),
-        ("shape", base.shape, expert.shape),
-    ):
-        if mine != other:
-            raise InputError(f"expert: {name}={other} is not allowed: the base's {mine} is needed.")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Guided samplers against diffusers' own pipelines, and pipelines in and out of folders."""
 
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_a_shift_is_added_to_every_step(pipeline):
     texts, x = guided.condition(PROMPTS), noise(guided)
     run = list(images.denoise(guided, texts, x, lambda x, step: 0.1 * x + step))
     assert [left for left, _ in run] == [4, 3, 2, 1, 0]
-    for step, ((_, before), (_, after)) in enumerate(zip(run, run[1:], strict=False)):
+    for step, ((_, before), (_, after)) in enumerate(pairwise(run)):
         ahead = guided.advance(before, guided.noise(before, step, texts)[0], step)
         assert_close(after, ahead + 0.1 * before + step)
 

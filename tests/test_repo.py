@@ -24,10 +24,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = [
     {"errors", "host"},
     {"rules", "results", "store", "metrics", "plots"}
-    | {"denoisers", "rewards", "training", "trajectories", "pipelines"},
+    | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
     | {"reward_files", "image_rewards"},
-    {"extraction", "steering", "shards"},
+    {"extraction", "steering", "image_extraction"},
     {"notebook", "recipes", "planning", "maze_evidence", "image_pairs"},
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
     {"maze_experiments"},
