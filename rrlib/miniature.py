@@ -32,10 +32,10 @@ class Size:
 
     pixels: int = 32
     vae: tuple[int, ...] = (16, 32, 32)
-    unet: tuple[int, ...] = (64, 128)
+    unet: tuple[int, ...] = (56, 120)
     text: int = 48
     layers: int = 2
-    tokens: int = 24
+    tokens: int = 32
 
 
 def tokenizer(words: Sequence[str], tokens: int) -> CLIPTokenizer:
@@ -48,17 +48,28 @@ def tokenizer(words: Sequence[str], tokens: int) -> CLIPTokenizer:
         tokens: that a text may have.
     """
     pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    merges = []
+    merges: list[tuple[str, str]] = []
     for word in words:
-        ends = [*word[:-1], f"{word[-1]}</w>"]  # CLIP marks the end of a word
-        piece = ends[0]
-        for letter in ends[1:]:
-            merges.append((piece, letter))
-            piece += letter
-            pieces.append(piece)
+        # What earlier words' merges leave of it is joined by later ones, which they come before.
+        first, *rest = _split(word, merges)
+        for piece in rest:
+            merges.append((first, piece))
+            first += piece
+            pieces.append(first)
     vocabulary = {piece: k for k, piece in enumerate(dict.fromkeys([START, END, *pieces]))}
-    unique = list(dict.fromkeys(merges))
-    return CLIPTokenizer(vocab=vocabulary, merges=unique, model_max_length=tokens)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
+
+
+def _split(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding: the earliest merge first, wherever it applies."""
+    pieces = [*word[:-1], f"{word[-1]}</w>"]  # CLIP marks the end of a word
+    for pair in merges:
+        k = 0
+        while k < len(pieces) - 1:
+            if (pieces[k], pieces[k + 1]) == pair:
+                pieces[k : k + 2] = ["".join(pair)]
+            k += 1
+    return pieces
 
 
 def pipeline(size: Size, words: Sequence[str], seed: int) -> StableDiffusionPipeline:

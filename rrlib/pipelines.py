@@ -1,5 +1,6 @@
 """Diffusers pipelines in, texts and images to and from their latents, prompts from a file."""
 
+import copy
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_log
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_log
 
 from rrlib.errors import InputError
@@ -76,6 +77,19 @@ def load_pipeline(
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
+    """Write a folder that `load_pipeline` reads, weights rounded to float16; the original stays."""
+    networks = {
+        name: copy.deepcopy(part).half()
+        for name, part in pipeline.components.items()
+        if isinstance(part, nn.Module)
+    }
+    parts = pipeline.components | networks
+    with _quiet():
+        whole = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        whole.save_pretrained(folder)
 
 
 @contextmanager
