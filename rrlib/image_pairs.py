@@ -67,6 +67,8 @@ class ImageReward:
     ) -> Tensor:
         """rho of finished images at t = 0, [B], on the CPU: the higher, the more the expert's.
 
+        The reward was fitted to the latents before the last step; that step is a small one.
+
         Args:
             images: latents [B, C, H, W] or PIL images.
             pipeline: either of the two, whose VAE turns PIL images into latents.

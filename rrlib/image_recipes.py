@@ -33,7 +33,7 @@ class MiniAutoencoder:
 
     size: Size = Size()  # noqa: RUF009 (frozen)
     scenes: int = 12_000
-    steps: int = 1_500
+    steps: int = 1_000
     batch: int = 32
     learning_rate: float = 2e-3
     seed: int = 0
@@ -99,7 +99,7 @@ class MiniDiffusion:
     start: "MiniDiffusion | None" = None
     scenes: int = 12_000
     blind: float = 0.1
-    steps: int = 6_000
+    steps: int = 4_000
     batch: int = 64
     learning_rate: float = 1e-3
     seed: int = 0

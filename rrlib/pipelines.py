@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_log
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_log
 
@@ -68,7 +69,7 @@ def load_pipeline(
                 safety_checker=None,  # it would blacken the very images that are to be told apart
                 requires_safety_checker=False,
             )
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"model_id='{model_id}' is not allowed: the folder or name of a Stable Diffusion "

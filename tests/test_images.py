@@ -1,11 +1,12 @@
 """Guided samplers against diffusers' own pipelines, and pipelines in and out of folders."""
 
+import shutil
 import warnings
 from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.pipelines.deprecated.stable_diffusion_safe import (
     SafetyConfig,
     StableDiffusionPipelineSafe,
@@ -155,6 +156,17 @@ def test_what_is_no_pipeline_is_named(folder, tmp_path):
     (broken / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(InputError, match=r"broken' is not allowed"):
         pipelines.load_pipeline(broken)
+    network = UNet2DModel(8, block_out_channels=(8, 8, 8, 8), norm_num_groups=8)
+    other = DDIMPipeline(network, DDIMScheduler())
+    other.save_pretrained(tmp_path / "unconditional")
+    with pytest.raises(InputError, match=r"unconditional' is not allowed"):
+        pipelines.load_pipeline(tmp_path / "unconditional")
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    weights = cut / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cut' is not allowed"):
+        pipelines.load_pipeline(cut)
     with pytest.raises(InputError, match=r"dtype=torch.float16 is not allowed on device='cpu'"):
         pipelines.load_pipeline(folder, dtype=torch.float16)
 
