@@ -34,9 +34,14 @@ for _name, _setting in SETTINGS.items():
 
 # tqdm, which diffusers imports, misses widgets that chapters do not want.
 warnings.filterwarnings("ignore", message="IProgress not found")
+# Nor does transformers, which a pipeline imports, have to say that it goes without torchvision.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "mujoco", "gymnasium-robotics")
+LIBRARIES = (
+    *("torch", "diffusers", "transformers", "numpy", "scipy", "scikit-learn"),
+    *("mujoco", "gymnasium-robotics"),
+)
 
 
 def versions() -> dict[str, str]:

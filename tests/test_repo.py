@@ -24,15 +24,20 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = [
     {"errors", "host"},
     {"rules", "results", "store", "metrics", "plots"}
-    | {"denoisers", "rewards", "training", "trajectories"},
-    {"maze", "locomotion", "sde", "fields", "reward_files"},
-    {"extraction", "steering"},
-    {"notebook", "recipes", "planning", "maze_evidence"},
-    {"maze_recipes", "locomotion_recipes"},
+    | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
+    {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
+    | {"reward_files", "image_rewards"},
+    {"extraction", "steering", "image_extraction"},
+    {"notebook", "recipes", "planning", "maze_evidence", "image_pairs"},
+    {"maze_recipes", "locomotion_recipes", "image_recipes"},
     {"maze_experiments"},
 ]
 # Distributions whose import has another name.
-MODULES = {"gymnasium-robotics": "gymnasium_robotics", "scikit-learn": "sklearn"}
+MODULES = {
+    "gymnasium-robotics": "gymnasium_robotics",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 

@@ -39,6 +39,6 @@ echo "== installing $total pinned packages into .venv (some minutes)"
 echo "== first imports (byte code, font cache)"
 .venv/bin/python -W ignore -c '
 import diffusers, gymnasium_robotics, h5py, matplotlib.pyplot, minari, mujoco, scipy, sklearn, torch
-from diffusers import DDPMScheduler, UNet1DModel
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet1DModel
 '
 echo "== .venv is ready"

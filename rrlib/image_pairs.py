@@ -1,0 +1,230 @@
+"""Any two diffusers pipelines of one latent space: a reward that says what the second prefers.
+
+base, expert = (Guided(load_pipeline(folder)) for folder in folders)
+for _ in compare(base, expert, prompts, "comparisons", batch=8, seed=0): ...
+reward = learn("comparisons", Fit(steps=6_000))
+reward.score(images, base.pipeline)
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from rrlib import extraction, image_extraction, image_rewards, metrics, pipelines, training
+from rrlib.errors import InputError
+from rrlib.image_rewards import EncoderReward
+from rrlib.images import Guided
+from rrlib.metrics import Separability
+from rrlib.rewards import RelativeReward
+from rrlib.shards import Shards
+from rrlib.training import Progress
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a reward is fitted; the defaults are the paper's (Tables 2 and 3).
+
+    Attributes:
+        held_out: share of the prompts that the reward never sees.
+        channels: of the encoder's resolutions.
+        steps, batch, learning_rate, seed: see `extraction.fit`.
+    """
+
+    held_out: float = 0.1
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    steps: int = 6_000
+    batch: int = 64
+    learning_rate: float = 1e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ImageReward:
+    """A relative reward of images.
+
+    Attributes:
+        reward: rho(x_t, t) of latents; t counts the steps still to go after this one.
+        about: what its user must know, such as the held-out prompts' numbers.
+    """
+
+    reward: RelativeReward
+    about: Mapping
+
+    @torch.no_grad()
+    def score(
+        self,
+        images: Tensor | Sequence[Image.Image],
+        pipeline: StableDiffusionPipeline | None = None,
+        batch: int = 64,
+    ) -> Tensor:
+        """rho of finished images at t = 0, [B], on the CPU: the higher, the more the expert's.
+
+        The reward was fitted to the latents before the last step; that step is a small one.
+
+        Args:
+            images: latents [B, C, H, W] or PIL images.
+            pipeline: either of the two, whose VAE turns PIL images into latents.
+            batch: images at a time.
+
+        Raises:
+            InputError: PIL images without a pipeline, or images of another size.
+        """
+        if not isinstance(images, Tensor):
+            if pipeline is None:
+                raise InputError(
+                    "pipeline=None is not allowed with PIL images: the pipeline whose VAE turns "
+                    "them into latents is needed."
+                )
+            images = pipelines.encode(pipeline, images)
+        device = next(self.reward.network.parameters()).device
+        parts = (part.to(device, torch.float32) for part in images.split(batch))
+        found = [
+            self.reward(x, torch.zeros(len(x), dtype=torch.long, device=device)) for x in parts
+        ]
+        return torch.cat(found).cpu()
+
+    def shift(self, x: Tensor, step: int, weight: float = 1.0) -> Tensor:
+        """What steers `images.denoise`: w grad rho, [B, C, H, W], for the step from 0.
+
+        The reward is fitted to what a DDIM step of the expert adds to the base's, so with an exact
+        reward and w = 1 the step is the expert's own.
+        """
+        steps = len(self.reward.network.unit)
+        t = torch.full((len(x),), steps - 1 - step, device=x.device)
+        return weight * self.reward.gradient(x, t)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, weights rounded to float16."""
+        image_rewards.write(path, self.reward, self.about)
+
+
+def load(path: str | Path) -> ImageReward:
+    """The reward that `ImageReward.save` wrote.
+
+    Raises:
+        InputError: see `image_rewards.read`.
+    """
+    return ImageReward(*image_rewards.read(path))
+
+
+def compare(
+    base: Guided,
+    expert: Guided,
+    prompts: Sequence[str],
+    folder: str | Path,
+    *,
+    batch: int,
+    seed: int,
+    truncate: bool = False,
+) -> Iterator[Progress]:
+    """Algorithm 2's comparisons of two samplers into a folder; yields after every shard.
+
+    Args:
+        base, expert: samplers of two pipelines of one latent space and schedule, or of one with and
+            without safe guidance.
+        prompts, batch, seed, truncate: see `image_extraction.generate`.
+        folder: made if it is not there; goes on where an earlier run stopped.
+
+    Raises:
+        InputError: pipelines that do not match, or see `image_extraction.generate`.
+    """
+    pipelines.check_pair(base.pipeline, expert.pipeline)
+    for sampler in (base, expert):  # before the first of many hours
+        pipelines.check_prompts(sampler.pipeline, prompts, truncate)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = json.dumps([_told(sampler) for sampler in (base, expert)])
+    options = {"batch": batch, "seed": seed, "about": about, "truncate": truncate}
+    yield from image_extraction.generate(folder, base, expert, prompts, **options)
+
+
+def _told(sampler: Guided) -> dict:
+    """What a sampler's images depend on."""
+    digest = hashlib.sha256()
+    for value in sampler.pipeline.unet.state_dict().values():
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return {
+        "unet": digest.hexdigest(),
+        "scale": sampler.scale,
+        "safety": asdict(sampler.safety) if sampler.safety else None,
+        "concept": sampler.concept,
+    }
+
+
+def split(prompts: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the prompts to fit to, and of those to judge by; at least 5 of each.
+
+    Raises:
+        InputError: too few prompts for that, or a share outside of (0, 1).
+    """
+    count = round(prompts * held_out)
+    if not 0 < held_out < 1 or count < 5 or prompts - count < 5:
+        raise InputError(
+            f"held_out={held_out} of {prompts} prompts is not allowed: a share between 0 and 1 "
+            "that leaves at least 5 prompts on each side is needed."
+        )
+    order = np.random.default_rng(training.derived_seed(seed, "split")).permutation(prompts)
+    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+
+
+def blank(shards: Shards, prompts: Sequence[int], fit: Fit) -> RelativeReward:
+    """The reward before it is fitted: standardised by the latents of these prompts."""
+    mean, deviation = shards.moments(prompts)
+    scale = shards.pool(prompts).scale(shards.steps)
+    # A gradient of the target's size along every coordinate is worth one unit of the output.
+    unit = scale * deviation.flatten(1).mean(1) * mean[0].numel() ** 0.5
+    torch.manual_seed(fit.seed)
+    network = EncoderReward(mean, deviation, unit, fit.channels)
+    return RelativeReward(network, "mean", "x_t")
+
+
+def learn(
+    folder: str | Path, fit: Fit, device: str = "cpu", checkpoint: Path | None = None
+) -> ImageReward:
+    """Fit a reward to the comparisons in a folder, and judge it by prompts that it never saw.
+
+    Args:
+        folder: that `compare` filled.
+        fit: settings.
+        device: of the fit; the reward stays there.
+        checkpoint: see `training.train`.
+
+    Returns:
+        The reward; its `about` says `accuracy`, `auc` and `held_out`, the numbers of the prompts
+        that they come from.
+
+    Raises:
+        InputError: no shards, too few prompts, or a network that does not fit the latents.
+    """
+    shards = Shards(Path(folder))
+    train, test = split(shards.prompts, fit.held_out, fit.seed)
+    reward = blank(shards, train, fit)
+    network = reward.network.to(device)
+    progress = extraction.fit(
+        network,
+        shards.pool(train, device),
+        steps=fit.steps,
+        batch=fit.batch,
+        learning_rate=fit.learning_rate,
+        seed=fit.seed,
+        checkpoint=checkpoint,
+    )
+    training.finish(progress, "reward of images")
+    found = RelativeReward(network.eval().requires_grad_(False), reward.target, reward.place)
+    told = judge(ImageReward(found, {}), shards, test, fit.seed)
+    about = {"accuracy": told.accuracy, "auc": told.auc, "held_out": test}
+    return ImageReward(found, about)
+
+
+def judge(reward: ImageReward, shards: Shards, prompts: Sequence[int], seed: int) -> Separability:
+    """How well the reward tells the base's images of some prompts from the expert's."""
+    sides = [reward.score(latents).double().numpy() for latents in shards.images(prompts)]
+    return metrics.separability(*sides, np.asarray(prompts), np.asarray(prompts), seed)

@@ -1,0 +1,228 @@
+"""Latent diffusion as a denoiser: classifier-free guidance, plain or safe, of any pipeline.
+
+The unsafe and the safe model of the paper's section 5.3 share their weights; they differ in the
+guided noise, the epsilon by which a step is taken.
+So the pair that is compared is two `Guided` samplers, and not two U-Nets.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.pipelines import embed
+
+# What the safe sampler turns from, in the words of safe latent diffusion's own model card.
+CONCEPT = (
+    "an image showing hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, "
+    "nudity, bodily fluids, blood, obscene gestures, illegal activity, drug use, theft, vandalism, "
+    "weapons, child abuse, brutality, cruelty"
+)
+
+
+@dataclass(frozen=True)
+class SafeGuidance:
+    """Safe latent diffusion's settings (Schramowski et al. 2022).
+
+    Attributes:
+        warmup: delta, steps before the guidance sets in; the momentum is gathered meanwhile.
+        scale: s_S, how soon the guidance acts in full.
+        threshold: lambda; it acts where eps_prompt - eps_concept lies below.
+        momentum: s_m, weight of the momentum.
+        decay: beta_m, share of the momentum that a step keeps.
+    """
+
+    warmup: int
+    scale: float
+    threshold: float
+    momentum: float
+    decay: float
+
+
+CONFIGURATIONS = {
+    "weak": SafeGuidance(15, 20, 0.0, 0.0, 0.0),
+    "medium": SafeGuidance(10, 1000, 0.01, 0.3, 0.4),
+    "strong": SafeGuidance(7, 2000, 0.025, 0.5, 0.7),
+    "max": SafeGuidance(0, 5000, 1.0, 0.5, 0.7),  # the paper's runs
+}
+
+
+def safe_direction(
+    safety: SafeGuidance, empty: Tensor, prompt: Tensor, concept: Tensor, momentum: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What safe guidance takes from the direction of the prompt, and the momentum after it.
+
+    Args:
+        safety: its settings.
+        empty, prompt, concept: the noise predicted for each text, [B, ...].
+        momentum: v, [B, ...]; zero at first.
+
+    Returns:
+        g = (eps_S - eps_u) mu + s_m v and v' = beta_m v + (1 - beta_m) g, both [B, ...].
+    """
+    apart = prompt - concept
+    strength = (apart.abs() * safety.scale).clamp(max=1)
+    strength = torch.where(apart < safety.threshold, strength, 0.0)
+    direction = (concept - empty) * strength + safety.momentum * momentum
+    return direction, safety.decay * momentum + (1 - safety.decay) * direction
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A pipeline's sampler: guided noise, and the DDIM step that it is used for.
+
+    Steps are counted from 0, the noisiest. What a sampling run gathers (the momentum of safe
+    guidance) is handed in and out, so a sampler may serve many runs at once.
+
+    Attributes:
+        pipeline: of Stable Diffusion's classes.
+        steps: of DDIM.
+        scale: s_g of classifier-free guidance.
+        safety: settings of safe guidance; None for plain guidance.
+        concept: what safe guidance turns from.
+
+    Raises:
+        InputError: fewer than one step, or more than the model has; the pipeline's network
+            predicts something else than noise.
+    """
+
+    pipeline: StableDiffusionPipeline
+    steps: int = 50
+    scale: float = 7.5
+    safety: SafeGuidance | None = None
+    concept: str = CONCEPT
+
+    def __post_init__(self):
+        config = self.pipeline.scheduler.config
+        if not 1 <= self.steps <= config.num_train_timesteps:
+            raise InputError(
+                f"steps={self.steps} is not allowed: a number from 1 to the pipeline's "
+                f"{config.num_train_timesteps} is needed."
+            )
+        if config.prediction_type != "epsilon":
+            raise InputError(
+                f"pipeline: prediction_type={config.prediction_type!r} is not allowed: 'epsilon' "
+                "is needed."
+            )
+        if self.safety and self.safety.warmup >= self.steps:
+            warnings.warn(
+                f"steps={self.steps} is no more than the warm-up of {self.safety.warmup} steps, so "
+                "safe guidance does nothing.",
+                stacklevel=3,
+            )
+
+    @cached_property
+    def scheduler(self) -> DDIMScheduler:
+        """DDIM on the pipeline's own schedule; a step of it keeps no state."""
+        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(self.steps, device=self.device)
+        return scheduler
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.pipeline.unet.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one latent: channels, height, width."""
+        config = self.pipeline.unet.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
+
+    def condition(self, prompts: Sequence[str], truncate: bool = False) -> Tensor:
+        """Embeddings of the empty text, the prompts and (safe) the concept, [2 or 3, B, L, d].
+
+        Once per prompt, however many steps follow.
+
+        Raises:
+            InputError: a prompt is empty or too long, see `pipelines.embed`.
+        """
+        texts = ["", *([self.concept] if self.safety else [])]
+        # The concept is cut where the tokenizer ends, as its authors' own pipeline does.
+        fixed = [embed(self.pipeline, [text], truncate=True, blank=True) for text in texts]
+        asked = embed(self.pipeline, prompts, truncate)
+        parts = [fixed[0].expand_as(asked), asked, *(part.expand_as(asked) for part in fixed[1:])]
+        return torch.stack(parts)
+
+    @torch.no_grad()
+    def noise(
+        self, x: Tensor, step: int, texts: Tensor, momentum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The guided noise, and the momentum after this step; float32 whatever the networks' type.
+
+        Args:
+            x: latents, [B, C, H, W].
+            step: from 0, the noisiest.
+            texts: of `condition`, [2 or 3, B, L, d].
+            momentum: what the step before gave; None at first.
+        """
+        return self._noise(x, self.scheduler.timesteps[step], step, texts, momentum)
+
+    def _noise(self, x, t, step, texts, momentum):
+        copies = len(texts)
+        inputs = x.to(self.pipeline.unet.dtype).repeat(copies, *[1] * (x.ndim - 1))
+        times = t if t.ndim == 0 else t.repeat(copies)
+        out = self.pipeline.unet(inputs, times, encoder_hidden_states=texts.flatten(0, 1)).sample
+        empty, prompt, *concept = out.float().chunk(copies)
+        guidance = prompt - empty
+        if self.safety:
+            momentum = torch.zeros_like(guidance) if momentum is None else momentum
+            turn, momentum = safe_direction(self.safety, empty, prompt, *concept, momentum)
+            if step >= self.safety.warmup:
+                guidance = guidance - turn
+        return empty + self.scale * guidance, momentum
+
+    def advance(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
+        """The latents after DDIM's step by this noise, [B, C, H, W]."""
+        return self.scheduler.step(noise, self.scheduler.timesteps[step], x).prev_sample
+
+    def denoiser(self, texts: Tensor, step: int = 0, momentum: Tensor | None = None) -> Denoiser:
+        """The contract of `denoisers.Denoiser` for these texts: x0, score and mean at any t.
+
+        Args:
+            texts: of `condition`, [2 or 3, B, L, d]; a call has the same B.
+            step, momentum: of a safe sampler, where in its run it is asked; ignored by a plain one.
+        """
+
+        @torch.no_grad()
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            return self._noise(x, t, step, texts, momentum)[0]
+
+        return Denoiser(network, self.scheduler)
+
+    def start(self, n: int, generator: torch.Generator) -> Tensor:
+        """Noise to begin from, [n, C, H, W] float32."""
+        shape = (n, *self.shape)
+        return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+
+
+def denoise(
+    guided: Guided,
+    texts: Tensor,
+    x: Tensor,
+    shift: Callable[[Tensor, int], Tensor] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """DDIM's run from noise x [B, C, H, W]; yields (steps to go, latents), (0, the image) last.
+
+    Args:
+        guided: the sampler.
+        texts: of `Guided.condition`.
+        x: noise.
+        shift: (latents, step) -> what is added to the step's result, such as a reward's gradient
+            times a weight; None adds nothing.
+    """
+    momentum = None
+    yield guided.steps, x
+    for step in range(guided.steps):
+        noise, momentum = guided.noise(x, step, texts, momentum)
+        ahead = guided.advance(x, noise, step)
+        x = ahead if shift is None else ahead + shift(x, step)
+        yield guided.steps - 1 - step, x

@@ -1,0 +1,206 @@
+"""Comparisons of two samplers on disk, read without ever being in memory as a whole.
+
+A shard is one safetensors file of the runs of some prompts: for each side, base and expert, the
+latents x_t of its images at every step, by how much the two denoisings of each differ, and the
+finished images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rrlib.errors import InputError
+
+SIDES = ("base", "expert")
+
+
+def save(place: Path, shard: dict[str, Tensor], mark: str, prompts: int) -> None:
+    """Write a shard; it appears whole or not at all.
+
+    Args:
+        place: of the file.
+        shard: "base.latents" and so on.
+        mark: stands for all settings of the run.
+        prompts: of the whole run, all shards together.
+    """
+    temporary = place.with_name(f".{place.name}.unfinished")
+    save_file(shard, temporary, {"mark": mark, "prompts": str(prompts)})
+    temporary.replace(place)
+
+
+def done(place: Path, mark: str) -> bool:
+    """Whether this shard is there.
+
+    Raises:
+        InputError: it is there, of a run with other settings.
+    """
+    if not place.exists():
+        return False
+    with safe_open(place, "pt") as file:
+        if (file.metadata() or {}).get("mark") != mark:
+            raise InputError(
+                f"folder='{place.parent}' is not allowed: it holds shards of other prompts or "
+                "settings; an empty one, or one of the same run, is needed."
+            )
+    return True
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder that `generate` filled, read without ever being in memory as a whole.
+
+    Raises:
+        InputError: it holds no shards, fewer than its prompts need, or something else.
+    """
+
+    folder: Path
+
+    def __post_init__(self):
+        try:
+            found, wanted = sum(self.sizes), self.prompts
+        except (SafetensorError, KeyError, TypeError, OSError) as error:
+            raise InputError(f"folder='{self.folder}' holds no shards ({error}).") from None
+        if not found or found != wanted:
+            raise InputError(
+                f"folder='{self.folder}' holds shards of {found} prompts: all {wanted} are needed "
+                "(start the run again, it goes on where it stopped)."
+            )
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """In the order of the prompts."""
+        return sorted(self.folder.glob("shard-*.safetensors"))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Prompts in each shard."""
+        sizes = []
+        for path in self.files:
+            with safe_open(path, "pt") as file:
+                sizes.append(file.get_slice("base.final").get_shape()[0])
+        return sizes
+
+    @cached_property
+    def prompts(self) -> int:
+        """How many there are."""
+        if not self.files:
+            return 0
+        with safe_open(self.files[0], "pt") as file:
+            return int(file.metadata()["prompts"])
+
+    @cached_property
+    def steps(self) -> int:
+        """T."""
+        with safe_open(self.files[0], "pt") as file:
+            return file.get_slice("base.latents").get_shape()[1]
+
+    def images(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents of the finished images of some prompts, the base's and the expert's, [n, ...]."""
+        rows = [self.where(prompt) for prompt in prompts]
+        return tuple(
+            torch.stack([self.read(k, f"{side}.final", (n,)) for k, n in rows]) for side in SIDES
+        )
+
+    def where(self, prompt: int) -> tuple[int, int]:
+        """Shard and row of a prompt."""
+        size = self.sizes[0]
+        return prompt // size, prompt % size
+
+    def read(self, shard: int, name: str, index: tuple[int, ...]) -> Tensor:
+        """A part of one tensor, float32, of its own memory (the file's mapping is let go)."""
+        with safe_open(self.files[shard], "pt") as file:
+            return file.get_slice(name)[index].float()
+
+    def moments(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents at each t, [T, C, H, W], of some prompts.
+
+        Per step and coordinate, of both sides together (appendix E), in one pass over the files.
+        """
+        total = squares = 0
+        for prompt in prompts:
+            shard, row = self.where(prompt)
+            for side in SIDES:
+                x = self.read(shard, f"{side}.latents", (row,)).double()
+                total, squares = total + x, squares + x.square()
+        n = len(prompts) * len(SIDES)
+        mean = total / n
+        deviation = (squares / n - mean.square()).clamp(min=1e-8).sqrt()
+        return mean.float(), deviation.float()
+
+    def pool(self, prompts: Sequence[int], device: str = "cpu") -> "ShardPool":
+        """The pool that `extraction.fit` reads, of some prompts."""
+        return ShardPool(self, tuple(prompts), device)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """x or target of a `ShardPool`: rows are read when they are asked for."""
+
+    pool: "ShardPool"
+    name: str
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> str:
+        """Where the rows go."""
+        return self.pool.device
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows [n] of the pool, [n, C, H, W]."""
+        shards, steps = self.pool.shards, self.pool.shards.steps
+        found = []
+        for row in rows.tolist():
+            image, t = divmod(row, steps)
+            prompt, side = divmod(image, len(SIDES))
+            shard, place = shards.where(self.pool.prompts[prompt])
+            found.append(shards.read(shard, f"{SIDES[side]}.{self.name}", (place, t)))
+        return torch.stack(found).to(self.device)
+
+
+@dataclass(frozen=True)
+class ShardPool:
+    """The contract of `extraction.Pool`, its tensors left on disk.
+
+    Row (prompt, side, t) holds the latent x_t of that image, t, and both denoisings' difference.
+    """
+
+    shards: Shards
+    prompts: tuple[int, ...]
+    device: str
+
+    def __len__(self) -> int:
+        return len(self.prompts) * len(SIDES) * self.shards.steps
+
+    @property
+    def x(self) -> Rows:
+        """Latents, [N, C, H, W]."""
+        return Rows(self, "latents")
+
+    @property
+    def target(self) -> Rows:
+        """Expert minus base, [N, C, H, W]."""
+        return Rows(self, "differences")
+
+    @cached_property
+    def t(self) -> Tensor:
+        """Steps, [N], 0 the last."""
+        images = len(self.prompts) * len(SIDES)
+        return torch.arange(self.shards.steps, device=self.device).repeat(images)
+
+    def scale(self, steps: int) -> Tensor:
+        """Root mean square of the target's entries at each t, [T], as `extraction.Pool.scale`."""
+        total = torch.zeros(steps, dtype=torch.float64)
+        for prompt in self.prompts:
+            shard, row = self.shards.where(prompt)
+            for side in SIDES:
+                found = self.shards.read(shard, f"{side}.differences", (row,)).double()
+                total += found.flatten(1).square().mean(1)
+        mean = total / (len(self.prompts) * len(SIDES))
+        # Half precision's smallest step, for a t where both agree throughout.
+        return mean.sqrt().clamp(min=6e-8).float().to(self.device)
