@@ -222,3 +222,35 @@ def plan_loss(
         torch.arange(x0.shape[-1], device=device) >= x0.shape[-1] - observation
     )
     return (denoiser.network(torch.where(clean, x0, x_t), t, marks) - x0).square().mean()
+
+
+def control_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    observation: int,
+    generator: torch.Generator,
+    first_action: float = 10.0,
+) -> Tensor:
+    """Diffuser's loss for control, []: the first observation is given, the first action matters.
+
+    Args:
+        denoiser: of a PlanNetwork that predicts x0.
+        x0: plans [B, H, D], normalised.
+        observation: do, numbers per observation.
+        generator: of t and noise.
+        first_action: weight of the squared error of the first action; all others weigh 1.
+    """
+    t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=x0.device)
+    marks = torch.zeros(x0.shape[:2], dtype=torch.bool, device=x0.device)
+    marks[:, 0] = True
+    weight = torch.ones_like(x0[0])
+    weight[0, :-observation], weight[0, -observation:] = first_action, 0.0
+    x_t = held(denoiser.noise(x0, t, generator), x0[:, 0, -observation:])
+    return ((denoiser.network(x_t, t, marks) - x0).square() * weight).mean()
+
+
+def held(x: Tensor, first: Tensor) -> Tensor:
+    """Plans [B, H, D] with the first observation [B, do] in its place."""
+    x = x.clone()
+    x[:, 0, -first.shape[-1] :] = first
+    return x

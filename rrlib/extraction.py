@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.denoisers import Denoiser, given
+from rrlib.denoisers import Denoiser, given, held
 from rrlib.errors import InputError
 from rrlib.rewards import Place, Target, windows
 from rrlib.training import Progress, stream, train
@@ -151,6 +151,36 @@ def algorithm1(
     return _join(parts)
 
 
+def control_comparisons(
+    base: Denoiser,
+    expert: Denoiser,
+    base_data: Tensor,
+    expert_data: Tensor,
+    observation: int,
+    *,
+    size: int,
+    seed: int,
+    batch: int = 256,
+) -> Comparisons:
+    """Algorithm 1's comparisons of two planners, both given the first observation of each plan.
+
+    As when they control (`steering.denoise` with `first`), x_t has that observation in its place.
+
+    Args:
+        base, expert, base_data, expert_data, size, seed, batch: see `algorithm1`.
+        observation: do, numbers per observation.
+    """
+    check_schedules(base, expert)
+    parts = []
+    for start in range(0, size, batch):
+        generator = stream(seed, f"pool {start}", str(base_data.device))
+        x0 = drawn(base_data, expert_data, min(batch, size - start), generator)
+        x_t, t = noised(base, x0, generator)
+        first = x0[:, 0, -observation:]
+        parts.append(compare(given(base, first), given(expert, first), held(x_t, first), t))
+    return _join(parts)
+
+
 def _join(parts: list[Comparisons]) -> Comparisons:
     fields = ((part.x, part.t, part.base, part.expert) for part in parts)
     return Comparisons(*map(torch.cat, zip(*fields, strict=True)))
@@ -250,6 +280,7 @@ def discriminator_loss(
     expert_data: Tensor,
     n: int,
     generator: torch.Generator,
+    observation: int = 0,
 ) -> Tensor:
     """Cross-entropy of telling noised expert data from noised base data, [] : a rival estimator.
 
@@ -262,8 +293,12 @@ def discriminator_loss(
         base_data, expert_data: [m, ...] training samples, normalised alike.
         n: samples drawn, half of them from each side.
         generator: of the draws.
+        observation: numbers of the first observation, held without noise; 0 holds nothing.
     """
-    x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
+    x0 = drawn(base_data, expert_data, n, generator)
+    x_t, t = noised(base, x0, generator)
+    if observation:
+        x_t = held(x_t, x0[:, 0, -observation:])
     is_expert = torch.arange(n, device=t.device) >= n - n // 2  # the order of `drawn`
     logits = network(x_t, t)
     return functional.binary_cross_entropy_with_logits(logits, is_expert.to(logits))

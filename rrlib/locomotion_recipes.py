@@ -1,10 +1,17 @@
-"""Recipes of locomotion: data. Defaults are the quick profile."""
+"""Recipes of locomotion: data and diffusion models. Defaults are the quick profile."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rrlib import locomotion, training, trajectories
-from rrlib.trajectories import Trajectories
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rrlib import denoisers, locomotion, recipes, store, training, trajectories
+from rrlib.denoisers import Denoiser, PlanNetwork
+from rrlib.errors import InputError
+from rrlib.recipes import Split
+from rrlib.trajectories import Normaliser, Trajectories
 
 
 @dataclass(frozen=True)
@@ -46,3 +53,113 @@ class LocomotionData:
         world = locomotion.load(self.environment)
         file = folder / "trajectories.hdf5"
         return trajectories.read(file, world.observation, world.action)
+
+
+@dataclass(frozen=True)
+class LocomotionFile:
+    """Somebody else's trajectories: a D4RL-layout HDF5 file or a Minari dataset.
+
+    D4RL's own come from version 4 of the environments, see `locomotion.simulators`.
+    """
+
+    environment: str
+    sha256: str
+    path: str = field(compare=False)  # where it was found; it may move
+
+    @classmethod
+    def at(cls, environment: str, path: str) -> "LocomotionFile":
+        """The recipe of a file as it is now.
+
+        Raises:
+            InputError: the file cannot be used, or is another environment's.
+        """
+        path = str(Path(path).expanduser())
+        found = locomotion.read(locomotion.load(environment), path)
+        return cls(environment, trajectories.digest(found), path)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Check and copy the trajectories into `trajectories.hdf5`."""
+        found = locomotion.read(locomotion.load(self.environment), self.path)
+        if trajectories.digest(found) != self.sha256:
+            raise InputError(f"Dataset '{self.path}' has changed since this run began.")
+        trajectories.write_hdf5(folder / "trajectories.hdf5", found)
+
+    def load(self, folder: Path, device: str) -> Trajectories:
+        """The trajectories."""
+        world = locomotion.load(self.environment)
+        return trajectories.read(folder / "trajectories.hdf5", world.observation, world.action)
+
+
+Data = LocomotionData | LocomotionFile
+
+
+@dataclass(frozen=True)
+class LocomotionDiffuser:
+    """A diffusion model of plans that starts from the present observation.
+
+    Attributes:
+        data: what it learns.
+        ruler: data whose common range is [-1, 1]: the base's and the expert's, for both.
+        horizon: steps of a plan.
+        channels: of the temporal U-Net, per resolution.
+        patch: steps that enter the U-Net as one.
+        start: a diffuser whose weights it begins from; None begins at random.
+    """
+
+    data: Data
+    ruler: tuple[Data, ...]
+    horizon: int = 32
+    channels: tuple[int, ...] = (32, 64, 128)
+    patch: int = 4
+    diffusion_steps: int = 20
+    steps: int = 5_000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    start: "LocomotionDiffuser | None" = None
+    seed: int = 0
+
+    @property
+    def environment(self) -> locomotion.Environment:
+        """Whose plans they are."""
+        return locomotion.load(self.data.environment)
+
+    def split(self) -> Split:
+        """Its plans, a tenth of the episodes held out."""
+        normaliser = Normaliser.fit(*(store.obtain(data) for data in self.ruler))
+        parts = trajectories.split(store.obtain(self.data), 0.1, self.seed)
+        return Split(*parts, normaliser, self.horizon)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Train the network and write `denoiser.safetensors`."""
+        denoiser, split = self.blank(device), self.split()
+        if self.start:
+            denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
+
+        def loss(draws: torch.Generator) -> Tensor:
+            x0 = split.draw(self.batch, draws)
+            return denoisers.control_loss(denoiser, x0, self.environment.observation, draws)
+
+        progress = training.train(
+            denoiser.network,
+            loss,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            checkpoint=store.checkpoints(folder) / "denoiser.safetensors",
+        )
+        training.finish(progress, f"diffuser {self.environment.name}")
+        save_file(denoiser.network.state_dict(), folder / "denoiser.safetensors")
+
+    def load(self, folder: Path, device: str) -> Denoiser:
+        """The trained diffusion model."""
+        denoiser = self.blank(device)
+        recipes.load_network(denoiser.network, folder / "denoiser.safetensors", device)
+        return denoiser
+
+    def blank(self, device: str) -> Denoiser:
+        """The model before training."""
+        denoisers.check_horizon(self.horizon, self.channels, self.patch)
+        torch.manual_seed(self.seed)
+        width = self.environment.observation + self.environment.action
+        network = PlanNetwork(width, self.channels, self.patch).to(device)
+        return Denoiser(network, denoisers.cosine_scheduler(self.diffusion_steps))

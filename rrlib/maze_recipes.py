@@ -1,10 +1,8 @@
 """Recipes of Maze2D: data, diffusion models, rewards. Defaults are the quick profile."""
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -68,25 +66,18 @@ class MazeFile:
             InputError: the file cannot be used, or its positions do not fit the maze.
         """
         path = str(Path(path).expanduser())
-        return cls(maze_name, _digest(maze.read(maze.load(maze_name), path)), path)
+        return cls(maze_name, trajectories.digest(maze.read(maze.load(maze_name), path)), path)
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
         found = maze.read(maze.load(self.maze), self.path)
-        if _digest(found) != self.sha256:
+        if trajectories.digest(found) != self.sha256:
             raise InputError(f"Dataset '{self.path}' has changed since this run began.")
         trajectories.write_hdf5(folder / "trajectories.hdf5", found)
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
         return trajectories.read(folder / "trajectories.hdf5", OBSERVATION, ACTION)
-
-
-def _digest(found: Trajectories) -> str:
-    digest = hashlib.sha256()
-    for array in found.arrays().values():
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

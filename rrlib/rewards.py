@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from diffusers import UNet1DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
@@ -107,6 +108,62 @@ class WindowReward(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """rho, [B], for x_t [B, H, D] (or [B, D]) and t [B]."""
         return self.per_window(x_t, t).mean(1)
+
+
+class PlanValue(nn.Module):
+    """rho(x_t, t) of a whole plan: Diffuser's value function (diffusers' UNet1DModel; Table 2).
+
+    Args:
+        width: D, numbers per time step.
+        unit: what a unit of the output is worth at each t, [T]; see `extraction.units`.
+        channels: per resolution, multiples of 32; horizons up to 2 ** (1 + resolutions) fit.
+
+    SiLU instead of Mish, see `WindowReward`.
+    """
+
+    def __init__(self, width: int, unit: Tensor, channels: tuple[int, ...] = (64, 64, 128, 128)):
+        super().__init__()
+        self.width, self.longest = width, 2 ** (1 + len(channels))
+        self.unet = UNet1DModel(
+            in_channels=width,
+            out_channels=width,
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            act_fn="silu",
+            layers_per_block=1,
+            downsample_each_block=True,
+            block_out_channels=channels,
+            down_block_types=("DownResnetBlock1D",) * len(channels),
+            up_block_types=(),
+            mid_block_type="ValueFunctionMidBlock1D",
+            out_block_type="ValueFunction",
+        )
+        _replace_mish(self.unet)
+        self.register_buffer("unit", unit.clone())
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] and t [B].
+
+        Raises:
+            InputError: another width, or a horizon beyond the network's.
+        """
+        if x_t.shape[-1] != self.width or x_t.shape[1] > self.longest:
+            raise InputError(
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} and "
+                f"at most {self.longest} steps are needed."
+            )
+        out = self.unet(x_t.mT, t * (100.0 / len(self.unit))).sample.squeeze(-1)
+        return out * self.unit.to(out)[t]
+
+
+def _replace_mish(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Mish):
+            setattr(module, name, nn.SiLU())
+        else:
+            _replace_mish(child)
 
 
 @dataclass(frozen=True)

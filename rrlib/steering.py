@@ -1,14 +1,39 @@
 """Guided sampling of any denoiser by any relative reward."""
 
-from collections.abc import Iterator
-from typing import get_args
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser
+from rrlib.denoisers import Denoiser, held
 from rrlib.errors import InputError
 from rrlib.rewards import Place, RelativeReward
+
+Onto = Literal["mean", "x_t"]
+
+
+@dataclass(frozen=True)
+class ExactDifference:
+    """The difference of two models' means itself, in a reward's place: no potential is fitted.
+
+    Added to the base's mean with weight 1 it makes the expert's step; no reward can follow the
+    difference more closely, so it is the ceiling of all of them.
+
+    Attributes:
+        base, expert: diffusion models of one schedule.
+    """
+
+    base: Denoiser
+    expert: Denoiser
+    target = "mean"
+    place = "x_t"
+
+    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """Expert's mean minus base's at (x, t), [B, ...]."""
+        with torch.no_grad():
+            return self.expert.mean(x, t) - self.base.mean(x, t)
 
 
 def denoise(
@@ -16,10 +41,13 @@ def denoise(
     start: Tensor,
     generator: torch.Generator,
     *,
-    reward: RelativeReward | None = None,
+    reward: RelativeReward | ExactDifference | None = None,
     weight: float = 1.0,
     place: Place | None = None,
     anyway: bool = False,
+    onto: Onto = "mean",
+    until: int = 0,
+    first: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling from noise; yields (t, x_t) from (T - 1, start) to (-1, the sample).
 
@@ -35,9 +63,15 @@ def denoise(
         weight: guidance scale w, at least 0.
         place: where grad rho is taken, "x_t" or "mu_base"; None takes the reward's own.
         anyway: allow a place other than the one where the reward was fitted.
+        onto: what the gradient is added to: the "mean" of the step (Eq. 5), or, as the authors'
+            code has it, "x_t" before the mean is computed (at "x_t" then, too).
+        until: the last t that is steered (the authors' t_stopgrad); 0 steers every step.
+        first: the plans' first observations [B, do], held in place throughout, for a denoiser that
+            was given them (`denoisers.given`); None holds nothing.
 
     Raises:
-        InputError: `weight` negative or not finite, or the place is not the reward's.
+        InputError: `weight` negative or not finite, the place is not the reward's, `until` is no
+            step of the schedule, or `onto` is unknown or wants another place.
     """
     if not 0 <= weight < float("inf"):
         raise InputError(
@@ -51,24 +85,52 @@ def denoise(
             f"place={place!r} is not allowed: this reward was fitted at {reward.place!r}; "
             "say anyway=True to take its gradient elsewhere."
         )
-    return _denoise(denoiser, start, generator, reward, weight, place)
+    place = place or (reward.place if reward else None)
+    if onto not in get_args(Onto):
+        allowed = " or ".join(map(repr, get_args(Onto)))
+        raise InputError(f"onto={onto!r} is not allowed: {allowed} is needed.")
+    if onto == "x_t" and place == "mu_base":
+        raise InputError("onto='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
+    if not 0 <= until < denoiser.steps:
+        raise InputError(
+            f"until={until} is not allowed: a step from 0 to {denoiser.steps - 1} is needed."
+        )
+    guide = _Guide(reward, weight, place, onto, until) if reward and weight else None
+    keep = (lambda x: x) if first is None else (lambda x: held(x, first))
+    return _denoise(denoiser, start, generator, guide, keep)
 
 
-def _denoise(denoiser, x, generator, reward, weight, place):
+@dataclass(frozen=True)
+class _Guide:
+    reward: RelativeReward | ExactDifference
+    weight: float
+    place: Place
+    onto: Onto
+    until: int
+
+    def shift(self, denoiser: Denoiser, point: Tensor, t: Tensor) -> Tensor:
+        """w c_t grad rho at a point."""
+        unit = denoiser.mean_per_score(t, point) if self.reward.target == "score" else 1.0
+        return self.weight * unit * self.reward.gradient(point, t)
+
+
+def _denoise(denoiser, x, generator, guide, keep):
     yield denoiser.steps - 1, x
+    x = keep(x)
     for step in reversed(range(denoiser.steps)):
-        x = _step(denoiser, x, step, generator, reward, weight, place)
+        x = keep(_step(denoiser, x, step, generator, guide, keep))
         yield step - 1, x
 
 
 @torch.no_grad()
-def _step(denoiser, x, step, generator, reward, weight, place) -> Tensor:
+def _step(denoiser, x, step, generator, guide: _Guide | None, keep: Callable) -> Tensor:
     t = torch.full((len(x),), step, device=x.device)
+    steered = guide is not None and step >= guide.until
+    if steered and guide.onto == "x_t":
+        x = keep(x + guide.shift(denoiser, x, t))
     mean = denoiser.mean(x, t)
-    if reward and weight:
-        point = x if (place or reward.place) == "x_t" else mean
-        unit = denoiser.mean_per_score(t, x) if reward.target == "score" else 1.0
-        mean = mean + weight * unit * reward.gradient(point, t)
+    if steered and guide.onto == "mean":
+        mean = mean + guide.shift(denoiser, x if guide.place == "x_t" else mean, t)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return mean + denoiser.deviation(t, x) * draw
 

@@ -3,6 +3,7 @@
 A plan, what a diffuser sees, is ``[..., H, da + do]``: actions first, then observations.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -66,6 +67,14 @@ class Trajectories:
         last = np.cumsum(bounds[:, 1] - bounds[:, 0]) - 1
         taken["timeouts"][last] |= ~taken["terminals"][last]
         return Trajectories(**taken)
+
+
+def digest(trajectories: Trajectories) -> str:
+    """The sha256 of all that the trajectories hold."""
+    found = hashlib.sha256()
+    for array in trajectories.arrays().values():
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
 
 # Files

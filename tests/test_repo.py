@@ -28,9 +28,9 @@ FLOORS = [
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
     | {"reward_files", "image_rewards"},
     {"extraction", "steering", "image_extraction"},
-    {"notebook", "recipes", "planning", "maze_evidence", "image_pairs"},
+    {"notebook", "recipes", "planning", "rollouts", "maze_evidence", "image_pairs"},
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
-    {"maze_experiments"},
+    {"maze_experiments", "locomotion_rewards"},
 ]
 # Distributions whose import has another name.
 MODULES = {

@@ -1,0 +1,189 @@
+"""Recipes of locomotion: rewards, their rival, and rollouts that they steer."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rrlib import extraction, locomotion, recipes, rollouts, steering, store, training
+from rrlib.denoisers import Denoiser
+from rrlib.extraction import Comparisons
+from rrlib.locomotion_recipes import LocomotionDiffuser
+from rrlib.rewards import Place, PlanValue, RelativeReward, Target
+from rrlib.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class LocomotionPool:
+    """Algorithm 1's comparisons of two planners, made once for all rewards of the pair."""
+
+    base: LocomotionDiffuser
+    expert: LocomotionDiffuser
+    plans: int = 20_000
+    seed: int = 0
+
+    def make(self, folder: Path, device: str) -> None:
+        """Ask both models and write `comparisons.safetensors`."""
+        draws = training.stream(self.seed, "data", device)
+        pair = [store.obtain(half, device) for half in (self.base, self.expert)]
+        found = extraction.control_comparisons(
+            *pair,
+            *(half.split().draw(self.plans, draws) for half in (self.base, self.expert)),
+            self.base.environment.observation,
+            size=self.plans,
+            seed=self.seed,
+        )
+        save_file(vars(found), folder / "comparisons.safetensors")
+
+    def load(self, folder: Path, device: str) -> Comparisons:
+        """The comparisons."""
+        return Comparisons(**load_file(folder / "comparisons.safetensors", device))
+
+
+@dataclass(frozen=True)
+class LocomotionReward:
+    """rho of two planners by Algorithm 1: Diffuser's value function (Table 2)."""
+
+    pool: LocomotionPool
+    channels: tuple[int, ...] = (32, 32, 64, 64)
+    target: Target = "mean"
+    place: Place = "mu_base"
+    steps: int = 2_000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def make(self, folder: Path, device: str) -> None:
+        """Fit the reward, write `reward.safetensors`."""
+        found = store.obtain(self.pool, device)
+        pool = found.read(self.pool.base.blank(device), self.target, self.place)
+        label = f"reward {self.pool.base.environment.name}"
+        recipes.fit_reward(self, self.blank().to(device), pool, folder, label)
+
+    def load(self, folder: Path, device: str) -> RelativeReward:
+        """The fitted reward."""
+        network = recipes.load_network(self.blank(), folder / "reward.safetensors", device)
+        return RelativeReward(network, self.target, self.place)
+
+    def blank(self) -> PlanValue:
+        """The network before training."""
+        return _value(self.pool.base, self.target, self.channels, self.seed)
+
+
+@dataclass(frozen=True)
+class LocomotionDiscriminator:
+    """The rival: the same network tells the expert's noised plans from the base's.
+
+    Its logit estimates the log ratio of the densities at x_t, from data alone.
+    """
+
+    base: LocomotionDiffuser
+    expert: LocomotionDiffuser
+    channels: tuple[int, ...] = (32, 32, 64, 64)
+    plans: int = 20_000  # of either kind
+    steps: int = 2_000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def make(self, folder: Path, device: str) -> None:
+        """Train the network, write `reward.safetensors`."""
+        network, base = self.blank().to(device), self.base.blank(device)
+        draws = training.stream(self.seed, "data", device)
+        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        width = self.base.environment.observation
+
+        def loss(draws: torch.Generator) -> Tensor:
+            return extraction.discriminator_loss(network, base, *data, self.batch, draws, width)
+
+        progress = training.train(
+            network,
+            loss,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            checkpoint=store.checkpoints(folder) / "reward.safetensors",
+        )
+        training.finish(progress, f"discriminator {self.base.environment.name}")
+        save_file(network.state_dict(), folder / "reward.safetensors")
+
+    def load(self, folder: Path, device: str) -> RelativeReward:
+        """Its logit as a reward."""
+        network = recipes.load_network(self.blank(), folder / "reward.safetensors", device)
+        return RelativeReward(network, "score", "x_t")
+
+    def blank(self) -> PlanValue:
+        """The network before training."""
+        return _value(self.base, "score", self.channels, self.seed)
+
+
+def _value(
+    base: LocomotionDiffuser, target: Target, channels: tuple[int, ...], seed: int
+) -> PlanValue:
+    world = base.environment
+    unit = extraction.displacement_units(base.blank("cpu"), target)
+    torch.manual_seed(seed)  # after `blank`, which sets a seed of its own
+    return PlanValue(world.observation + world.action, unit, channels)
+
+
+@dataclass(frozen=True)
+class LocomotionRollouts:
+    """Episodes of a planner, steered or not.
+
+    Attributes:
+        base: the planner.
+        guide: what steers it: a reward, a discriminator, or another planner, whose exact difference
+            from the base is then added; None steers not.
+        weight, place, onto, until: see `steering.denoise`; the place need not be the reward's own.
+        executed, episodes, steps, seed: see `rollouts.play`.
+        workers: processes; the result does not depend on them.
+    """
+
+    base: LocomotionDiffuser
+    guide: LocomotionReward | LocomotionDiscriminator | LocomotionDiffuser | None = None
+    weight: float = 1.0
+    place: Place | None = None
+    onto: steering.Onto = "mean"
+    until: int = 0
+    executed: int = 1
+    episodes: int = 16
+    steps: int = locomotion.HORIZON
+    seed: int = 0
+    workers: int = field(default=1, compare=False)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Play and write `returns.safetensors`."""
+        made = self.play(device)
+        starts, stops = made.bounds.T
+        returns = np.add.reduceat(made.rewards, starts, dtype=np.float64)
+        save_arrays({"returns": returns, "lengths": stops - starts}, folder / "returns.safetensors")
+
+    def load(self, folder: Path, device: str) -> dict[str, np.ndarray]:
+        """`returns` (sums of the raw rewards) and `lengths` of the episodes, [n]."""
+        return load_arrays(folder / "returns.safetensors")
+
+    def play(self, device: str = "cpu") -> Trajectories:
+        """The episodes themselves, simulated anew."""
+        rollouts.check(self.episodes, self.steps, self.executed, self.workers)
+        guide = store.obtain(self.guide, device) if self.guide else None
+        named = {"expert" if isinstance(guide, Denoiser) else "reward": guide}
+        plan = rollouts.planner(
+            store.obtain(self.base, device),
+            self.base.split().normaliser,
+            self.base.environment,
+            self.base.horizon,
+            training.stream(self.seed, "plans", device),
+            **named,
+            weight=self.weight,
+            place=self.place,
+            anyway=True,
+            onto=self.onto,
+            until=self.until,
+        )
+        options = {"steps": self.steps, "executed": self.executed, "workers": self.workers}
+        return rollouts.play(self.base.environment, plan, self.episodes, self.seed, **options)

@@ -1,0 +1,198 @@
+"""Rollouts: a planner drives many robots at once, their physics in worker processes.
+
+All episodes go in lock-step, so that one call of the planner serves them all; an episode that has
+ended is asked no more, and the batch shrinks.
+"""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+
+from rrlib import locomotion, steering
+from rrlib.denoisers import Denoiser, given
+from rrlib.errors import InputError
+from rrlib.locomotion import HORIZON, Environment
+from rrlib.training import derived_seed
+from rrlib.trajectories import Normaliser, Trajectories
+
+Planner = Callable[[np.ndarray], np.ndarray]  # observations [n, do] -> actions [n, k, da]
+
+
+def planner(
+    base: Denoiser,
+    normaliser: Normaliser,
+    environment: Environment,
+    horizon: int,
+    generator: torch.Generator,
+    expert: Denoiser | None = None,
+    **guidance,
+) -> Planner:
+    """Plans of a diffusion model, steered or not, from the observations at hand.
+
+    Args:
+        base: of a PlanNetwork that was trained with `denoisers.control_loss`.
+        normaliser: of its plans.
+        environment: whose observations and actions they are.
+        horizon: H, steps of a plan.
+        generator: of all noise.
+        expert: steers by the exact difference of its means from the base's; None does not.
+        guidance: of `steering.denoise`: reward, weight, until and so on.
+
+    Returns:
+        observations [n, do] -> the actions of one plan each, [n, H, da], in their own units.
+    """
+    width = environment.action + environment.observation
+
+    def plan(observations: np.ndarray) -> np.ndarray:
+        rows = np.zeros((len(observations), width), np.float32)
+        rows[:, environment.action :] = observations
+        first = torch.from_numpy(normaliser.normalise(rows)[:, environment.action :])
+        first = first.to(generator.device)
+        model, options = given(base, first), guidance
+        if expert:
+            options = {**guidance, "reward": steering.ExactDifference(model, given(expert, first))}
+        shape = len(first), horizon, width
+        plans = steering.sample(model, shape, generator, first=first, **options)
+        return normaliser.denormalise(plans.cpu().numpy())[..., : environment.action]
+
+    return plan
+
+
+def check(episodes: int, steps: int, executed: int, workers: int) -> None:
+    """Raise InputError unless rollouts of these numbers can be asked for."""
+    for name, value, most in (
+        ("episodes", episodes, None),
+        ("steps", steps, HORIZON),
+        ("executed", executed, None),
+        ("workers", workers, os.cpu_count()),
+    ):
+        if value < 1 or (most and value > most):
+            allowed = f"1 to {most}" if most else "1 or more"
+            raise InputError(f"{name} = {value} is out of range: allowed is {allowed}.")
+
+
+def play(
+    environment: Environment,
+    plan: Planner,
+    episodes: int,
+    seed: int,
+    *,
+    steps: int = HORIZON,
+    executed: int = 1,
+    workers: int = 1,
+    version: int = 5,
+) -> Trajectories:
+    """Whole episodes of a planner, from starts that depend on the seed alone.
+
+    Args:
+        environment: the robot.
+        plan: called with the observations of all episodes that go on, float32.
+        episodes: how many.
+        seed: of the starts; the planner's noise is its own.
+        steps: after which an episode ends by timeout.
+        executed: actions carried out of each plan before the next is made.
+        workers: processes that share the physics; the result does not depend on it.
+        version: see `locomotion.simulators`.
+
+    Raises:
+        InputError: a number is out of range, more workers than cores, or plans are too short.
+    """
+    check(episodes, steps, executed, workers)
+    owners = np.array_split(np.arange(episodes), min(workers, episodes))
+    blocks = [
+        (environment, [derived_seed(seed, int(k)) % 2**31 for k in rows], steps, version)
+        for rows in owners
+    ]
+    with _served(blocks) as everywhere:
+        observations = np.concatenate(everywhere("start"))
+        going = np.ones(episodes, dtype=bool)
+        while going.any():
+            actions = np.zeros((episodes, executed, environment.action), np.float32)
+            made = plan(observations[going])
+            if made.shape[1] < executed:
+                raise InputError(
+                    f"executed = {executed} is out of range: plans have {made.shape[1]} actions."
+                )
+            actions[going] = np.clip(made[:, :executed], -1, 1)
+            mine = ([part[rows] for rows in owners] for part in (going, actions))
+            found = zip(*everywhere("step", *mine), strict=True)
+            observations, going = (np.concatenate(part) for part in found)
+        kept = everywhere("kept")
+    columns = zip(*(s for block in kept for episode in block for s in episode), strict=True)
+    floats = np.float32, np.float32, np.float32, bool, bool
+    return Trajectories(*(np.asarray(c, d) for c, d in zip(columns, floats, strict=True)))
+
+
+class _Block:
+    """Some of the episodes, each in an environment of its own; it keeps what happens."""
+
+    def __init__(self, environment: Environment, seeds: list[int], steps: int, version: int):
+        self.worlds = locomotion.simulators(environment, len(seeds), version).envs
+        self.seeds, self.steps = seeds, steps
+        self.episodes: list[list[tuple]] = [[] for _ in seeds]
+
+    def start(self) -> np.ndarray:
+        """The first observations, [n, do]."""
+        pairs = zip(self.worlds, self.seeds, strict=True)
+        self.now = np.stack([w.reset(seed=s)[0] for w, s in pairs]).astype(np.float32)
+        return self.now
+
+    def step(self, going: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Carry out [n, k, da] where [n] is true; the observations, and who still goes on."""
+        still = going.copy()
+        for row in np.flatnonzero(going):
+            for action in actions[row]:
+                if still[row]:
+                    still[row] = self._one(row, action)
+        return self.now, still
+
+    def _one(self, row: int, action: np.ndarray) -> bool:
+        following, reward, fallen, _, _ = self.worlds[row].step(action)
+        late = not fallen and len(self.episodes[row]) + 1 >= self.steps
+        self.episodes[row].append((self.now[row].copy(), action, reward, fallen, late))
+        self.now[row] = following
+        return not (fallen or late)
+
+    def kept(self) -> list[list[tuple]]:
+        """Per episode: observation, action, reward, whether it fell, whether it was the last."""
+        return self.episodes
+
+
+@contextlib.contextmanager
+def _served(blocks: list[tuple]) -> Iterator[Callable[..., list]]:
+    """Calls a method of every block, each with its own arguments: `everywhere(name, *columns)`.
+
+    A single block lives here, several live in a process each and work at once.
+    """
+    if len(blocks) == 1:
+        block = _Block(*blocks[0])
+        yield lambda name, *columns: [getattr(block, name)(*(c[0] for c in columns))]
+        return
+    with contextlib.ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        pools = [
+            stack.enter_context(ProcessPoolExecutor(1, context, _open, block)) for block in blocks
+        ]
+
+        def everywhere(name: str, *columns: list) -> list:
+            rows = zip(*columns, strict=True) if columns else [()] * len(pools)
+            asked = [pool.submit(_ask, name, *row) for pool, row in zip(pools, rows, strict=True)]
+            return [future.result() for future in asked]
+
+        yield everywhere
+
+
+_BLOCK: list[_Block] = []  # of a worker process
+
+
+def _open(*block) -> None:
+    _BLOCK.append(_Block(*block))
+
+
+def _ask(name: str, *arguments):
+    return getattr(_BLOCK[0], name)(*arguments)
