@@ -50,7 +50,8 @@ class LocomotionReward:
     """rho of two planners by Algorithm 1: Diffuser's value function (Table 2)."""
 
     pool: LocomotionPool
-    channels: tuple[int, ...] = (32, 32, 64, 64)
+    channels: tuple[int, ...] = (32, 64, 64)
+    patch: int = 4
     target: Target = "mean"
     place: Place = "mu_base"
     steps: int = 2_000
@@ -72,7 +73,8 @@ class LocomotionReward:
 
     def blank(self) -> PlanValue:
         """The network before training."""
-        return _value(self.pool.base, self.target, self.channels, self.seed)
+        unit = extraction.displacement_units(self.pool.base.blank("cpu"), self.target)
+        return _value(self.pool.base, unit, self)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class LocomotionDiscriminator:
 
     base: LocomotionDiffuser
     expert: LocomotionDiffuser
-    channels: tuple[int, ...] = (32, 32, 64, 64)
+    channels: tuple[int, ...] = (32, 64, 64)
+    patch: int = 4
     plans: int = 20_000  # of either kind
     steps: int = 2_000
     batch: int = 256
@@ -119,16 +122,13 @@ class LocomotionDiscriminator:
 
     def blank(self) -> PlanValue:
         """The network before training."""
-        return _value(self.base, "score", self.channels, self.seed)
+        return _value(self.base, extraction.units(self.base.blank("cpu"), "score"), self)
 
 
-def _value(
-    base: LocomotionDiffuser, target: Target, channels: tuple[int, ...], seed: int
-) -> PlanValue:
-    world = base.environment
-    unit = extraction.displacement_units(base.blank("cpu"), target)
-    torch.manual_seed(seed)  # after `blank`, which sets a seed of its own
-    return PlanValue(world.observation + world.action, unit, channels)
+def _value(base: LocomotionDiffuser, unit: Tensor, like) -> PlanValue:
+    torch.manual_seed(like.seed)
+    width = base.environment.observation + base.environment.action
+    return PlanValue(width, unit, like.channels, like.patch)
 
 
 @dataclass(frozen=True)

@@ -116,17 +116,24 @@ class PlanValue(nn.Module):
     Args:
         width: D, numbers per time step.
         unit: what a unit of the output is worth at each t, [T]; see `extraction.units`.
-        channels: per resolution, multiples of 32; horizons up to 2 ** (1 + resolutions) fit.
+        channels: per resolution, multiples of 32; up to patch * 2 ** (1 + resolutions) steps fit.
+        patch: steps that enter the network as one.
 
     SiLU instead of Mish, see `WindowReward`.
     """
 
-    def __init__(self, width: int, unit: Tensor, channels: tuple[int, ...] = (64, 64, 128, 128)):
+    def __init__(
+        self,
+        width: int,
+        unit: Tensor,
+        channels: tuple[int, ...] = (64, 64, 128, 128),
+        patch: int = 1,
+    ):
         super().__init__()
-        self.width, self.longest = width, 2 ** (1 + len(channels))
+        self.width, self.patch, self.longest = width, patch, patch * 2 ** (1 + len(channels))
         self.unet = UNet1DModel(
-            in_channels=width,
-            out_channels=width,
+            in_channels=width * patch,
+            out_channels=width * patch,
             time_embedding_type="positional",
             use_timestep_embedding=True,
             flip_sin_to_cos=False,
@@ -147,14 +154,16 @@ class PlanValue(nn.Module):
         """rho, [B], for x_t [B, H, D] and t [B].
 
         Raises:
-            InputError: another width, or a horizon beyond the network's.
+            InputError: another width, or a horizon beyond the network's or no multiple of `patch`.
         """
-        if x_t.shape[-1] != self.width or x_t.shape[1] > self.longest:
+        horizon = x_t.shape[1]
+        if x_t.shape[-1] != self.width or horizon > self.longest or horizon % self.patch:
             raise InputError(
                 f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} and "
-                f"at most {self.longest} steps are needed."
+                f"a multiple of {self.patch}, at most {self.longest}, steps are needed."
             )
-        out = self.unet(x_t.mT, t * (100.0 / len(self.unit))).sample.squeeze(-1)
+        patches = x_t.unflatten(1, (-1, self.patch)).flatten(2)
+        out = self.unet(patches.mT, t * (100.0 / len(self.unit))).sample.squeeze(-1)
         return out * self.unit.to(out)[t]
 
 

@@ -9,6 +9,7 @@ from rrlib.denoisers import (
     Denoiser,
     PlanNetwork,
     check_horizon,
+    control_loss,
     cosine_scheduler,
     given,
     plan_loss,
@@ -390,3 +391,31 @@ def test_training_beats_the_trivial_predictor_on_held_out_plans():
         told = given(denoiser, held_out[:, 0, 1:], held_out[:, -1, 1:])
         planned = (told.x0(noise, last) - held_out)[:, 1:-1].square().mean()
         assert planned < 0.7 * trivial
+
+
+def test_control_loss_holds_the_first_observation_and_weighs_the_first_action():
+    """A network that returns what it is shown: the loss is the noise itself, weighed."""
+    torch.manual_seed(0)
+    x0, scheduler = torch.randn(6, 4, 5), cosine_scheduler(STEPS)
+    seen = {}
+
+    def network(x, t, marks):
+        seen.update(x=x, t=t, marks=marks)
+        return x
+
+    found = control_loss(Denoiser(network, scheduler), x0, 2, stream(3, 0), 7.0)
+    assert torch.equal(seen["x"][:, 0, 3:], x0[:, 0, 3:])
+    assert seen["marks"][:, 0].all()
+    assert not seen["marks"][:, 1:].any()
+    total = 0.0
+    for plan, wanted in zip(seen["x"], x0, strict=True):
+        for step in range(4):
+            for number in range(5):
+                error = (plan[step, number] - wanted[step, number]) ** 2
+                total += error * (7.0 if step == 0 and number < 3 else 1.0)
+    assert_close(found, total / x0.numel())
+    generator = stream(3, 0)
+    t = torch.randint(STEPS, (6,), generator=generator)
+    noised = Denoiser(network, scheduler).noise(x0, t, generator)
+    assert torch.equal(seen["t"], t)
+    assert torch.equal(seen["x"][:, 1:], noised[:, 1:])

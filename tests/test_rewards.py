@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
-from rrlib.rewards import RelativeReward, WindowReward, compose, per_step, windows
-from rrlib.training import stream
+from rrlib.rewards import PlanValue, RelativeReward, WindowReward, compose, per_step, windows
+from rrlib.training import Stack, stream
 
 WIDTH, HORIZON = 3, 12
 
@@ -278,3 +279,35 @@ def test_an_average_that_does_not_fit_is_named(average):
         reward(6, average=average)
     message = f"average={average} is not allowed: a divisor of the window 6 is needed."
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("horizon", "patch"), [(32, 1), (32, 4), (4, 1)])
+def test_a_plans_value_has_smooth_gradients_of_finite_differences(horizon, patch):
+    torch.manual_seed(0)
+    network = PlanValue(5, torch.tensor([1.0, 3.0]), (32, 32, 32, 32), patch).double()
+    assert not any(isinstance(module, nn.Mish) for module in network.modules())
+    x = torch.randn(2, horizon, 5, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0, 1])
+    assert torch.autograd.gradcheck(lambda x: network(x, t), x)
+    rho = network(x, t)
+    gradient = torch.autograd.grad(rho.sum(), x, create_graph=True)[0]
+    gradient.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    assert_close(
+        rho[1] / 3, network.unet(x.unflatten(1, (-1, patch)).flatten(2).mT, 50.0 * t).sample[1, 0]
+    )
+
+
+def test_stacked_values_are_the_values_one_by_one():
+    torch.manual_seed(0)
+    networks = [PlanValue(3, torch.ones(4), (32, 32)) for _ in range(3)]
+    x, t = torch.randn(6, 8, 3), torch.tensor([0, 1, 2, 3, 0, 1])
+    parts = [n(x[2 * k : 2 * k + 2], t[2 * k : 2 * k + 2]) for k, n in enumerate(networks)]
+    assert_close(Stack(networks)(x, t), torch.cat(parts), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 4), (1, 32, 3), (1, 6, 3)])
+def test_plans_that_a_value_cannot_take_are_named(shape):
+    network = PlanValue(3, torch.ones(2), (32,), 4)
+    with pytest.raises(InputError, match=r"plans of width 3 and a multiple of 4, at most 16"):
+        network(torch.zeros(shape), torch.tensor([0]))

@@ -9,7 +9,7 @@ from rrlib.denoisers import Denoiser, cosine_scheduler
 from rrlib.errors import InputError
 from rrlib.rewards import RelativeReward
 from rrlib.sde import GaussianMixture, log_ratio
-from rrlib.steering import denoise, sample
+from rrlib.steering import ExactDifference, denoise, sample
 from rrlib.training import stream
 
 STEPS = 20
@@ -171,3 +171,64 @@ def test_samples_of_the_base_have_its_moments():
     # Ancestral sampling in 20 steps is not exact: a coarse bar, far below the standard normal's.
     assert_close(x.mean(0), torch.full((2,), 0.5, dtype=torch.float64), rtol=0, atol=0.03)
     assert_close(x.var(0), torch.full((2,), 0.3, dtype=torch.float64), rtol=0, atol=0.1)
+
+
+def test_steering_until_a_step_leaves_the_last_steps_alone():
+    reward = RelativeReward(Exact("mean"), "mean", "x_t")
+    base, full, early = (
+        path(BASE.denoiser(SCHEDULER), **guidance)
+        for guidance in ({}, {"reward": reward}, {"reward": reward, "until": 6})
+    )
+    steered = STEPS - 6  # t = 19 ... 6
+    for k in range(steered + 1):
+        assert torch.equal(early[k], full[k])
+    assert not torch.allclose(early[steered + 1], full[steered + 1])
+    plain = denoise(BASE.denoiser(SCHEDULER), START, stream(5, 0), reward=reward, until=STEPS - 1)
+    assert not torch.allclose([x for _, x in plain][1], base[1])
+
+
+def test_the_authors_form_moves_x_before_the_mean_is_taken():
+    reward = RelativeReward(Exact("mean"), "mean", "x_t")
+    model = BASE.denoiser(SCHEDULER)
+    found = path(model, reward=reward, onto="x_t", weight=0.7)
+    generator = stream(5, 0)
+    x = START
+    for step in reversed(range(STEPS)):
+        t = torch.full((len(x),), step)
+        moved = x + 0.7 * reward.gradient(x, t)
+        draw = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = model.mean(moved, t) + model.deviation(t, x) * draw
+        assert_close(found[STEPS - step], x)
+
+
+def test_the_exact_difference_makes_the_base_the_expert():
+    base, expert = (mixture.denoiser(SCHEDULER) for mixture in (BASE, EXPERT))
+    steered = path(base, reward=ExactDifference(base, expert))
+    assert_close(steered[-1], path(expert)[-1])
+
+
+def test_what_is_held_is_in_its_place_at_every_step():
+    network = nn.Identity()
+    model = Denoiser(lambda x, t: 0.5 * network(x), SCHEDULER)
+    first = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
+    start = torch.randn(3, 4, 5, generator=stream(0, 0), dtype=torch.float64)
+    steps = list(denoise(model, start, stream(1, 0), first=first))
+    assert torch.equal(steps[0][1], start)
+    for _, x in steps[1:]:
+        assert torch.equal(x[:, 0, 3:], first)
+        assert not (x[:, 1:, 3:] == first[:, None]).any()
+
+
+@pytest.mark.parametrize(
+    ("guidance", "named"),
+    [
+        ({"until": STEPS}, f"until={STEPS}"),
+        ({"until": -1}, "until=-1"),
+        ({"onto": "noise"}, "onto='noise'"),
+        ({"onto": "x_t", "place": "mu_base", "anyway": True}, "onto='x_t'"),
+    ],
+)
+def test_guidance_that_does_not_exist_is_named(guidance, named):
+    reward = RelativeReward(Exact("mean"), "mean", "x_t")
+    with pytest.raises(InputError, match=named):
+        path(BASE.denoiser(SCHEDULER), reward=reward, **guidance)

@@ -1,0 +1,120 @@
+"""Recipes of locomotion, made small: their parts against what they are made of."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch.testing import assert_close
+
+from rrlib import extraction, locomotion, store, training, trajectories
+from rrlib.denoisers import given, held
+from rrlib.errors import InputError
+from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
+from rrlib.locomotion_rewards import (
+    LocomotionDiscriminator,
+    LocomotionPool,
+    LocomotionReward,
+    LocomotionRollouts,
+)
+
+HOPPER = locomotion.load("hopper")
+DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
+SMALL = {"ruler": DATA, "horizon": 8, "channels": (8, 16), "patch": 1, "diffusion_steps": 5}
+BASE = LocomotionDiffuser(DATA[0], **SMALL, steps=60)
+EXPERT = LocomotionDiffuser(DATA[1], **SMALL, steps=60)
+POOL = LocomotionPool(BASE, EXPERT, plans=600)
+REWARD = LocomotionReward(POOL, (32, 32), 1, steps=60, batch=64)
+DISCRIMINATOR = LocomotionDiscriminator(BASE, EXPERT, (32, 32), 1, 600, steps=100, batch=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RRLIB_STORE", str(tmp_path_factory.mktemp("store")))
+        yield
+
+
+def held_out(n: int) -> list[torch.Tensor]:
+    return [half.split().held_out_plans(n, 3)[0] for half in (BASE, EXPERT)]
+
+
+def test_base_and_expert_share_a_ruler_that_holds_both():
+    ranges = [half.split().normaliser for half in (BASE, EXPERT)]
+    assert_allclose(ranges[0].low, ranges[1].low)
+    for data in DATA:
+        found = store.obtain(data)
+        rows = np.concatenate([found.actions, found.observations], 1)
+        assert np.abs(ranges[0].normalise(rows)).max() <= 1 + 1e-5
+
+
+def test_a_diffuser_has_learnt_its_own_behaviour():
+    t = torch.full((200,), 2)
+    for mine, plans in enumerate(held_out(200)):
+        first = plans[:, 0, 3:]
+        x_t = held(store.obtain(BASE).noise(plans, t, training.stream(0, 0)), first)
+        base, expert = (given(store.obtain(half), first).x0(x_t, t) for half in (BASE, EXPERT))
+        errors = [(x0 - plans).square().mean() for x0 in (base, expert)]
+        assert errors[mine] < errors[1 - mine]
+
+
+def test_a_pool_compares_models_that_are_given_the_first_observation():
+    found = store.obtain(POOL)
+    first = found.x[:, 0, 3:]
+    for half, x0 in ((BASE, found.base), (EXPERT, found.expert)):
+        assert torch.equal(x0[:, 0, 3:], first)
+        asked = given(store.obtain(half), first[:50]).x0(found.x[:50], found.t[:50])
+        assert_close(x0[:50], asked, atol=1e-5, rtol=1e-5)
+    assert set(found.t.tolist()) == set(range(5))
+
+
+def test_a_reward_follows_the_difference_where_it_was_not_fitted():
+    pair = [store.obtain(half) for half in (BASE, EXPERT)]
+    asked = extraction.control_comparisons(*pair, *held_out(300), 11, size=600, seed=8)
+    pool = asked.read(pair[0], "mean", "mu_base")
+    found = extraction.explained(store.obtain(REWARD).network, pool, 5)
+    turned = extraction.explained(
+        store.obtain(REWARD).network, replace(pool, target=-pool.target), 5
+    )
+    assert found.mean() > 0.1
+    assert turned.mean() < -0.1
+
+
+def test_the_discriminator_knows_the_expert():
+    logit = store.obtain(DISCRIMINATOR)
+    assert (logit.target, logit.place) == ("score", "x_t")
+    zero = torch.zeros(200, dtype=torch.long)
+    base, expert = (logit(plans, zero) for plans in held_out(200))
+    assert (expert[:, None] > base).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("guide", [None, REWARD, DISCRIMINATOR, EXPERT])
+def test_rollouts_keep_the_returns_of_what_they_play(guide):
+    recipe = LocomotionRollouts(BASE, guide, weight=0.5, executed=4, episodes=3, steps=20, until=1)
+    found, played = store.obtain(recipe), recipe.play()
+    for k, (start, stop) in enumerate(played.bounds):
+        assert found["lengths"][k] == stop - start
+        assert_allclose(found["returns"][k], played.rewards[start:stop].sum(dtype=float))
+
+
+def test_how_many_workers_play_changes_no_key_and_a_weight_does():
+    recipe = LocomotionRollouts(BASE, REWARD)
+    assert store.key(replace(recipe, workers=2)) == store.key(recipe)
+    assert store.key(replace(recipe, weight=2.0)) != store.key(recipe)
+
+
+def test_a_file_of_ones_own_is_data_like_any(tmp_path):
+    path = tmp_path / "mine.hdf5"
+    made = store.obtain(DATA[1])
+    trajectories.write_hdf5(path, made)
+    mine = LocomotionFile.at("hopper", str(path))
+    assert np.array_equal(store.obtain(mine).actions, made.actions)
+    path.rename(tmp_path / "moved.hdf5")
+    moved = LocomotionFile.at("hopper", str(tmp_path / "moved.hdf5"))
+    assert store.key(moved) == store.key(mine)
+    trajectories.write_hdf5(path, store.obtain(DATA[0]))
+    with pytest.raises(InputError, match="has changed since this run began"):
+        LocomotionFile("hopper", mine.sha256[::-1], str(path)).make(tmp_path, "cpu")
+    with pytest.raises(InputError, match="allowed is M x 17"):
+        LocomotionFile.at("walker2d", str(path))

@@ -1,0 +1,123 @@
+"""Rollouts against a plain loop over Gymnasium's environments; planners against the sampler."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from torch.testing import assert_close
+
+from rrlib import locomotion, rollouts, steering
+from rrlib.denoisers import Denoiser, PlanNetwork, cosine_scheduler, given
+from rrlib.errors import InputError
+from rrlib.training import derived_seed, stream
+from rrlib.trajectories import Normaliser
+
+HOPPER = locomotion.load("hopper")
+GAINS = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+
+
+def closed_form(observations: np.ndarray) -> np.ndarray:
+    """Plans of three actions, some of them out of range, from the observation alone."""
+    actions = np.sin(observations @ GAINS)
+    return np.stack([actions, 1.5 * actions, -actions], axis=1)
+
+
+def literal(seed: int, episode: int, steps: int, executed: int) -> list[tuple]:
+    world = gym.make("Hopper-v5")
+    observation, _ = world.reset(seed=derived_seed(seed, episode) % 2**31)
+    found, queue = [], []
+    while len(found) < steps:
+        queue = queue or list(closed_form(observation.astype(np.float32)[None])[0, :executed])
+        action = np.clip(queue.pop(0), -1, 1)
+        following, reward, fallen, _, _ = world.step(action)
+        found.append((observation, action, reward, fallen))
+        observation = following
+        if fallen:
+            break
+    world.close()
+    return found
+
+
+@pytest.mark.parametrize(("executed", "workers"), [(1, 1), (3, 1), (2, 2)])
+def test_episodes_are_those_of_a_plain_loop(executed, workers, monkeypatch):
+    monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
+    options = {"steps": 40, "executed": executed, "workers": workers}
+    made = rollouts.play(HOPPER, closed_form, 5, 7, **options)
+    wanted = [literal(7, episode, 40, executed) for episode in range(5)]
+    assert made.n_episodes == 5
+    assert len({len(episode) for episode in wanted}) > 1, "all episodes equally long"
+    flat = [step for episode in wanted for step in episode]
+    names = ("observations", "actions", "rewards", "terminals")
+    for name, column in zip(names, zip(*flat, strict=True), strict=True):
+        assert_array_equal(getattr(made, name), np.asarray(column, getattr(made, name).dtype))
+    lasts = made.bounds[:, 1] - 1
+    assert_array_equal(made.timeouts[lasts], ~made.terminals[lasts])
+    assert made.timeouts.sum() + made.terminals.sum() == 5
+
+
+def test_only_who_goes_on_is_asked():
+    asked = []
+
+    def plan(observations):
+        asked.append(len(observations))
+        return closed_form(observations)
+
+    made = rollouts.play(HOPPER, plan, 6, 1, steps=60)
+    lengths = made.bounds[:, 1] - made.bounds[:, 0]
+    assert asked == [int((lengths > step).sum()) for step in range(lengths.max())]
+
+
+def test_other_seeds_start_elsewhere():
+    one, same, other = (rollouts.play(HOPPER, closed_form, 2, seed, steps=3) for seed in (0, 0, 1))
+    assert_array_equal(one.observations, same.observations)
+    assert not np.array_equal(one.observations[0], other.observations[0])
+    assert not np.array_equal(one.observations[0], one.observations[3])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ({"episodes": 0}, "episodes = 0"),
+        ({"steps": 1001}, "steps = 1001"),
+        ({"executed": 0}, "executed = 0"),
+        ({"executed": 4}, "executed = 4"),
+        ({"workers": 10**6}, "workers = 1000000"),
+    ],
+)
+def test_what_cannot_be_played_is_named(numbers, named):
+    options = {"episodes": 1, "steps": 10, "executed": 1, "workers": 1} | numbers
+    with pytest.raises(InputError, match=named):
+        rollouts.play(HOPPER, closed_form, options.pop("episodes"), 0, **options)
+
+
+def denoiser(seed: int) -> Denoiser:
+    torch.manual_seed(seed)
+    network = PlanNetwork(14, (8, 16), 2).eval().requires_grad_(False)
+    return Denoiser(network, cosine_scheduler(5))
+
+
+NORMALISER = Normaliser(np.full(14, -2, np.float32), np.full(14, 4, np.float32))
+OBSERVATIONS = np.random.default_rng(1).normal(size=(3, 11)).astype(np.float32)
+
+
+def plans(model: Denoiser, first: torch.Tensor, **guidance) -> np.ndarray:
+    made = steering.sample(given(model, first), (3, 8, 14), stream(4, 0), first=first, **guidance)
+    return NORMALISER.denormalise(made.numpy())[..., :3]
+
+
+def test_a_planner_samples_plans_from_the_observation():
+    planner = rollouts.planner(denoiser(0), NORMALISER, HOPPER, 8, stream(4, 0))
+    first = torch.from_numpy((OBSERVATIONS - 1) / 3)  # of a range from -2 to 4
+    assert_close(planner(OBSERVATIONS), plans(denoiser(0), first))
+
+
+def test_a_planner_steered_all_the_way_by_the_exact_difference_is_the_expert():
+    base, expert = denoiser(0), denoiser(1)
+    steered, own, half = (
+        rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), expert=expert),
+        rollouts.planner(expert, NORMALISER, HOPPER, 8, stream(4, 0)),
+        rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), expert=expert, weight=0.5),
+    )
+    assert_close(steered(OBSERVATIONS), own(OBSERVATIONS), atol=1e-4, rtol=1e-4)
+    assert np.abs(half(OBSERVATIONS) - own(OBSERVATIONS)).max() > 0.01
