@@ -31,6 +31,7 @@ FLOORS = [
     {"notebook", "recipes", "planning", "rollouts", "maze_evidence", "image_pairs"},
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
     {"maze_experiments", "locomotion_rewards"},
+    {"locomotion_experiments"},
 ]
 # Distributions whose import has another name.
 MODULES = {
