@@ -24,7 +24,7 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"rules", "results", "store", "metrics", "plots"}
+    {"rules", "results", "store", "metrics", "plots", "maze_sizes"}
     | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
     | {"reward_files", "image_rewards"},
