@@ -1,10 +1,9 @@
-"""What a maze chapter's parameters ask for: sizes, and one experiment per maze and goal."""
+"""What a maze chapter's parameters ask for: one experiment per maze and goal."""
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
-from rrlib import denoisers, maze, maze_recipes, store
-from rrlib.errors import InputError
+from rrlib import maze, maze_recipes, maze_sizes, store
 from rrlib.maze_evidence import Sample
 from rrlib.maze_recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
 from rrlib.recipes import Split
@@ -18,46 +17,6 @@ SHAPE = (
     "learning_rate",
     "given",
 )  # of base and expert
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Networks and budgets; the fields of `MazeDiffuser`, `MazePool` and `MazeRewards`.
-
-    Attributes:
-        expert_share: optimisation steps of an expert over those of its base.
-        from_base: whether an expert begins at the base's weights.
-    """
-
-    channels: tuple[int, ...] = (16, 32, 64)
-    patch: int = 1
-    diffusion_steps: int = 50
-    batch: int = 32
-    learning_rate: float = 2e-3
-    given: float = 0.5
-    expert_share: float = 0.75
-    from_base: bool = True
-    plans: int = 20_000
-    window: int = 32
-    hidden: tuple[int, ...] = (128, 64, 32)
-    average: int = 1
-    reward_batch: int = 256
-    reward_rate: float = 2e-3
-
-
-def sizes(size: str, name: str) -> Sizes:
-    """Sizes for a maze: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
-
-    Tables 2 and 3 are about rewards; the paper's diffusers are its authors' (three resolutions,
-    100 steps of noise, batches of 128, a rate of 2e-4, experts from scratch).
-    """
-    if size == "small":
-        return Sizes()
-    if size == "medium":
-        return Sizes((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True, 8_000, 128, (96, 64, 32), 4)
-    own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
-    diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 0.25, 1.0, False)
-    return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
 
 
 @dataclass(frozen=True)
@@ -117,16 +76,6 @@ def sample(
     return Sample.of(world, normaliser, split.held_out_plans(plans, seed))
 
 
-def check_horizon(horizon: int, size: Sizes) -> None:
-    """Raise InputError unless plans of `horizon` steps fit the diffusers and the reward."""
-    denoisers.check_horizon(horizon, size.channels, size.patch)
-    if horizon % size.window:
-        raise InputError(
-            f"horizon={horizon} is not allowed: a multiple of {size.window}, the reward's window, "
-            "is needed."
-        )
-
-
 def experiments(
     chosen: SimpleNamespace, n_seeds: int = 1, reward_steps: int = 3_000
 ) -> list[MazeExperiment]:
@@ -144,8 +93,8 @@ def experiments(
     """
     found = []
     for name in chosen.maze:
-        size = sizes(chosen.size, name)
-        check_horizon(chosen.horizon, size)
+        size = maze_sizes.sizes(chosen.size, name)
+        maze_sizes.check_horizon(chosen.horizon, chosen.size, name)
         if chosen.dataset_path:
             data = MazeFile.at(name, chosen.dataset_path)
         else:

@@ -20,6 +20,7 @@ from rrlib import (
     extraction,
     maze_experiments,
     maze_recipes,
+    maze_sizes,
     recipes,
     rewards,
     sde,
@@ -392,7 +393,7 @@ def test_two_processes_share_a_list_and_make_each_once(tmp_path):
 
 def test_the_papers_sizes_are_those_of_tables_2_and_3():
     for name in ("open", "umaze", "medium", "large"):
-        size = maze_experiments.sizes("paper", name)
+        size = maze_sizes.sizes("paper", name)
         assert (size.window, size.hidden) == ((64, (32,)) if name == "open" else (4, (128, 64, 32)))
         assert (size.diffusion_steps, size.reward_batch, size.reward_rate) == (100, 256, 5e-5)
         assert (size.channels, size.patch, size.from_base) == ((32, 128, 256), 1, False)

@@ -1,6 +1,7 @@
 """The repository: pins, floors, settings, licence, and the form of the committed chapters."""
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -23,7 +24,7 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"rules", "results", "store", "metrics", "plots"}
+    {"rules", "results", "store", "metrics", "plots", "maze_sizes"}
     | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
     | {"reward_files", "image_rewards"},
@@ -39,6 +40,7 @@ MODULES = {
     "pillow": "PIL",
     "scikit-learn": "sklearn",
 }
+PLANNERS = "steered", "unsteered", "expert"
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
@@ -206,3 +208,20 @@ def test_chapters_are_in_normal_form(path):
     text = path.read_text(encoding="utf-8")
     assert written(nbformat.reads(text, as_version=4)) == text, "run `make accept`"
     assert str(ROOT) not in text and str(Path.home() / "") not in text
+
+
+def test_the_readmes_numbers_are_the_published_ones():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    summary = json.loads((ROOT / "results/full/maze2d.json").read_text(encoding="utf-8"))["summary"]
+    found = {name: entry["value"] for name, entry in summary.items()}
+    n = found["n"]
+    success = {k: f"{100 * found[f'{k}_success']:.1f} %" for k in PLANNERS}
+    rows = [
+        f"expert's goal | 125 of 160 | {round(found['goal_found'] * n)} of {n} |",
+        f"within half a cell | | {round(found['goal_found_strict'] * n)} of {n} |",
+        f"held out | 83.8 % | {100 * found['logreg_mean']:.1f} % |",
+        f"| {success['steered']} ({success['unsteered']}, {success['expert']}) |",
+        f"{found['hours']:.1f} hours of one CPU core |",
+    ]
+    for row in rows:
+        assert row in text, row
