@@ -210,15 +210,20 @@ def test_chapters_are_in_normal_form(path):
     assert str(ROOT) not in text and str(Path.home() / "") not in text
 
 
+def published(study: str) -> dict[str, float]:
+    text = (ROOT / f"results/full/{study}.json").read_text(encoding="utf-8")
+    return {name: entry["value"] for name, entry in json.loads(text)["summary"].items()}
+
+
 def test_the_readmes_numbers_are_the_published_ones():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    summary = json.loads((ROOT / "results/full/maze2d.json").read_text(encoding="utf-8"))["summary"]
-    found = {name: entry["value"] for name, entry in summary.items()}
-    n = found["n"]
+    found, small = published("maze2d"), published("maze2d_small_data")
+    n, few = found["n"], small["n"]
     success = {k: f"{100 * found[f'{k}_success']:.1f} %" for k in PLANNERS}
     rows = [
         f"expert's goal | 125 of 160 | {round(found['goal_found'] * n)} of {n} |",
         f"within half a cell | | {round(found['goal_found_strict'] * n)} of {n} |",
+        f"18 of 24 | {round(small['goal_found'] * few)} of {few} |",
         f"held out | 83.8 % | {100 * found['logreg_mean']:.1f} % |",
         f"| {success['steered']} ({success['unsteered']}, {success['expert']}) |",
         f"{found['hours']:.1f} hours of one CPU core |",
