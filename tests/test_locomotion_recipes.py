@@ -1,6 +1,7 @@
 """Recipes of locomotion, made small: their parts against what they are made of."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from rrlib import extraction, locomotion, store, training, trajectories
-from rrlib.denoisers import given, held
+from rrlib import extraction, locomotion, locomotion_experiments, store, training, trajectories
+from rrlib.denoisers import PlanNetwork, given, held
 from rrlib.errors import InputError
 from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
 from rrlib.locomotion_rewards import (
@@ -18,6 +19,7 @@ from rrlib.locomotion_rewards import (
     LocomotionReward,
     LocomotionRollouts,
 )
+from rrlib.rewards import PlanValue
 
 HOPPER = locomotion.load("hopper")
 DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
@@ -118,3 +120,54 @@ def test_a_file_of_ones_own_is_data_like_any(tmp_path):
         LocomotionFile("hopper", mine.sha256[::-1], str(path)).make(tmp_path, "cpu")
     with pytest.raises(InputError, match="allowed is M x 17"):
         LocomotionFile.at("walker2d", str(path))
+
+
+CHOSEN = SimpleNamespace(
+    environment=("hopper", "walker2d"),
+    base_kind="medium-replay",
+    transitions=2_000,
+    size="small",
+    diffuser_steps=10,
+    seed=3,
+    n_seeds=2,
+    base_path="",
+    expert_path="",
+)
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "paper"])
+@pytest.mark.parametrize("name", ["halfcheetah", "hopper"])
+def test_networks_of_every_size_take_plans_of_their_horizon(name, size):
+    found = locomotion_experiments.sizes(size, name)
+    world = locomotion.load(name)
+    width = world.action + world.observation
+    diffuser = PlanNetwork(width, found.channels, found.patch)
+    value = PlanValue(width, torch.ones(found.diffusion_steps), found.value, found.value_patch)
+    plans, t = torch.randn(2, found.horizon, width), torch.tensor([0, 1])
+    assert diffuser(plans, t).shape == plans.shape
+    assert value(plans, t).shape == (2,)
+
+
+def test_papers_value_network_is_table_2s():
+    for name, horizon in (("halfcheetah", 4), ("hopper", 32), ("walker2d", 32)):
+        found = locomotion_experiments.sizes("paper", name)
+        assert (found.horizon, found.value) == (horizon, (64, 64, 128, 128))
+        assert (found.value_rate, found.value_batch, found.diffusion_steps) == (2e-4, 128, 20)
+
+
+def test_a_chapter_asks_for_a_pair_per_environment_and_seed():
+    found = locomotion_experiments.experiments(CHOSEN, 7)
+    assert [(e.world.name, e.base.seed) for e in found] == [
+        (name, seed) for name in CHOSEN.environment for seed in (3, 4)
+    ]
+    for e in found:
+        assert e.base.ruler == e.expert.ruler == (e.base.data, e.expert.data)
+        assert (e.base.data.kind, e.expert.data.kind) == ("medium-replay", "expert")
+        assert e.reward.pool == LocomotionPool(e.base, e.expert, e.reward.pool.plans, e.base.seed)
+        assert (e.reward.steps, e.discriminator.steps) == (7, 7)
+
+
+def test_a_file_for_several_environments_is_refused(tmp_path):
+    chosen = SimpleNamespace(**vars(CHOSEN) | {"base_path": str(tmp_path / "mine.hdf5")})
+    with pytest.raises(InputError, match="environment = hopper,walker2d is not allowed"):
+        locomotion_experiments.experiments(chosen, 7)
