@@ -254,3 +254,31 @@ def held(x: Tensor, first: Tensor) -> Tensor:
     x = x.clone()
     x[:, 0, -first.shape[-1] :] = first
     return x
+
+
+def kept_steps(steps: int, denoising: int) -> list[int]:
+    """The `denoising` of T = `steps` steps that a shorter sampling visits, from T - 1 down to 0.
+
+    Raises:
+        InputError: fewer than 2 steps, unless T is visited whole, or more than T.
+    """
+    if not min(2, steps) <= denoising <= steps:
+        raise InputError(
+            f"denoising={denoising} is not allowed: a number from 2 to {steps}, the steps that the "
+            "models were trained with, is needed."
+        )
+    return [round(k * (steps - 1) / (denoising - 1)) for k in reversed(range(denoising))]
+
+
+def between(
+    denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: int, before: int
+) -> tuple[Tensor, Tensor]:
+    """Mean [B, ...] and deviation [] of q(x_before | x_t, x_0), steps between t and it left out.
+
+    With before = t - 1 it is `Denoiser.mean_from_x0` and `Denoiser.deviation`; before = -1 is x_0.
+    """
+    table = denoiser.scheduler.alphas_cumprod.to(x_t)
+    abar, earlier = table[t], table[before] if before >= 0 else table.new_ones(())
+    alpha = abar / earlier
+    mean = (earlier.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - earlier) * x_t) / (1 - abar)
+    return mean, ((1 - alpha) * (1 - earlier) / (1 - abar)).sqrt()

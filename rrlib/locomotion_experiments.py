@@ -15,24 +15,15 @@ class Sizes:
 
     Attributes:
         horizon: steps of a plan.
-        value: channels of reward and discriminator, `value_patch` steps entering as one.
-        expert_share: optimisation steps of an expert over those of its base.
-        from_base: whether an expert begins at the base's weights.
+        diffuser: of both diffusers.
+        plans: compared by the pool, and shown to the discriminator of either kind.
+        value: of reward and discriminator.
     """
 
-    horizon: int = 32
-    channels: tuple[int, ...] = (32, 64, 128)
-    patch: int = 4
-    diffusion_steps: int = 10
-    batch: int = 32
-    learning_rate: float = 1e-3
-    expert_share: float = 1.0
-    from_base: bool = False
-    plans: int = 20_000
-    value: tuple[int, ...] = (32, 64, 64)
-    value_patch: int = 4
-    value_batch: int = 128
-    value_rate: float = 1e-3
+    horizon: int
+    diffuser: dict
+    plans: int
+    value: dict
 
 
 def sizes(size: str, name: str) -> Sizes:
@@ -42,17 +33,17 @@ def sizes(size: str, name: str) -> Sizes:
     Diffuser's own but for HalfCheetah's attention, which `denoisers.PlanNetwork` lacks.
     """
     short = name == "halfcheetah"
+    horizon = 4 if short else 32
     if size == "paper":
         channels = (32, 128, 256) if short else (32, 64, 128, 256)
-        own = (64, 64, 128, 128)
-        diffuser = (4 if short else 32, channels, 1, 20, 32, 2e-4, 1.0, False)
-        return Sizes(*diffuser, 200_000, own, 1, 128, 2e-4)
-    patch = 1 if short else 4
+        diffuser = {"channels": channels, "batch": 32, "learning_rate": 2e-4}
+        value = {"channels": (64, 64, 128, 128), "batch": 128, "learning_rate": 2e-4}
+        return Sizes(horizon, diffuser, 200_000, value)
     if size == "medium":
-        value = (64, 64, 128)
-        diffuser = (4 if short else 32, (32, 64, 128), patch, 20, 64, 1e-3, 1.0, False)
-        return Sizes(*diffuser, 60_000, value, patch, 256, 1e-3)
-    return Sizes(horizon=4 if short else 32, patch=patch, value_patch=patch)
+        diffuser = {"hidden": 512, "blocks": 3, "batch": 256}
+        return Sizes(horizon, diffuser, 100_000, {"hidden": (512, 512), "batch": 256})
+    diffuser = {"hidden": 256, "blocks": 2, "batch": 128, "diffusion_steps": 10}
+    return Sizes(horizon, diffuser, 40_000, {"hidden": (256, 256), "batch": 128})
 
 
 @dataclass(frozen=True)
@@ -100,31 +91,9 @@ def _experiment(name: str, seed: int, chosen: SimpleNamespace, steps: int) -> Lo
         LocomotionFile.at(name, path) if path else LocomotionData(name, kind, chosen.transitions)
         for path, kind in ((chosen.base_path, chosen.base_kind), (chosen.expert_path, "expert"))
     ]
-    shape = {
-        "ruler": tuple(data),
-        "horizon": size.horizon,
-        "channels": size.channels,
-        "patch": size.patch,
-        "diffusion_steps": size.diffusion_steps,
-        "batch": size.batch,
-        "learning_rate": size.learning_rate,
-        "seed": seed,
-    }
-    base = LocomotionDiffuser(data[0], steps=chosen.diffuser_steps, **shape)
-    expert = LocomotionDiffuser(
-        data[1],
-        steps=max(int(chosen.diffuser_steps * size.expert_share), 1),
-        start=base if size.from_base else None,
-        **shape,
-    )
-    fit = {
-        "channels": size.value,
-        "patch": size.value_patch,
-        "steps": steps,
-        "batch": size.value_batch,
-        "learning_rate": size.value_rate,
-        "seed": seed,
-    }
+    shape = {"ruler": tuple(data), "horizon": size.horizon, "seed": seed} | size.diffuser
+    base, expert = (LocomotionDiffuser(d, steps=chosen.diffuser_steps, **shape) for d in data)
+    fit = {"steps": steps, "seed": seed} | size.value
     reward = LocomotionReward(LocomotionPool(base, expert, size.plans, seed), **fit)
     rival = LocomotionDiscriminator(base, expert, plans=size.plans, **fit)
     return LocomotionExperiment(base, expert, reward, rival)

@@ -10,8 +10,9 @@ from torch import Tensor
 from rrlib import denoisers, locomotion, recipes, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
+from rrlib.perceptron import PlanPerceptron
 from rrlib.recipes import Split
-from rrlib.trajectories import Normaliser, Trajectories
+from rrlib.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,22 @@ class LocomotionDiffuser:
 
     Attributes:
         data: what it learns.
-        ruler: data whose common range is [-1, 1]: the base's and the expert's, for both.
+        ruler: data that fixes mean and deviation of plans: the base's and the expert's, for both.
         horizon: steps of a plan.
-        channels: of the temporal U-Net, per resolution.
-        patch: steps that enter the U-Net as one.
-        start: a diffuser whose weights it begins from; None begins at random.
+        hidden, blocks: of the perceptron (`perceptron.PlanPerceptron`).
+        channels: per resolution, of Diffuser's temporal U-Net; empty for the perceptron.
     """
 
     data: Data
     ruler: tuple[Data, ...]
     horizon: int = 32
-    channels: tuple[int, ...] = (32, 64, 128)
-    patch: int = 4
+    hidden: int = 256
+    blocks: int = 2
+    channels: tuple[int, ...] = ()
     diffusion_steps: int = 20
     steps: int = 5_000
-    batch: int = 32
+    batch: int = 128
     learning_rate: float = 1e-3
-    start: "LocomotionDiffuser | None" = None
     seed: int = 0
 
     @property
@@ -125,15 +125,13 @@ class LocomotionDiffuser:
 
     def split(self) -> Split:
         """Its plans, a tenth of the episodes held out."""
-        normaliser = Normaliser.fit(*(store.obtain(data) for data in self.ruler))
+        normaliser = trajectories.standardiser(*(store.obtain(data) for data in self.ruler))
         parts = trajectories.split(store.obtain(self.data), 0.1, self.seed)
         return Split(*parts, normaliser, self.horizon)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network and write `denoiser.safetensors`."""
         denoiser, split = self.blank(device), self.split()
-        if self.start:
-            denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
 
         def loss(draws: torch.Generator) -> Tensor:
             x0 = split.draw(self.batch, draws)
@@ -158,8 +156,13 @@ class LocomotionDiffuser:
 
     def blank(self, device: str) -> Denoiser:
         """The model before training."""
-        denoisers.check_horizon(self.horizon, self.channels, self.patch)
         torch.manual_seed(self.seed)
         width = self.environment.observation + self.environment.action
-        network = PlanNetwork(width, self.channels, self.patch).to(device)
-        return Denoiser(network, denoisers.cosine_scheduler(self.diffusion_steps))
+        if self.channels:
+            denoisers.check_horizon(self.horizon, self.channels)
+            network = PlanNetwork(width, self.channels)
+        else:
+            shape = width, self.horizon, self.diffusion_steps
+            network = PlanPerceptron(*shape, self.hidden, self.blocks)
+        scheduler = denoisers.cosine_scheduler(self.diffusion_steps, clip=False)
+        return Denoiser(network.to(device), scheduler)

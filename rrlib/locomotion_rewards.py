@@ -14,7 +14,14 @@ from rrlib import extraction, locomotion, recipes, rollouts, steering, store, tr
 from rrlib.denoisers import Denoiser
 from rrlib.extraction import Comparisons
 from rrlib.locomotion_recipes import LocomotionDiffuser
-from rrlib.rewards import Place, PlanValue, RelativeReward, Target
+from rrlib.rewards import (
+    ConditionalReward,
+    Place,
+    PlanValue,
+    RelativeReward,
+    Target,
+    WindowReward,
+)
 from rrlib.trajectories import Trajectories
 
 
@@ -47,11 +54,17 @@ class LocomotionPool:
 
 @dataclass(frozen=True)
 class LocomotionReward:
-    """rho of two planners by Algorithm 1: Diffuser's value function (Table 2)."""
+    """rho of two planners by Algorithm 1.
+
+    Attributes:
+        pool: what it is fitted to.
+        hidden: layers of a perceptron over the whole plan.
+        channels: per resolution, of Diffuser's value function (Table 2); empty for the perceptron.
+    """
 
     pool: LocomotionPool
-    channels: tuple[int, ...] = (32, 64, 64)
-    patch: int = 4
+    hidden: tuple[int, ...] = (512, 512)
+    channels: tuple[int, ...] = ()
     target: Target = "mean"
     place: Place = "mu_base"
     steps: int = 2_000
@@ -71,7 +84,7 @@ class LocomotionReward:
         network = recipes.load_network(self.blank(), folder / "reward.safetensors", device)
         return RelativeReward(network, self.target, self.place)
 
-    def blank(self) -> PlanValue:
+    def blank(self) -> ConditionalReward:
         """The network before training."""
         unit = extraction.displacement_units(self.pool.base.blank("cpu"), self.target)
         return _value(self.pool.base, unit, self)
@@ -86,8 +99,8 @@ class LocomotionDiscriminator:
 
     base: LocomotionDiffuser
     expert: LocomotionDiffuser
-    channels: tuple[int, ...] = (32, 64, 64)
-    patch: int = 4
+    hidden: tuple[int, ...] = (512, 512)
+    channels: tuple[int, ...] = ()
     plans: int = 20_000  # of either kind
     steps: int = 2_000
     batch: int = 256
@@ -120,15 +133,18 @@ class LocomotionDiscriminator:
         network = recipes.load_network(self.blank(), folder / "reward.safetensors", device)
         return RelativeReward(network, "score", "x_t")
 
-    def blank(self) -> PlanValue:
+    def blank(self) -> ConditionalReward:
         """The network before training."""
         return _value(self.base, extraction.units(self.base.blank("cpu"), "score"), self)
 
 
-def _value(base: LocomotionDiffuser, unit: Tensor, like) -> PlanValue:
+def _value(base: LocomotionDiffuser, unit: Tensor, like) -> ConditionalReward:
     torch.manual_seed(like.seed)
-    width = base.environment.observation + base.environment.action
-    return PlanValue(width, unit, like.channels, like.patch)
+    observation = base.environment.observation
+    width = observation + base.environment.action
+    if like.channels:
+        return ConditionalReward(PlanValue(width, unit, like.channels), observation)
+    return ConditionalReward(WindowReward(width, base.horizon, unit, like.hidden), observation)
 
 
 @dataclass(frozen=True)
@@ -140,7 +156,8 @@ class LocomotionRollouts:
         guide: what steers it: a reward, a discriminator, or another planner, whose exact difference
             from the base is then added; None steers not.
         weight, place, onto, until: see `steering.denoise`; the place need not be the reward's own.
-        executed, episodes, steps, seed: see `rollouts.play`.
+        denoising: steps of a plan's sampling, see `steering.denoise`; None takes all.
+        executed, episodes, steps, version, seed: see `rollouts.play`.
         workers: processes; the result does not depend on them.
     """
 
@@ -150,9 +167,11 @@ class LocomotionRollouts:
     place: Place | None = None
     onto: steering.Onto = "mean"
     until: int = 0
+    denoising: int | None = None
     executed: int = 1
     episodes: int = 16
     steps: int = locomotion.HORIZON
+    version: int = 5
     seed: int = 0
     workers: int = field(default=1, compare=False)
 
@@ -184,6 +203,8 @@ class LocomotionRollouts:
             anyway=True,
             onto=self.onto,
             until=self.until,
+            denoising=self.denoising,
         )
-        options = {"steps": self.steps, "executed": self.executed, "workers": self.workers}
+        names = "steps", "executed", "workers", "version"
+        options = {name: getattr(self, name) for name in names}
         return rollouts.play(self.base.environment, plan, self.episodes, self.seed, **options)

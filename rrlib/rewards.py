@@ -167,6 +167,25 @@ class PlanValue(nn.Module):
         return out * self.unit.to(out)[t]
 
 
+class ConditionalReward(nn.Module):
+    """rho(x_t, t) of plans whose first observation is given: its gradient leaves that alone.
+
+    Args:
+        network: (x_t [B, H, D], t [B]) -> rho [B], with a buffer `unit`.
+        observation: do, numbers of the first observation.
+    """
+
+    def __init__(self, network: nn.Module, observation: int):
+        super().__init__()
+        self.network, self.observation = network, observation
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B]."""
+        x = x_t.clone()
+        x[:, 0, -self.observation :] = x_t[:, 0, -self.observation :].detach()
+        return self.network(x, t)
+
+
 def _replace_mish(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Mish):

@@ -35,17 +35,22 @@ def planner(
     """Plans of a diffusion model, steered or not, from the observations at hand.
 
     Args:
-        base: of a PlanNetwork that was trained with `denoisers.control_loss`.
+        base: of a network of plans that was trained with `denoisers.control_loss`.
         normaliser: of its plans.
         environment: whose observations and actions they are.
         horizon: H, steps of a plan.
         generator: of all noise.
         expert: steers by the exact difference of its means from the base's; None does not.
-        guidance: of `steering.denoise`: reward, weight, until and so on.
+        guidance: of `steering.denoise`: reward, weight, until, denoising and so on.
 
     Returns:
         observations [n, do] -> the actions of one plan each, [n, H, da], in their own units.
+
+    Raises:
+        InputError: `steering.denoise` would refuse the guidance.
     """
+    difference = {"reward": steering.ExactDifference(base, expert)} if expert else {}
+    steering.check(base, **guidance | difference)
     width = environment.action + environment.observation
 
     def plan(observations: np.ndarray) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser, held
+from rrlib.denoisers import Denoiser, between, held, kept_steps
 from rrlib.errors import InputError
 from rrlib.rewards import Place, RelativeReward
 
@@ -48,6 +49,7 @@ def denoise(
     onto: Onto = "mean",
     until: int = 0,
     first: Tensor | None = None,
+    denoising: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling from noise; yields (t, x_t) from (T - 1, start) to (-1, the sample).
 
@@ -68,11 +70,31 @@ def denoise(
         until: the last t that is steered (the authors' t_stopgrad); 0 steers every step.
         first: the plans' first observations [B, do], held in place throughout, for a denoiser that
             was given them (`denoisers.given`); None holds nothing.
+        denoising: steps taken, spaced evenly over the T (`denoisers.kept_steps`); None takes all.
+            A longer step is steered by the same shift of x0.
 
     Raises:
         InputError: `weight` negative or not finite, the place is not the reward's, `until` is no
-            step of the schedule, or `onto` is unknown or wants another place.
+            step of the schedule, `denoising` is too few or too many, or `onto` is unknown or wants
+            another place.
     """
+    place, steps = check(denoiser, reward, weight, place, anyway, onto, until, denoising)
+    guide = _Guide(reward, weight, place, onto, until) if reward and weight else None
+    keep = (lambda x: x) if first is None else (lambda x: held(x, first))
+    return _denoise(denoiser, start, generator, steps, guide, keep)
+
+
+def check(
+    denoiser: Denoiser,
+    reward: RelativeReward | ExactDifference | None = None,
+    weight: float = 1.0,
+    place: Place | None = None,
+    anyway: bool = False,
+    onto: Onto = "mean",
+    until: int = 0,
+    denoising: int | None = None,
+) -> tuple[Place | None, list[int]]:
+    """Where the gradient is taken, and the steps taken; InputError if `denoise` would refuse."""
     if not 0 <= weight < float("inf"):
         raise InputError(
             f"weight={weight} is not allowed: a finite number of at least 0 is needed."
@@ -95,9 +117,7 @@ def denoise(
         raise InputError(
             f"until={until} is not allowed: a step from 0 to {denoiser.steps - 1} is needed."
         )
-    guide = _Guide(reward, weight, place, onto, until) if reward and weight else None
-    keep = (lambda x: x) if first is None else (lambda x: held(x, first))
-    return _denoise(denoiser, start, generator, guide, keep)
+    return place, kept_steps(denoiser.steps, denoising or denoiser.steps)
 
 
 @dataclass(frozen=True)
@@ -114,25 +134,35 @@ class _Guide:
         return self.weight * unit * self.reward.gradient(point, t)
 
 
-def _denoise(denoiser, x, generator, guide, keep):
+def _denoise(denoiser, x, generator, steps, guide, keep):
     yield denoiser.steps - 1, x
     x = keep(x)
-    for step in reversed(range(denoiser.steps)):
-        x = keep(_step(denoiser, x, step, generator, guide, keep))
-        yield step - 1, x
+    for step, before in pairwise([*steps, -1]):
+        x = keep(_step(denoiser, x, step, before, generator, guide, keep))
+        yield before, x
 
 
 @torch.no_grad()
-def _step(denoiser, x, step, generator, guide: _Guide | None, keep: Callable) -> Tensor:
+def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Callable) -> Tensor:
     t = torch.full((len(x),), step, device=x.device)
     steered = guide is not None and step >= guide.until
     if steered and guide.onto == "x_t":
         x = keep(x + guide.shift(denoiser, x, t))
-    mean = denoiser.mean(x, t)
+    x0 = denoiser.x0(x, t)
+    mean, deviation = between(denoiser, x0, x, step, before)
     if steered and guide.onto == "mean":
-        mean = mean + guide.shift(denoiser, x if guide.place == "x_t" else mean, t)
+        one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
+        shift = guide.shift(denoiser, x if guide.place == "x_t" else one, t)
+        mean = mean + shift * _lengthened(denoiser, x, step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return mean + denoiser.deviation(t, x) * draw
+    return mean + deviation * draw
+
+
+def _lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Tensor:
+    """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1, []."""
+    zero = like.new_zeros(())
+    far, near = (between(denoiser, zero + 1, zero, step, to)[0] for to in (before, step - 1))
+    return far / near
 
 
 def sample(

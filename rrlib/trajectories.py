@@ -347,3 +347,16 @@ class Normaliser:
         if isinstance(plans, torch.Tensor):
             return torch.from_numpy(centre).to(plans), torch.from_numpy(half).to(plans)
         return centre, half
+
+
+def standardiser(*sets: Trajectories) -> Normaliser:
+    """One normaliser for all the sets: every coordinate gets mean 0 and deviation 1/2.
+
+    Each set counts the same, however long. Where a few extreme values would stretch a min-max range
+    (a robot that falls), this keeps the common ones apart; nothing is bounded then.
+    """
+    rows = [np.concatenate([s.actions, s.observations], 1).astype(float) for s in sets]
+    centre = np.mean([r.mean(0) for r in rows], axis=0)
+    variance = np.mean([((r - centre) ** 2).mean(0) for r in rows], axis=0)
+    low, high = (centre + side * 2 * np.sqrt(variance) for side in (-1, 1))
+    return Normaliser(low.astype(np.float32), high.astype(np.float32))

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from rrlib import extraction, locomotion, locomotion_experiments, store, training, trajectories
-from rrlib.denoisers import PlanNetwork, given, held
+from rrlib.denoisers import given, held
 from rrlib.errors import InputError
 from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
 from rrlib.locomotion_rewards import (
@@ -19,16 +19,15 @@ from rrlib.locomotion_rewards import (
     LocomotionReward,
     LocomotionRollouts,
 )
-from rrlib.rewards import PlanValue
 
 HOPPER = locomotion.load("hopper")
 DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
-SMALL = {"ruler": DATA, "horizon": 8, "channels": (8, 16), "patch": 1, "diffusion_steps": 5}
-BASE = LocomotionDiffuser(DATA[0], **SMALL, steps=60)
-EXPERT = LocomotionDiffuser(DATA[1], **SMALL, steps=60)
+SMALL = {"ruler": DATA, "horizon": 8, "hidden": 32, "blocks": 1, "diffusion_steps": 5}
+BASE = LocomotionDiffuser(DATA[0], **SMALL, steps=200)
+EXPERT = LocomotionDiffuser(DATA[1], **SMALL, steps=200)
 POOL = LocomotionPool(BASE, EXPERT, plans=600)
-REWARD = LocomotionReward(POOL, (32, 32), 1, steps=60, batch=64)
-DISCRIMINATOR = LocomotionDiscriminator(BASE, EXPERT, (32, 32), 1, 600, steps=100, batch=64)
+REWARD = LocomotionReward(POOL, (64, 64), steps=100, batch=64)
+DISCRIMINATOR = LocomotionDiscriminator(BASE, EXPERT, (64, 64), plans=600, steps=100, batch=64)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,13 +41,15 @@ def held_out(n: int) -> list[torch.Tensor]:
     return [half.split().held_out_plans(n, 3)[0] for half in (BASE, EXPERT)]
 
 
-def test_base_and_expert_share_a_ruler_that_holds_both():
+def test_base_and_expert_share_a_ruler_in_which_each_counts_the_same():
     ranges = [half.split().normaliser for half in (BASE, EXPERT)]
     assert_allclose(ranges[0].low, ranges[1].low)
+    rows = []
     for data in DATA:
         found = store.obtain(data)
-        rows = np.concatenate([found.actions, found.observations], 1)
-        assert np.abs(ranges[0].normalise(rows)).max() <= 1 + 1e-5
+        rows.append(ranges[0].normalise(np.concatenate([found.actions, found.observations], 1)))
+    assert_allclose(np.mean([r.mean(0) for r in rows], axis=0), 0, atol=1e-4)
+    assert_allclose(np.mean([np.square(r).mean(0) for r in rows], axis=0), 0.25, atol=1e-3)
 
 
 def test_a_diffuser_has_learnt_its_own_behaviour():
@@ -138,21 +139,33 @@ CHOSEN = SimpleNamespace(
 @pytest.mark.parametrize("size", ["small", "medium", "paper"])
 @pytest.mark.parametrize("name", ["halfcheetah", "hopper"])
 def test_networks_of_every_size_take_plans_of_their_horizon(name, size):
-    found = locomotion_experiments.sizes(size, name)
-    world = locomotion.load(name)
-    width = world.action + world.observation
-    diffuser = PlanNetwork(width, found.channels, found.patch)
-    value = PlanValue(width, torch.ones(found.diffusion_steps), found.value, found.value_patch)
-    plans, t = torch.randn(2, found.horizon, width), torch.tensor([0, 1])
-    assert diffuser(plans, t).shape == plans.shape
-    assert value(plans, t).shape == (2,)
+    chosen = SimpleNamespace(**vars(CHOSEN) | {"environment": (name,), "size": size})
+    if name == "halfcheetah":
+        chosen.base_kind = "random"
+    one = locomotion_experiments.experiments(chosen, 7)[0]
+    width = one.world.action + one.world.observation
+    plans, t = torch.randn(2, one.base.horizon, width), torch.tensor([0, 1])
+    assert one.base.blank("cpu").network(plans, t).shape == plans.shape
+    for value in (one.reward, one.discriminator):
+        assert value.blank()(plans, t).shape == (2,)
 
 
-def test_papers_value_network_is_table_2s():
+@pytest.mark.parametrize("channels", [(), (32, 32)])
+def test_the_gradient_leaves_the_given_observation_alone(channels):
+    rho = replace(REWARD, channels=channels).blank()
+    x = torch.randn(5, 8, 14, generator=training.stream(1, 0), requires_grad=True)
+    (gradient,) = torch.autograd.grad(rho(x, torch.arange(5)).sum(), x)
+    assert (gradient[:, 0, 3:] == 0).all()
+    assert (gradient[:, 0, :3] != 0).all() and (gradient[:, 1:] != 0).all()
+    assert not torch.equal(rho(x, torch.arange(5)), rho(x.roll(1, 0), torch.arange(5)))
+
+
+def test_papers_networks_are_those_of_tables_2_and_3():
     for name, horizon in (("halfcheetah", 4), ("hopper", 32), ("walker2d", 32)):
         found = locomotion_experiments.sizes("paper", name)
-        assert (found.horizon, found.value) == (horizon, (64, 64, 128, 128))
-        assert (found.value_rate, found.value_batch, found.diffusion_steps) == (2e-4, 128, 20)
+        assert found.horizon == horizon
+        assert found.value == {"channels": (64, 64, 128, 128), "batch": 128, "learning_rate": 2e-4}
+        assert (found.diffuser["batch"], found.diffuser["learning_rate"]) == (32, 2e-4)
 
 
 def test_a_chapter_asks_for_a_pair_per_environment_and_seed():

@@ -121,3 +121,24 @@ def test_a_planner_steered_all_the_way_by_the_exact_difference_is_the_expert():
     )
     assert_close(steered(OBSERVATIONS), own(OBSERVATIONS), atol=1e-4, rtol=1e-4)
     assert np.abs(half(OBSERVATIONS) - own(OBSERVATIONS)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("guidance", "named"),
+    [
+        ({"weight": -1.0}, "weight=-1.0"),
+        ({"until": 5}, "until=5"),
+        ({"denoising": 6}, "denoising=6"),
+        ({"denoising": 1}, "denoising=1"),
+    ],
+)
+def test_guidance_is_refused_before_anything_is_played(guidance, named):
+    with pytest.raises(InputError, match=named):
+        rollouts.planner(denoiser(0), NORMALISER, HOPPER, 8, stream(4, 0), **guidance)
+
+
+def test_a_plan_in_fewer_steps_is_the_samplers():
+    short = rollouts.planner(denoiser(0), NORMALISER, HOPPER, 8, stream(4, 0), denoising=3)
+    first = torch.from_numpy((OBSERVATIONS - 1) / 3)
+    assert_close(short(OBSERVATIONS), plans(denoiser(0), first, denoising=3))
+    assert np.abs(short(OBSERVATIONS) - plans(denoiser(0), first)).max() > 0.01

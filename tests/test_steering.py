@@ -1,11 +1,13 @@
 """Guided sampling against diffusers' sampler and against experts known in closed form."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from rrlib.denoisers import Denoiser, cosine_scheduler
+from rrlib.denoisers import Denoiser, cosine_scheduler, kept_steps
 from rrlib.errors import InputError
 from rrlib.rewards import RelativeReward
 from rrlib.sde import GaussianMixture, log_ratio
@@ -232,3 +234,35 @@ def test_guidance_that_does_not_exist_is_named(guidance, named):
     reward = RelativeReward(Exact("mean"), "mean", "x_t")
     with pytest.raises(InputError, match=named):
         path(BASE.denoiser(SCHEDULER), reward=reward, **guidance)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_fewer_steps_are_those_of_diffusers(clip):
+    scheduler = cosine_scheduler(20, clip)
+    base = Denoiser(lambda x, t: 1.2 * torch.sin(2 * x + 0.1 * t[:, None]), scheduler)
+    kept = kept_steps(20, 5)
+    assert kept == [19, 14, 10, 5, 0]
+    ours = list(denoise(base, START.float(), torch.Generator().manual_seed(3), denoising=5))
+    assert [t for t, _ in ours] == [*kept, -1]
+    scheduler.set_timesteps(timesteps=kept)
+    generator = torch.Generator().manual_seed(3)
+    for (step, x), (_, after) in pairwise(ours):
+        t = torch.full((len(x),), step)
+        theirs = scheduler.step(base.network(x, t), step, x, generator=generator)
+        assert_close(after, theirs.prev_sample, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("target", ["score", "mean"])
+def test_an_exact_reward_turns_the_base_into_the_expert_in_fewer_steps_too(target):
+    base, expert = BASE.denoiser(SCHEDULER), EXPERT.denoiser(SCHEDULER)
+    reward = RelativeReward(Exact(target), target, "x_t")
+    guided, theirs = path(base, reward=reward, denoising=7), path(expert, denoising=7)
+    assert len(guided) == 8
+    for ours, wanted in zip(guided, theirs, strict=True):
+        assert_close(ours, wanted, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("denoising", [1, STEPS + 1, -3])
+def test_too_few_or_too_many_steps_are_refused(denoising):
+    with pytest.raises(InputError, match=f"denoising={denoising} is not allowed: .* 2 to {STEPS}"):
+        denoise(BASE.denoiser(SCHEDULER), START, stream(0, 0), denoising=denoising)

@@ -1,0 +1,66 @@
+"""A residual perceptron for short plans: what a U-Net does in the time of its first layer."""
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+
+from rrlib.errors import InputError
+
+TIME_FEATURES = 32
+
+
+class PlanPerceptron(nn.Module):
+    """x0 of plans [B, H, D] at t by residual layers over the whole plan at once.
+
+    A plan of a robot is short and wide (32 steps of 14 numbers) and its first action must be exact:
+    for one and the same time per step, dense layers reach an error that convolutions do not.
+
+    Args:
+        width: D, numbers per time step.
+        horizon: H.
+        diffusion_steps: T.
+        hidden: width of the layers.
+        blocks: residual blocks, of two layers each.
+    """
+
+    def __init__(
+        self, width: int, horizon: int, diffusion_steps: int, hidden: int = 512, blocks: int = 3
+    ):
+        super().__init__()
+        self.shape, self.diffusion_steps = (horizon, width), diffusion_steps
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, hidden), nn.SiLU())
+        self.enter = nn.Linear(horizon * (width + 1), hidden)
+        self.blocks = nn.ModuleList(_Block(hidden) for _ in range(blocks))
+        self.leave = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, horizon * width))
+
+    def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
+        """Prediction [B, H, D] for x [B, H, D] at t [B].
+
+        given: bool [B, H], the steps whose observations are clean; None for none.
+
+        Raises:
+            InputError: plans of another shape.
+        """
+        if x.shape[1:] != self.shape:
+            raise InputError(
+                f"x of shape {tuple(x.shape)} is not allowed: plans of shape {self.shape} are "
+                "needed."
+            )
+        mark = x.new_zeros(x.shape[:2]) if given is None else given.to(x)
+        hundredths = t * (100.0 / self.diffusion_steps)
+        time = self.time(get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000).to(x))
+        h = self.enter(torch.cat([x, mark[..., None]], -1).flatten(1)) + time
+        for block in self.blocks:
+            h = block(h, time)
+        return self.leave(h).reshape(x.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.first, self.second = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.smooth = nn.SiLU()
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return h + self.second(self.smooth(self.first(self.norm(h) + time)))
