@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import mujoco
@@ -155,12 +156,7 @@ def load_policies(environment: Environment) -> tuple[Policy, ...]:
     card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     if digest(environment) != card["sha256"]:
         raise InputError(f"Policy file '{file}' is damaged: one with its card's sha256 is needed.")
-    trained = card["versions"]["mujoco"]
-    if mujoco.__version__.partition(".")[0] != trained.partition(".")[0]:
-        raise InputError(
-            f"mujoco = {mujoco.__version__} differs from the {trained} that the policies of "
-            f"environment = '{environment.name}' were trained in: the same major version is needed."
-        )
+    check_version(environment)
     stacked = load_file(file)  # kernel.k [snapshots, in, out] and bias.k [snapshots, out], float16
     stacked = {name: array.astype(np.float32) for name, array in stacked.items()}
     depth = len(stacked) // 2
@@ -168,6 +164,17 @@ def load_policies(environment: Environment) -> tuple[Policy, ...]:
         Policy(tuple((stacked[f"kernel.{k}"][s], stacked[f"bias.{k}"][s]) for k in range(depth)))
         for s in range(len(stacked["bias.0"]))
     )
+
+
+def check_version(environment: Environment) -> None:
+    """Raise InputError if policies are missing or were trained in another major MuJoCo."""
+    card = json.loads(policy_file(environment).with_suffix(".json").read_text(encoding="utf-8"))
+    trained = card["versions"]["mujoco"]
+    if mujoco.__version__.partition(".")[0] != trained.partition(".")[0]:
+        raise InputError(
+            f"mujoco = {mujoco.__version__} differs from the {trained} that the policies of "
+            f"environment = '{environment.name}' were trained in: the same major version is needed."
+        )
 
 
 def policy_file(environment: Environment) -> Path:
@@ -241,6 +248,25 @@ def collect(
     made = Trajectories(*(column[kept] for column in columns))
     n_episodes = 1 + np.searchsorted(made.bounds[:, 1], transitions)
     return made.take(np.arange(n_episodes))
+
+
+def check_parameters(chosen: SimpleNamespace) -> None:
+    """Raise InputError unless the data that a chapter's parameters ask for can be had.
+
+    Args:
+        chosen: checked parameters `environment` (names), `base_path` and `expert_path`.
+    """
+    paths = [path for path in (chosen.base_path, chosen.expert_path) if path]
+    if paths and len(chosen.environment) > 1:
+        raise InputError(
+            f"environment = {','.join(chosen.environment)} is not allowed with a data file of "
+            "one: name one environment."
+        )
+    for name in chosen.environment:
+        for path in paths:
+            read(load(name), path)
+        if len(paths) < 2:
+            check_version(load(name))
 
 
 def check_set(kind: str, transitions: int) -> None:

@@ -118,6 +118,24 @@ def real(minimum: float, maximum: float | None = None) -> Rule:
     return Rule(accept, f"a number {_interval(minimum, maximum)}")
 
 
+def several_numbers(minimum: float, *, whole: bool = False) -> Rule:
+    """One or more numbers in one string, separated by commas, each once -> a tuple.
+
+    A single number may also come as a number, as papermill's command line makes it one.
+    """
+    one = integer(int(minimum)) if whole else real(minimum)
+
+    def accept(value: object) -> tuple[float, ...]:
+        parts = str(value).split(",") if isinstance(value, str | int | float) else []
+        picked = tuple(one.accept((int if whole else float)(part)) for part in parts)
+        if not picked or len(set(picked)) < len(picked):
+            raise ValueError
+        return picked
+
+    kind = "integers" if whole else "numbers"
+    return Rule(accept, f"{kind} of at least {minimum}, separated by commas, each once,")
+
+
 def _interval(minimum: float, maximum: float | None) -> str:
     return f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
 

@@ -9,7 +9,15 @@ import torch
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from rrlib import extraction, locomotion, locomotion_experiments, store, training, trajectories
+from rrlib import (
+    extraction,
+    locomotion,
+    locomotion_experiments,
+    locomotion_sizes,
+    store,
+    training,
+    trajectories,
+)
 from rrlib.denoisers import given, held
 from rrlib.errors import InputError
 from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
@@ -162,7 +170,7 @@ def test_the_gradient_leaves_the_given_observation_alone(channels):
 
 def test_papers_networks_are_those_of_tables_2_and_3():
     for name, horizon in (("halfcheetah", 4), ("hopper", 32), ("walker2d", 32)):
-        found = locomotion_experiments.sizes("paper", name)
+        found = locomotion_sizes.sizes("paper", name)
         assert found.horizon == horizon
         assert found.value == {"channels": (64, 64, 128, 128), "batch": 128, "learning_rate": 2e-4}
         assert (found.diffuser["batch"], found.diffuser["learning_rate"]) == (32, 2e-4)
@@ -183,4 +191,11 @@ def test_a_chapter_asks_for_a_pair_per_environment_and_seed():
 def test_a_file_for_several_environments_is_refused(tmp_path):
     chosen = SimpleNamespace(**vars(CHOSEN) | {"base_path": str(tmp_path / "mine.hdf5")})
     with pytest.raises(InputError, match="environment = hopper,walker2d is not allowed"):
-        locomotion_experiments.experiments(chosen, 7)
+        locomotion.check_parameters(chosen)
+
+
+def test_policies_of_another_mujoco_are_refused_before_anything_is_made(monkeypatch):
+    locomotion.check_parameters(CHOSEN)
+    monkeypatch.setattr(locomotion.mujoco, "__version__", "3.9.1")
+    with pytest.raises(InputError, match=r"mujoco = 3\.9\.1 differs from"):
+        locomotion.check_parameters(CHOSEN)

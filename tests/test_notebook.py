@@ -48,6 +48,20 @@ def test_a_choice_that_was_read_as_a_number_is_still_that_choice():
     assert rules.check({"sizes": "10000,100000"}, sizes=rule).sizes == ("10000", "100000")
 
 
+def test_several_numbers_come_as_text_or_as_one_number():
+    weights, untils = rules.several_numbers(0), rules.several_numbers(0, whole=True)
+    assert rules.check({"w": "0.5, 2"}, w=weights).w == (0.5, 2.0)
+    assert rules.check({"w": 1}, w=weights).w == (1.0,)
+    assert rules.check({"u": "0,5"}, u=untils).u == (0, 5)
+    assert rules.check({"u": 3}, u=untils).u == (3,)
+    for rule, value in (
+        *((weights, v) for v in ("-1", "nan", "0.5,inf", "1,1.0", "", "a", None, [1.0])),
+        *((untils, v) for v in ("-1", "0.5", 0.5, "1,1")),
+    ):
+        with pytest.raises(InputError, match=r"x=.* is not allowed: (numbers|integers) of at l"):
+            rules.check({"x": value}, x=rule)
+
+
 def test_unknown_parameter_is_named_with_its_likely_meaning():
     with pytest.raises(InputError) as caught:
         rules.check(KERNEL | {"seed": 0, "sed": 1}, seed=rules.integer(0), steps=rules.integer(1))

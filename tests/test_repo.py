@@ -24,15 +24,24 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"rules", "results", "store", "metrics", "plots", "maze_sizes", "perceptron"}
+    {
+        "rules",
+        "results",
+        "store",
+        "metrics",
+        "plots",
+        "maze_sizes",
+        "locomotion_sizes",
+        "perceptron",
+    }
     | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
     | {"reward_files", "image_rewards"},
     {"extraction", "steering", "rotation", "image_extraction"},
-    {"notebook", "recipes", "planning", "rollouts", "maze_evidence", "image_pairs"},
+    {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"},
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
     {"maze_experiments", "locomotion_rewards"},
-    {"locomotion_experiments"},
+    {"locomotion_experiments", "locomotion_evidence"},
 ]
 # Distributions whose import has another name.
 MODULES = {

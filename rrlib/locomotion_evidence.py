@@ -1,0 +1,129 @@
+"""What steering is worth: scores of rollouts, choice of the scale, share of the gap it closes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+
+from rrlib import extraction, locomotion, store, training
+from rrlib.extraction import Pool
+from rrlib.locomotion_recipes import LocomotionDiffuser
+from rrlib.locomotion_rewards import LocomotionReward, LocomotionRollouts
+
+Guide = LocomotionReward | LocomotionDiffuser | None  # or any other guide of LocomotionRollouts
+SELECTION, REPORT, STUDY = "selection", "report", "study"  # uses of rollouts, with seeds of its own
+DRAWS = 4_000  # of the bootstrap
+
+
+def rollouts(
+    base: LocomotionDiffuser, chosen: SimpleNamespace, use: str, guide: Guide = None, **guidance
+) -> LocomotionRollouts:
+    """Rollouts as a chapter's parameters have them.
+
+    Args:
+        base: the planner.
+        chosen: checked `episodes`, `steps`, `executed`, `denoising`, `version` and `workers`.
+        use: SELECTION, REPORT or STUDY; other uses start elsewhere.
+        guide: what steers, see `LocomotionRollouts`.
+        guidance: weight, place, onto, until.
+    """
+    names = "episodes", "steps", "executed", "denoising", "version", "workers"
+    options = {name: getattr(chosen, name) for name in names} | guidance
+    seed = training.derived_seed(base.seed, use) % 2**31
+    return LocomotionRollouts(base, guide, seed=seed, **options)
+
+
+def scores(played: LocomotionRollouts, device: str = "cpu") -> np.ndarray:
+    """Normalised scores of the episodes, [n]; plays them first if they have not been."""
+    returns = store.obtain(played, device)["returns"]
+    return locomotion.normalised_score(played.base.environment, returns)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search over guidance scales and late stops found.
+
+    Attributes:
+        weight, until: the best by mean score.
+        tried: (weight, until) -> mean score of every candidate.
+    """
+
+    weight: float
+    until: int
+    tried: dict[tuple[float, int], float]
+
+
+def choose(
+    base: LocomotionDiffuser,
+    guide: Guide,
+    weights: Sequence[float],
+    untils: Sequence[int],
+    chosen: SimpleNamespace,
+) -> Choice:
+    """The scale and the last steered step with the best score, on seeds that report nothing."""
+    tried = {}
+    for weight in weights:
+        for until in untils:
+            played = rollouts(base, chosen, SELECTION, guide, weight=weight, until=until)
+            tried[weight, until] = float(scores(played, chosen.device).mean())
+    weight, until = max(tried, key=tried.get)
+    return Choice(weight, until, tried)
+
+
+def bootstrap(
+    samples: Mapping[str, Sequence[np.ndarray]],
+    read: Callable[[dict[str, np.ndarray]], np.ndarray],
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A number read off mean scores, and its 95 % interval (percentile bootstrap over episodes).
+
+    Args:
+        samples: per name the scores of each seed's episodes; a mean is over seeds of their means.
+            Episodes are drawn again within a seed, so the interval is that of these models.
+        read: means [...] by name -> the number [...].
+        seed: of the draws.
+
+    Returns:
+        value, low, high.
+    """
+    rng = np.random.default_rng(seed)
+
+    def means(array: np.ndarray) -> np.ndarray:
+        rows = rng.integers(len(array), size=(DRAWS, len(array)))
+        return array[rows].mean(1)
+
+    value = read({k: np.mean([a.mean() for a in v]) for k, v in samples.items()})
+    drawn = read({k: np.mean([means(a) for a in v], axis=0) for k, v in samples.items()})
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(value), float(min(low, value)), float(max(high, value))
+
+
+def held_out(
+    reward: LocomotionReward, plans: int, seed: int, device: str = "cpu"
+) -> tuple[Pool, np.ndarray]:
+    """Comparisons on held-out plans as the reward reads them, and the share it explains per t, [T].
+
+    Args:
+        reward: its recipe.
+        plans: of base and expert each, from episodes that trained neither diffuser nor reward.
+        seed: of the draws.
+        device: where.
+    """
+    pair = reward.pool.base, reward.pool.expert
+    models = [store.obtain(half, device) for half in pair]
+    data = [half.split().held_out_plans(plans, seed)[0].to(device) for half in pair]
+    width = pair[0].environment.observation
+    asked = extraction.control_comparisons(*models, *data, width, size=2 * plans, seed=seed)
+    pool = asked.read(models[0], reward.target, reward.place)
+    network = store.obtain(reward, device).network
+    return pool, extraction.explained(network, pool, models[0].steps).cpu().numpy()
+
+
+def on_other_data(base: LocomotionDiffuser, kind: str) -> LocomotionDiffuser:
+    """The same diffuser trained on another kind of data, in the same coordinates.
+
+    Raises:
+        InputError: the kind is unknown, or the base's data is a file.
+    """
+    return replace(base, data=replace(base.data, kind=kind))

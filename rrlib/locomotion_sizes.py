@@ -1,0 +1,78 @@
+"""Sizes of the locomotion experiments, apart from everything slow to import."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rrlib.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks and budgets; the fields of the recipes of `locomotion_recipes` and `..._rewards`.
+
+    Attributes:
+        horizon: steps of a plan.
+        diffusion_steps: T.
+        diffuser: of both diffusers.
+        plans: compared by the pool, and shown to the discriminator of either kind.
+        value: of reward and discriminator.
+    """
+
+    horizon: int
+    diffusion_steps: int
+    diffuser: dict
+    plans: int
+    value: dict
+
+
+def sizes(size: str, name: str) -> Sizes:
+    """Sizes for an environment: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
+
+    Diffuser's horizon for HalfCheetah is 4, for the others 32. The diffusers of "paper" are
+    Diffuser's own but for HalfCheetah's attention, which `denoisers.PlanNetwork` lacks.
+    """
+    short = name == "halfcheetah"
+    horizon = 4 if short else 32
+    if size == "paper":
+        channels = (32, 128, 256) if short else (32, 64, 128, 256)
+        diffuser = {"channels": channels, "batch": 32, "learning_rate": 2e-4}
+        value = {"channels": (64, 64, 128, 128), "batch": 128, "learning_rate": 2e-4}
+        return Sizes(horizon, 20, diffuser, 200_000, value)
+    if size == "medium":
+        diffuser = {"hidden": 512, "blocks": 3, "batch": 256}
+        return Sizes(horizon, 20, diffuser, 100_000, {"hidden": (512, 512), "batch": 256})
+    diffuser = {"hidden": 256, "blocks": 2, "batch": 128}
+    return Sizes(horizon, 10, diffuser, 40_000, {"hidden": (256, 256), "batch": 128})
+
+
+def check(
+    size: str, *environments: str, executed: int = 1, denoising: int = 2, untils: Sequence[int] = ()
+) -> None:
+    """Raise InputError unless plans of these environments and this size allow what is asked.
+
+    Args:
+        size: see `sizes`.
+        environments: names.
+        executed: actions carried out of a plan, at most its horizon.
+        denoising: steps of its sampling, 2 to T.
+        untils: steps of the schedule down to which plans are steered.
+    """
+    for name in environments:
+        found = sizes(size, name)
+        last = found.diffusion_steps - 1
+        if executed > found.horizon:
+            raise InputError(
+                f"executed={executed} is not allowed: a plan of environment = '{name}' has "
+                f"{found.horizon} actions."
+            )
+        if not 2 <= denoising <= last + 1:
+            raise InputError(
+                f"denoising={denoising} is not allowed: a number from 2 to {last + 1}, the steps "
+                f"of size = '{size}', is needed."
+            )
+        for until in untils:
+            if until > last:
+                raise InputError(
+                    f"untils={until} is not allowed: steps from 0 to {last}, the last of "
+                    f"size = '{size}', are needed."
+                )

@@ -1,0 +1,104 @@
+"""Choice of a scale and intervals of what it gains, against numbers known beforehand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
+
+from rrlib import locomotion_evidence as evidence
+from rrlib import locomotion_sizes, store
+from rrlib.errors import InputError
+from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
+from rrlib.locomotion_rewards import LocomotionPool, LocomotionReward
+
+CHOSEN = SimpleNamespace(
+    episodes=3, steps=20, executed=2, denoising=3, version=5, workers=1, device="cpu"
+)
+DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
+SMALL = {"ruler": DATA, "horizon": 8, "hidden": 16, "blocks": 1, "diffusion_steps": 5, "steps": 20}
+BASE, EXPERT = (LocomotionDiffuser(data, **SMALL) for data in DATA)
+
+
+def test_uses_start_elsewhere_and_seeds_of_a_use_differ():
+    uses = evidence.SELECTION, evidence.REPORT, evidence.STUDY
+    seeds = {evidence.rollouts(BASE, CHOSEN, use).seed for use in uses}
+    other = LocomotionDiffuser(DATA[0], **SMALL, seed=1)
+    seeds |= {evidence.rollouts(other, CHOSEN, use).seed for use in uses}
+    assert len(seeds) == 6
+    one = evidence.rollouts(BASE, CHOSEN, evidence.REPORT, EXPERT, weight=0.3, until=2)
+    assert (one.guide, one.weight, one.until, one.executed, one.denoising) == (EXPERT, 0.3, 2, 2, 3)
+
+
+def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
+    def scores(played, device):
+        assert played.seed == evidence.rollouts(BASE, CHOSEN, evidence.SELECTION).seed
+        return np.array([0.0, -((played.weight - 1) ** 2) - played.until])
+
+    monkeypatch.setattr(evidence, "scores", scores)
+    found = evidence.choose(BASE, EXPERT, (0.25, 1.5, 3.0), (2, 0), CHOSEN)
+    assert (found.weight, found.until) == (1.5, 0)
+    assert len(found.tried) == 6
+    assert found.tried[3.0, 2] == -3.0
+
+
+def test_a_bootstrapped_mean_has_students_interval():
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(5, 2, size=400)
+    value, low, high = evidence.bootstrap({"a": [drawn]}, lambda m: m["a"])
+    wanted = stats.t.interval(0.95, 399, drawn.mean(), stats.sem(drawn))
+    assert value == drawn.mean()
+    assert_allclose((low, high), wanted, atol=0.03)
+
+
+def test_seeds_count_the_same_and_share_no_draws():
+    few, many = np.array([0.0, 2.0]), np.full(10, 3.0)
+    value, low, high = evidence.bootstrap({"a": [few, many]}, lambda m: m["a"])
+    assert value == 2.0
+    assert (low, high) == (1.5, 2.5)
+    ratio = evidence.bootstrap({"a": [many], "b": [few + 1]}, lambda m: m["b"] / m["a"])
+    assert_allclose(ratio, (2 / 3, 1 / 3, 1.0))
+
+
+@pytest.fixture
+def own_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("RRLIB_STORE", str(tmp_path))
+
+
+def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
+    small = {"place": "x_t", "steps": 20, "batch": 32}
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), (16,), **small)
+    pool, explained = evidence.held_out(reward, 40, seed=3)
+    assert len(pool) == 80 and explained.shape == (5,)
+    normaliser = BASE.split().normaliser
+    firsts = normaliser.denormalise(pool.x[:, 0].numpy())[:, 3:]
+    held, trained = (
+        np.concatenate([getattr(d.split(), part).observations for d in (BASE, EXPERT)])
+        for part in ("held_out", "train")
+    )
+    for first in firsts:
+        assert np.abs(held - first).max(1).min() < 1e-4 < np.abs(trained - first).max(1).min()
+
+
+def test_other_data_keeps_the_coordinates(own_store):
+    other = evidence.on_other_data(BASE, "medium")
+    assert other.data.kind == "medium" and other.ruler == BASE.ruler
+    assert store.key(other) != store.key(BASE)
+    with pytest.raises(InputError, match="kind = 'wild'"):
+        evidence.on_other_data(BASE, "wild")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"executed": 5}, "executed=5 is not allowed: .* 'halfcheetah' has 4 actions"),
+        ({"denoising": 11}, "denoising=11 is not allowed: a number from 2 to 10"),
+        ({"denoising": 1}, "denoising=1 is not allowed"),
+        ({"untils": (0, 10)}, "untils=10 is not allowed: steps from 0 to 9"),
+    ],
+)
+def test_what_a_size_does_not_allow_is_named(asked, words):
+    locomotion_sizes.check("small", "hopper", "halfcheetah", executed=4, denoising=10, untils=(9,))
+    with pytest.raises(InputError, match=words):
+        locomotion_sizes.check("small", "hopper", "halfcheetah", **asked)
