@@ -3,13 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
+import torch
 
-from rrlib import extraction, locomotion, store, training
+from rrlib import extraction, locomotion, rotation, store, training, trajectories
 from rrlib.extraction import Pool
 from rrlib.locomotion_recipes import LocomotionDiffuser
 from rrlib.locomotion_rewards import LocomotionReward, LocomotionRollouts
+from rrlib.rewards import Place
+from rrlib.trajectories import Trajectories
 
 Guide = LocomotionReward | LocomotionDiffuser | None  # or any other guide of LocomotionRollouts
 SELECTION, REPORT, STUDY = "selection", "report", "study"  # uses of rollouts, with seeds of its own
@@ -55,18 +59,25 @@ class Choice:
 
 
 def choose(
-    base: LocomotionDiffuser,
-    guide: Guide,
+    pairs: Sequence[tuple[LocomotionDiffuser, Guide]],
     weights: Sequence[float],
     untils: Sequence[int],
     chosen: SimpleNamespace,
+    **guidance,
 ) -> Choice:
-    """The scale and the last steered step with the best score, on seeds that report nothing."""
+    """The scale and the last steered step with the best score, on seeds that report nothing.
+
+    Args:
+        pairs: planner and guide of every seed of one environment; their mean scores are averaged.
+        weights, untils: all combinations are tried.
+        chosen, guidance: see `rollouts`.
+    """
     tried = {}
     for weight in weights:
         for until in untils:
-            played = rollouts(base, chosen, SELECTION, guide, weight=weight, until=until)
-            tried[weight, until] = float(scores(played, chosen.device).mean())
+            steered = guidance | {"weight": weight, "until": until}
+            played = [rollouts(base, chosen, SELECTION, g, **steered) for base, g in pairs]
+            tried[weight, until] = float(np.mean([scores(p, chosen.device).mean() for p in played]))
     weight, until = max(tried, key=tried.get)
     return Choice(weight, until, tried)
 
@@ -127,3 +138,43 @@ def on_other_data(base: LocomotionDiffuser, kind: str) -> LocomotionDiffuser:
         InputError: the kind is unknown, or the base's data is a file.
     """
     return replace(base, data=replace(base.data, kind=kind))
+
+
+def along(reward: LocomotionReward, episode: Trajectories, device: str = "cpu") -> np.ndarray:
+    """rho at t = 0 of the H steps that begin at each step of an episode, [n]; the end is padded."""
+    base = reward.pool.base
+    cut = trajectories.cut(episode, np.arange(len(episode.rewards)), base.horizon)
+    plans = torch.from_numpy(base.split().normaliser.normalise(cut)).to(device)
+    rho, t = store.obtain(reward, device), torch.zeros(len(plans), dtype=torch.long, device=device)
+    with torch.no_grad():
+        return rho(plans, t).cpu().numpy()
+
+
+def turning(
+    reward: LocomotionReward, steps: Sequence[int], plans: int, seed: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """The rotational share of the pair's difference at some t, on held-out plans of both halves.
+
+    Args:
+        reward: whose pair it is.
+        steps: t.
+        plans: of base and expert each.
+        seed: of the draws.
+        device: where.
+
+    Returns:
+        "x_t" and "mu_base" -> a share for each t.
+    """
+    pair = reward.pool.base, reward.pool.expert
+    base, expert = (store.obtain(half, device) for half in pair)
+    x0 = torch.cat([half.split().held_out_plans(plans, seed)[0] for half in pair]).to(device)
+    first = x0[:, 0, -pair[0].environment.observation :]
+    draws = training.stream(seed, "rotation", device)
+    found = {place: [] for place in get_args(Place)}
+    for step in steps:
+        t = torch.full((len(x0),), step, device=device)
+        x_t = base.noise(x0, t, draws)
+        for place, shares in found.items():
+            jacobians = rotation.difference_jacobians(base, expert, x_t, step, first, place)
+            shares.append(float(rotation.rotational_share(jacobians)))
+    return found

@@ -189,9 +189,16 @@ class LocomotionRollouts:
     def play(self, device: str = "cpu") -> Trajectories:
         """The episodes themselves, simulated anew."""
         rollouts.check(self.episodes, self.steps, self.executed, self.workers)
+        names = "steps", "executed", "workers", "version"
+        options = {name: getattr(self, name) for name in names}
+        world, plan = self.base.environment, self.planner(device)
+        return rollouts.play(world, plan, self.episodes, self.seed, **options)
+
+    def planner(self, device: str = "cpu") -> rollouts.Planner:
+        """What makes the plans."""
         guide = store.obtain(self.guide, device) if self.guide else None
         named = {"expert" if isinstance(guide, Denoiser) else "reward": guide}
-        plan = rollouts.planner(
+        return rollouts.planner(
             store.obtain(self.base, device),
             self.base.split().normaliser,
             self.base.environment,
@@ -205,6 +212,3 @@ class LocomotionRollouts:
             until=self.until,
             denoising=self.denoising,
         )
-        names = "steps", "executed", "workers", "version"
-        options = {name: getattr(self, name) for name in names}
-        return rollouts.play(self.base.environment, plan, self.episodes, self.seed, **options)

@@ -41,6 +41,27 @@ MAZE = [
     ("episodes", "0", "at least|from"),
 ]
 DATASETS = ["missing", "text", "no_actions", "lengths", "nan", "width"]
+LOCOMOTION = [
+    *COMMON,
+    ("environment", "ant", "halfcheetah, hopper, walker2d"),
+    ("base_kind", "simple", "medium-replay"),
+    ("transitions", "0", "at least"),
+    ("size", "huge", "small, medium, paper"),
+    ("diffuser_steps", "0", "at least"),
+    ("n_seeds", "0", "from 1"),
+    ("steps", "1001", "to 1000"),
+    ("executed", "33", "32 actions"),
+    ("denoising", "11", "from 2 to 10"),
+    ("version", "3", "from 4 to 5"),
+    ("workers", "1000000", "from 1 to"),
+]
+STEERING = [
+    *LOCOMOTION,
+    ("weights", "-1", "at least 0"),
+    ("weights", "nan", "at least 0"),
+    ("untils", "10", "from 0 to 9"),
+    ("reward_steps", "0", "at least"),
+]
 BAD = {
     "01_ornstein_uhlenbeck": [*COMMON, ("paths", "0", "from 100")],
     "02_existence_uniqueness": [*COMMON, ("paths", "0", "from 1000")],
@@ -72,6 +93,9 @@ BAD = {
         ("size", "huge", "small, medium, paper"),
         ("diffuser_steps", "0", "at least"),
     ],
+    "08_locomotion_data": LOCOMOTION,
+    "09_locomotion_steering": STEERING,
+    "10_locomotion_transfer": [*STEERING, ("kinds", "simple", "random, medium")],
     "13_using_rewards": [
         *COMMON,
         ("maze", "spiral", "open, umaze, medium, large"),

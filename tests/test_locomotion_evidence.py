@@ -1,9 +1,11 @@
 """Choice of a scale and intervals of what it gains, against numbers known beforehand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 
@@ -32,15 +34,20 @@ def test_uses_start_elsewhere_and_seeds_of_a_use_differ():
 
 
 def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
+    other = replace(BASE, seed=1)
+    best = {BASE: 1.0, other: 2.0}
+
     def scores(played, device):
-        assert played.seed == evidence.rollouts(BASE, CHOSEN, evidence.SELECTION).seed
-        return np.array([0.0, -((played.weight - 1) ** 2) - played.until])
+        assert played.seed == evidence.rollouts(played.base, CHOSEN, evidence.SELECTION).seed
+        assert (played.place, played.guide) == ("x_t", EXPERT)
+        return np.array([0.0, -2 * (played.weight - best[played.base]) ** 2 - 2 * played.until])
 
     monkeypatch.setattr(evidence, "scores", scores)
-    found = evidence.choose(BASE, EXPERT, (0.25, 1.5, 3.0), (2, 0), CHOSEN)
+    pairs = [(BASE, EXPERT), (other, EXPERT)]
+    found = evidence.choose(pairs, (0.25, 1.5, 3.0), (2, 0), CHOSEN, place="x_t")
     assert (found.weight, found.until) == (1.5, 0)
     assert len(found.tried) == 6
-    assert found.tried[3.0, 2] == -3.0
+    assert found.tried[3.0, 2] == -(4 + 1) / 2 - 2
 
 
 def test_a_bootstrapped_mean_has_students_interval():
@@ -79,6 +86,25 @@ def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
     )
     for first in firsts:
         assert np.abs(held - first).max(1).min() < 1e-4 < np.abs(trained - first).max(1).min()
+
+
+def test_rewards_along_an_episode_are_those_of_its_windows(own_store):
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), (16,), steps=20, batch=32)
+    episode = store.obtain(DATA[1]).take(np.array([1]))
+    found = evidence.along(reward, episode)
+    assert found.shape == episode.rewards.shape
+    one = np.concatenate([episode.actions[5:13], episode.observations[5:13]], 1)
+    plan = torch.from_numpy(BASE.split().normaliser.normalise(one))[None]
+    wanted = store.obtain(reward)(plan, torch.tensor([0]))
+    assert_allclose(found[5], wanted.item(), rtol=1e-4, atol=1e-6)
+
+
+def test_rotation_is_measured_at_both_places(own_store):
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), (16,), steps=20, batch=32)
+    found = evidence.turning(reward, (1, 3), plans=2, seed=0)
+    assert set(found) == {"x_t", "mu_base"}
+    for shares in found.values():
+        assert len(shares) == 2 and all(0 < share < 1 for share in shares)
 
 
 def test_other_data_keeps_the_coordinates(own_store):
