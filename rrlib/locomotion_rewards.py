@@ -14,6 +14,7 @@ from rrlib import extraction, locomotion, recipes, rollouts, steering, store, tr
 from rrlib.denoisers import Denoiser
 from rrlib.extraction import Comparisons
 from rrlib.locomotion_recipes import LocomotionDiffuser
+from rrlib.perceptron import PlanPotential
 from rrlib.rewards import (
     ConditionalReward,
     Place,
@@ -58,12 +59,15 @@ class LocomotionReward:
 
     Attributes:
         pool: what it is fitted to.
-        hidden: layers of a perceptron over the whole plan.
-        channels: per resolution, of Diffuser's value function (Table 2); empty for the perceptron.
+        hidden, blocks: of the potential (`perceptron.PlanPotential`).
+        scalar: a plain perceptron of as many layers and one output instead.
+        channels: per resolution, of Diffuser's value function (Table 2) instead; empty for none.
     """
 
     pool: LocomotionPool
-    hidden: tuple[int, ...] = (512, 512)
+    hidden: int = 512
+    blocks: int = 2
+    scalar: bool = False
     channels: tuple[int, ...] = ()
     target: Target = "mean"
     place: Place = "mu_base"
@@ -99,7 +103,9 @@ class LocomotionDiscriminator:
 
     base: LocomotionDiffuser
     expert: LocomotionDiffuser
-    hidden: tuple[int, ...] = (512, 512)
+    hidden: int = 512
+    blocks: int = 2
+    scalar: bool = False
     channels: tuple[int, ...] = ()
     plans: int = 20_000  # of either kind
     steps: int = 2_000
@@ -143,8 +149,12 @@ def _value(base: LocomotionDiffuser, unit: Tensor, like) -> ConditionalReward:
     observation = base.environment.observation
     width = observation + base.environment.action
     if like.channels:
-        return ConditionalReward(PlanValue(width, unit, like.channels), observation)
-    return ConditionalReward(WindowReward(width, base.horizon, unit, like.hidden), observation)
+        network = PlanValue(width, unit, like.channels)
+    elif like.scalar:
+        network = WindowReward(width, base.horizon, unit, (like.hidden,) * 2 * like.blocks)
+    else:
+        network = PlanPotential(width, base.horizon, unit, like.hidden, like.blocks)
+    return ConditionalReward(network, observation)
 
 
 @dataclass(frozen=True)

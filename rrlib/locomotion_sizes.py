@@ -40,9 +40,9 @@ def sizes(size: str, name: str) -> Sizes:
         return Sizes(horizon, 20, diffuser, 200_000, value)
     if size == "medium":
         diffuser = {"hidden": 512, "blocks": 3, "batch": 256}
-        return Sizes(horizon, 20, diffuser, 100_000, {"hidden": (512, 512), "batch": 256})
+        return Sizes(horizon, 20, diffuser, 100_000, {"hidden": 512, "batch": 256})
     diffuser = {"hidden": 256, "blocks": 2, "batch": 128}
-    return Sizes(horizon, 10, diffuser, 40_000, {"hidden": (256, 256), "batch": 128})
+    return Sizes(horizon, 10, diffuser, 20_000, {"hidden": 256, "blocks": 1, "batch": 128})
 
 
 def check(

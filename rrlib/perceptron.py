@@ -64,3 +64,28 @@ class _Block(nn.Module):
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         return h + self.second(self.smooth(self.first(self.norm(h) + time)))
+
+
+class PlanPotential(nn.Module):
+    """rho(x_t, t) = <(x_t, 1), f(x_t, t)> of a whole plan, f a `PlanPerceptron`.
+
+    Where a model is nearly sure of x0, its difference from another hardly depends on the noise in
+    x_t, and its potential is linear in the plan with coefficients that depend on what is given.
+    A product says that at once: its gradient is f itself wherever f does not change.
+
+    Args:
+        width: D, numbers per time step.
+        horizon: H.
+        unit: what a unit of the output is worth at each t, [T]; see `extraction.units`.
+        hidden, blocks: of f.
+    """
+
+    def __init__(self, width: int, horizon: int, unit: Tensor, hidden: int = 512, blocks: int = 2):
+        super().__init__()
+        self.f = PlanPerceptron(width + 1, horizon, len(unit), hidden, blocks)
+        self.register_buffer("unit", unit.clone())
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] and t [B]; InputError for plans of another shape."""
+        x = torch.cat([x_t, torch.ones_like(x_t[..., :1])], -1)
+        return (x * self.f(x, t)).flatten(1).sum(1) * self.unit.to(x)[t]

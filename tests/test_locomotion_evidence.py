@@ -75,7 +75,7 @@ def own_store(tmp_path, monkeypatch):
 
 def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
     small = {"place": "x_t", "steps": 20, "batch": 32}
-    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), (16,), **small)
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, **small)
     pool, explained = evidence.held_out(reward, 40, seed=3)
     assert len(pool) == 80 and explained.shape == (5,)
     normaliser = BASE.split().normaliser
@@ -89,7 +89,7 @@ def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
 
 
 def test_rewards_along_an_episode_are_those_of_its_windows(own_store):
-    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), (16,), steps=20, batch=32)
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
     episode = store.obtain(DATA[1]).take(np.array([1]))
     found = evidence.along(reward, episode)
     assert found.shape == episode.rewards.shape
@@ -100,7 +100,7 @@ def test_rewards_along_an_episode_are_those_of_its_windows(own_store):
 
 
 def test_rotation_is_measured_at_both_places(own_store):
-    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), (16,), steps=20, batch=32)
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
     found = evidence.turning(reward, (1, 3), plans=2, seed=0)
     assert set(found) == {"x_t", "mu_base"}
     for shares in found.values():

@@ -34,8 +34,8 @@ SMALL = {"ruler": DATA, "horizon": 8, "hidden": 32, "blocks": 1, "diffusion_step
 BASE = LocomotionDiffuser(DATA[0], **SMALL, steps=200)
 EXPERT = LocomotionDiffuser(DATA[1], **SMALL, steps=200)
 POOL = LocomotionPool(BASE, EXPERT, plans=600)
-REWARD = LocomotionReward(POOL, (64, 64), steps=100, batch=64)
-DISCRIMINATOR = LocomotionDiscriminator(BASE, EXPERT, (64, 64), plans=600, steps=100, batch=64)
+REWARD = LocomotionReward(POOL, 64, 1, steps=100, batch=64)
+DISCRIMINATOR = LocomotionDiscriminator(BASE, EXPERT, 64, 1, plans=600, steps=100, batch=64)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,9 +158,9 @@ def test_networks_of_every_size_take_plans_of_their_horizon(name, size):
         assert value.blank()(plans, t).shape == (2,)
 
 
-@pytest.mark.parametrize("channels", [(), (32, 32)])
-def test_the_gradient_leaves_the_given_observation_alone(channels):
-    rho = replace(REWARD, channels=channels).blank()
+@pytest.mark.parametrize("form", [{}, {"scalar": True}, {"channels": (32, 32)}])
+def test_the_gradient_leaves_the_given_observation_alone(form):
+    rho = replace(REWARD, **form).blank()
     x = torch.randn(5, 8, 14, generator=training.stream(1, 0), requires_grad=True)
     (gradient,) = torch.autograd.grad(rho(x, torch.arange(5)).sum(), x)
     assert (gradient[:, 0, 3:] == 0).all()

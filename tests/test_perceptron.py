@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rrlib.errors import InputError
-from rrlib.perceptron import PlanPerceptron
+from rrlib.perceptron import PlanPerceptron, PlanPotential
 from rrlib.training import stream
 
 
@@ -37,6 +37,26 @@ def test_time_is_the_share_of_the_schedule():
     """Twice the steps at twice t say the same, so weights mean the same on a finer schedule."""
     t = torch.tensor([1, 2, 3])
     assert torch.allclose(network(10)(PLANS, t), network(20)(PLANS, 2 * t))
+
+
+def test_a_potential_is_the_product_with_its_vectors_and_a_level():
+    torch.manual_seed(1)
+    unit = torch.tensor([1.0, 3.0, 2.0])
+    rho = PlanPotential(5, 4, unit, hidden=16, blocks=1)
+    t = torch.tensor([0, 1, 2])
+    f = rho.f(torch.cat([PLANS, torch.ones(3, 4, 1)], -1), t)
+    wanted = unit * ((PLANS * f[..., :5]).sum((1, 2)) + f[..., 5].sum(1))
+    assert torch.allclose(rho(PLANS, t), wanted, atol=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda x: rho.double()(x, t), PLANS.double().requires_grad_(), atol=1e-6
+    )
+
+
+def test_a_potential_has_second_derivatives():
+    rho = PlanPotential(5, 4, torch.ones(3), hidden=16, blocks=1).double()
+    assert torch.autograd.gradgradcheck(
+        lambda x: rho(x, torch.tensor([0, 1, 2])), PLANS.double().requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 6), (3, 5, 5), (3, 20)])
