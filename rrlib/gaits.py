@@ -62,7 +62,8 @@ def draw(ax: Axes, outline: np.ndarray, colour: str, reach: float = 0.9) -> Poly
     ax.axhline(0, color="0.4", lw=1)
     ax.set(aspect="equal", ylim=(-0.1, 1.8), yticks=[])
     _follow(ax, outline, reach)
-    ax.spines["left"].set_visible(False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_xticks([])
     return limbs
 
 
@@ -83,7 +84,6 @@ def strip(axes: Sequence[Axes], found: np.ndarray, steps: Sequence[int], colour:
     for ax, step in zip(axes, steps, strict=True):
         if step < len(found):
             draw(ax, found[step], colour)
-            ax.set_xticks([])
         else:
             ax.set_axis_off()
 

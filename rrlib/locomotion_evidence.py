@@ -12,6 +12,7 @@ from rrlib import extraction, locomotion, rotation, store, training, trajectorie
 from rrlib.extraction import Pool
 from rrlib.locomotion_recipes import LocomotionDiffuser
 from rrlib.locomotion_rewards import LocomotionReward, LocomotionRollouts
+from rrlib.locomotion_sizes import sizes
 from rrlib.rewards import Place
 from rrlib.trajectories import Trajectories
 
@@ -27,15 +28,17 @@ def rollouts(
 
     Args:
         base: the planner.
-        chosen: checked `episodes`, `steps`, `executed`, `denoising`, `version` and `workers`.
+        chosen: checked `episodes`, `steps`, `executed` (0 takes the environment's own), `size`,
+            `denoising`, `version` and `workers`.
         use: SELECTION, REPORT or STUDY; other uses start elsewhere.
         guide: what steers, see `LocomotionRollouts`.
         guidance: weight, place, onto, until.
     """
     names = "episodes", "steps", "executed", "denoising", "version", "workers"
-    options = {name: getattr(chosen, name) for name in names} | guidance
+    options = {name: getattr(chosen, name) for name in names}
+    options["executed"] = chosen.executed or sizes(chosen.size, base.environment.name).executed
     seed = training.derived_seed(base.seed, use) % 2**31
-    return LocomotionRollouts(base, guide, seed=seed, **options)
+    return LocomotionRollouts(base, guide, seed=seed, **options | guidance)
 
 
 def scores(played: LocomotionRollouts, device: str = "cpu") -> np.ndarray:
@@ -80,6 +83,34 @@ def choose(
             tried[weight, until] = float(np.mean([scores(p, chosen.device).mean() for p in played]))
     weight, until = max(tried, key=tried.get)
     return Choice(weight, until, tried)
+
+
+def forms(reward: Guide, at_x_t: Guide) -> dict[str, tuple[Guide, dict[str, str]]]:
+    """The ways in which a gradient may steer: "mu_base", "x_t" and "authors".
+
+    Args:
+        reward: taken at the base's mean and added to it; or, as in the authors' code, taken at x_t
+            and added to x_t before the mean is computed.
+        at_x_t: taken at x_t and added to the mean (Eq. 5).
+
+    Returns:
+        form -> guide, and the guidance that `rollouts` takes.
+    """
+    return {
+        "mu_base": (reward, {"place": "mu_base"}),
+        "x_t": (at_x_t, {"place": "x_t"}),
+        "authors": (reward, {"place": "x_t", "onto": "x_t"}),
+    }
+
+
+def reward_forms(reward: LocomotionReward) -> dict[str, tuple[Guide, dict[str, str]]]:
+    """`forms` of an extracted reward; "x_t" has one that was fitted there."""
+    return forms(reward, replace(reward, place="x_t"))
+
+
+def best(choices: Mapping[str, Choice]) -> str:
+    """The form whose choice scored best on the selection seeds."""
+    return max(choices, key=lambda form: max(choices[form].tried.values()))
 
 
 def bootstrap(

@@ -16,7 +16,14 @@ from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
 from rrlib.locomotion_rewards import LocomotionPool, LocomotionReward
 
 CHOSEN = SimpleNamespace(
-    episodes=3, steps=20, executed=2, denoising=3, version=5, workers=1, device="cpu"
+    episodes=3,
+    steps=20,
+    executed=2,
+    size="small",
+    denoising=3,
+    version=5,
+    workers=1,
+    device="cpu",
 )
 DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
 SMALL = {"ruler": DATA, "horizon": 8, "hidden": 16, "blocks": 1, "diffusion_steps": 5, "steps": 20}
@@ -31,6 +38,14 @@ def test_uses_start_elsewhere_and_seeds_of_a_use_differ():
     assert len(seeds) == 6
     one = evidence.rollouts(BASE, CHOSEN, evidence.REPORT, EXPERT, weight=0.3, until=2)
     assert (one.guide, one.weight, one.until, one.executed, one.denoising) == (EXPERT, 0.3, 2, 2, 3)
+
+
+def test_a_robot_carries_out_as_many_actions_of_a_plan_as_suit_it():
+    own = SimpleNamespace(**vars(CHOSEN) | {"executed": 0})
+    assert evidence.rollouts(BASE, own, evidence.STUDY).executed == 2
+    assert evidence.rollouts(BASE, own, evidence.STUDY, executed=7).executed == 7
+    data = replace(DATA[0], environment="halfcheetah")
+    assert evidence.rollouts(replace(BASE, data=data), own, evidence.STUDY).executed == 1
 
 
 def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
@@ -48,6 +63,20 @@ def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
     assert (found.weight, found.until) == (1.5, 0)
     assert len(found.tried) == 6
     assert found.tried[3.0, 2] == -(4 + 1) / 2 - 2
+
+
+def test_forms_are_those_that_the_sampler_takes():
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1)
+    found = evidence.reward_forms(reward)
+    assert {form: guide.place for form, (guide, _) in found.items()} == {
+        "mu_base": "mu_base",
+        "x_t": "x_t",
+        "authors": "mu_base",
+    }
+    assert found["authors"][1] == {"place": "x_t", "onto": "x_t"}
+    tried = {"one": {(1.0, 0): 3.0, (2.0, 0): 1.0}, "other": {(1.0, 0): 2.0, (2.0, 0): 4.0}}
+    choices = {form: evidence.Choice(1.0, 0, scores) for form, scores in tried.items()}
+    assert evidence.best(choices) == "other"
 
 
 def test_a_bootstrapped_mean_has_students_interval():
