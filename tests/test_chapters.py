@@ -55,8 +55,10 @@ LOCOMOTION = [
     ("version", "3", "from 4 to 5"),
     ("workers", "1000000", "from 1 to"),
 ]
-STEERING = [
-    *LOCOMOTION,
+STEERING = [  # 09 and 10 share all other rules with 08
+    ("sed", "1", "seed"),
+    ("environment", "ant", "halfcheetah, hopper, walker2d"),
+    ("denoising", "11", "from 2 to 10"),
     ("weights", "-1", "at least 0"),
     ("weights", "nan", "at least 0"),
     ("untils", "10", "from 0 to 9"),
@@ -94,7 +96,7 @@ BAD = {
         ("diffuser_steps", "0", "at least"),
     ],
     "08_locomotion_data": LOCOMOTION,
-    "09_locomotion_steering": STEERING,
+    "09_locomotion_steering": [*STEERING, ("methods", "magic", "score, scalar")],
     "10_locomotion_transfer": [*STEERING, ("kinds", "simple", "random, medium")],
     "13_using_rewards": [
         *COMMON,
@@ -200,6 +202,23 @@ def test_a_bad_dataset_stops_a_chapter(tmp_path, chapter, fault):
     elif fault != "missing":
         write_faulty(path, fault)
     run(chapter, "dataset_path", str(path), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("rewards", "lacks the key '/rewards'"), ("robot", "allowed is M x 11"), ("height", "height")],
+)
+@pytest.mark.parametrize("half", ["base_path", "expert_path"])
+def test_a_bad_dataset_stops_a_locomotion_chapter(tmp_path, half, fault, words):
+    path = tmp_path / f"{fault}.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"] = np.zeros((100, 17 if fault == "robot" else 11), np.float32)
+        file["actions"] = np.zeros((100, 6 if fault == "robot" else 3), np.float32)
+        for name in ("rewards", "terminals", "timeouts"):
+            if name != fault:
+                file[name] = np.zeros(100, np.float32)
+    assert words in run("09_locomotion_steering", half, str(path), tmp_path)
 
 
 def write_faulty(path: Path, fault: str, size: int = 1000) -> None:
