@@ -12,7 +12,6 @@ from rrlib import extraction, locomotion, rotation, store, training, trajectorie
 from rrlib.extraction import Pool
 from rrlib.locomotion_recipes import LocomotionDiffuser
 from rrlib.locomotion_rewards import LocomotionReward, LocomotionRollouts
-from rrlib.locomotion_sizes import sizes
 from rrlib.rewards import Place
 from rrlib.trajectories import Trajectories
 
@@ -28,15 +27,16 @@ def rollouts(
 
     Args:
         base: the planner.
-        chosen: checked `episodes`, `steps`, `executed` (0 takes the environment's own), `size`,
-            `denoising`, `version` and `workers`.
+        chosen: checked `episodes` (for SELECTION `search`, so many per candidate), `steps`,
+            `executed`, `denoising`, `version` and `workers`.
         use: SELECTION, REPORT or STUDY; other uses start elsewhere.
         guide: what steers, see `LocomotionRollouts`.
         guidance: weight, place, onto, until.
     """
     names = "episodes", "steps", "executed", "denoising", "version", "workers"
     options = {name: getattr(chosen, name) for name in names}
-    options["executed"] = chosen.executed or sizes(chosen.size, base.environment.name).executed
+    if use == SELECTION:
+        options["episodes"] = chosen.search
     seed = training.derived_seed(base.seed, use) % 2**31
     return LocomotionRollouts(base, guide, seed=seed, **options | guidance)
 

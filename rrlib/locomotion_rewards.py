@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrlib import extraction, locomotion, recipes, rollouts, steering, store, training
 from rrlib.denoisers import Denoiser
-from rrlib.extraction import Comparisons
+from rrlib.extraction import Comparisons, Pool
 from rrlib.locomotion_recipes import LocomotionDiffuser
 from rrlib.perceptron import PlanPotential
 from rrlib.rewards import (
@@ -20,6 +20,7 @@ from rrlib.rewards import (
     Place,
     PlanValue,
     RelativeReward,
+    Rescaled,
     Target,
     WindowReward,
 )
@@ -28,21 +29,38 @@ from rrlib.trajectories import Trajectories
 
 @dataclass(frozen=True)
 class LocomotionPool:
-    """Algorithm 1's comparisons of two planners, made once for all rewards of the pair."""
+    """Algorithm 1's comparisons of two planners, made once for all rewards of the pair.
+
+    A steered robot comes where neither set of data has been, and there the reward must still say
+    which way the expert would go. So what is given to the planners is spread beyond the data.
+
+    Attributes:
+        base, expert: the planners.
+        plans: of each that are drawn, and comparisons.
+        spread: given observations get normal noise of a deviation drawn from 0 to this, in the
+            normaliser's units, in which data have 1/2; 0 leaves them as they are.
+    """
 
     base: LocomotionDiffuser
     expert: LocomotionDiffuser
     plans: int = 20_000
+    spread: float = 0.5
     seed: int = 0
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
         draws = training.stream(self.seed, "data", device)
         pair = [store.obtain(half, device) for half in (self.base, self.expert)]
+        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        width = self.base.environment.observation
+        for x0 in data:
+            deviation = self.spread * torch.rand(len(x0), 1, generator=draws, device=device)
+            noise = torch.randn(len(x0), width, generator=draws, device=device)
+            x0[:, 0, -width:] += deviation * noise
         found = extraction.control_comparisons(
             *pair,
-            *(half.split().draw(self.plans, draws) for half in (self.base, self.expert)),
-            self.base.environment.observation,
+            *data,
+            width,
             size=self.plans,
             seed=self.seed,
         )
@@ -62,6 +80,7 @@ class LocomotionReward:
         hidden, blocks: of the potential (`perceptron.PlanPotential`).
         scalar: a plain perceptron of as many layers and one output instead.
         channels: per resolution, of Diffuser's value function (Table 2) instead; empty for none.
+        first_action: weight of the first action's squared error, as in the planners' own loss.
     """
 
     pool: LocomotionPool
@@ -69,6 +88,7 @@ class LocomotionReward:
     blocks: int = 2
     scalar: bool = False
     channels: tuple[int, ...] = ()
+    first_action: float = 10.0
     target: Target = "mean"
     place: Place = "mu_base"
     steps: int = 2_000
@@ -78,10 +98,22 @@ class LocomotionReward:
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the reward, write `reward.safetensors`."""
-        found = store.obtain(self.pool, device)
-        pool = found.read(self.pool.base.blank(device), self.target, self.place)
-        label = f"reward {self.pool.base.environment.name}"
-        recipes.fit_reward(self, self.blank().to(device), pool, folder, label)
+        found, base = store.obtain(self.pool, device), self.pool.base
+        pool = found.read(base.blank(device), self.target, self.place)
+        scale = torch.ones_like(pool.x[0])
+        scale[0, : -base.environment.observation] = self.first_action**0.5
+        network = self.blank().to(device)
+        progress = extraction.fit(
+            Rescaled(network, scale),
+            Pool(pool.x / scale, pool.t, pool.target * scale),
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            checkpoint=store.checkpoints(folder) / "reward.safetensors",
+        )
+        training.finish(progress, f"reward {base.environment.name}")
+        save_file(network.state_dict(), folder / "reward.safetensors")
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""

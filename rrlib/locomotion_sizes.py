@@ -16,7 +16,6 @@ class Sizes:
         diffuser: of both diffusers.
         plans: compared by the pool, and shown to the discriminator of either kind.
         value: of reward and discriminator.
-        executed: actions carried out of a plan, unless told otherwise.
     """
 
     horizon: int
@@ -24,40 +23,37 @@ class Sizes:
     diffuser: dict
     plans: int
     value: dict
-    executed: int
 
 
 def sizes(size: str, name: str) -> Sizes:
     """Sizes for an environment: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
 
-    Diffuser's horizon for HalfCheetah is 4, for the others 32. HalfCheetah runs best on the first
-    action of each plan, the others on two. The diffusers of "paper" are Diffuser's own but for
-    HalfCheetah's attention, which `denoisers.PlanNetwork` lacks.
+    Diffuser's horizon for HalfCheetah is 4, for the others 32. The diffusers of "paper" are
+    Diffuser's own but for HalfCheetah's attention, which `denoisers.PlanNetwork` lacks.
     """
     short = name == "halfcheetah"
-    horizon, executed = (4, 1) if short else (32, 2)
+    horizon = 4 if short else 32
     if size == "paper":
         channels = (32, 128, 256) if short else (32, 64, 128, 256)
         diffuser = {"channels": channels, "batch": 32, "learning_rate": 2e-4}
         value = {"channels": (64, 64, 128, 128), "batch": 128, "learning_rate": 2e-4}
-        return Sizes(horizon, 20, diffuser, 200_000, value, executed)
+        return Sizes(horizon, 20, diffuser, 200_000, value)
     if size == "medium":
-        diffuser = {"hidden": 512, "blocks": 3, "batch": 256}
-        return Sizes(horizon, 20, diffuser, 100_000, {"hidden": 512, "batch": 256}, executed)
-    diffuser = {"hidden": 256, "blocks": 2, "batch": 128}
-    value = {"hidden": 256, "blocks": 1, "batch": 128}
-    return Sizes(horizon, 10, diffuser, 20_000, value, executed)
+        network = {"hidden": 256, "blocks": 2, "batch": 256}
+        return Sizes(horizon, 20, network, 100_000, network)
+    network = {"hidden": 128, "blocks": 2, "batch": 128, "learning_rate": 2e-3}
+    return Sizes(horizon, 10, network, 60_000, network)
 
 
 def check(
-    size: str, *environments: str, executed: int = 0, denoising: int = 2, untils: Sequence[int] = ()
+    size: str, *environments: str, executed: int = 1, denoising: int = 2, untils: Sequence[int] = ()
 ) -> None:
     """Raise InputError unless plans of these environments and this size allow what is asked.
 
     Args:
         size: see `sizes`.
         environments: names.
-        executed: actions carried out of a plan, at most its horizon; 0 takes the size's own.
+        executed: actions carried out of a plan, at most its horizon.
         denoising: steps of its sampling, 2 to T.
         untils: steps of the schedule down to which plans are steered.
     """

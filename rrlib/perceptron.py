@@ -14,6 +14,9 @@ class PlanPerceptron(nn.Module):
 
     A plan of a robot is short and wide (32 steps of 14 numbers) and its first action must be exact:
     for one and the same time per step, dense layers reach an error that convolutions do not.
+    The first step of the plan also has layers of its own, from itself to itself: it holds the given
+    observation and the action that will be carried out, and the rest of the plan is many times as
+    many numbers.
 
     Args:
         width: D, numbers per time step.
@@ -32,6 +35,9 @@ class PlanPerceptron(nn.Module):
         self.enter = nn.Linear(horizon * (width + 1), hidden)
         self.blocks = nn.ModuleList(_Block(hidden) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, horizon * width))
+        self.enter_first = nn.Linear(width, hidden)
+        self.blocks_first = nn.ModuleList(_Block(hidden) for _ in range(blocks))
+        self.leave_first = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """Prediction [B, H, D] for x [B, H, D] at t [B].
@@ -52,7 +58,11 @@ class PlanPerceptron(nn.Module):
         h = self.enter(torch.cat([x, mark[..., None]], -1).flatten(1)) + time
         for block in self.blocks:
             h = block(h, time)
-        return self.leave(h).reshape(x.shape)
+        first = self.enter_first(x[:, 0]) + time
+        for block in self.blocks_first:
+            first = block(first, time)
+        x0 = self.leave(h).reshape(x.shape)
+        return torch.cat([x0[:, :1] + self.leave_first(first)[:, None], x0[:, 1:]], 1)
 
 
 class _Block(nn.Module):

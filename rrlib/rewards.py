@@ -186,6 +186,26 @@ class ConditionalReward(nn.Module):
         return self.network(x, t)
 
 
+class Rescaled(nn.Module):
+    """rho(scale * y, t): a reward in coordinates y = x / scale, to be fitted in.
+
+    The gradient to y is `scale` times that to x, so L_RRF of points x / scale and targets scale * d
+    is L_RRF with each coordinate's squared error weighed by scale^2.
+
+    Args:
+        network: (x [B, ...], t [B]) -> rho [B]; it is what learns.
+        scale: of each coordinate, [...].
+    """
+
+    def __init__(self, network: nn.Module, scale: Tensor):
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        """rho, [B]."""
+        return self.network(y * self.scale, t)
+
+
 def _replace_mish(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Mish):
