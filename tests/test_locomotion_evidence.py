@@ -17,6 +17,7 @@ from rrlib.locomotion_rewards import LocomotionPool, LocomotionReward
 
 CHOSEN = SimpleNamespace(
     episodes=3,
+    search=2,
     steps=20,
     executed=2,
     size="small",
@@ -40,12 +41,10 @@ def test_uses_start_elsewhere_and_seeds_of_a_use_differ():
     assert (one.guide, one.weight, one.until, one.executed, one.denoising) == (EXPERT, 0.3, 2, 2, 3)
 
 
-def test_a_robot_carries_out_as_many_actions_of_a_plan_as_suit_it():
-    own = SimpleNamespace(**vars(CHOSEN) | {"executed": 0})
-    assert evidence.rollouts(BASE, own, evidence.STUDY).executed == 2
-    assert evidence.rollouts(BASE, own, evidence.STUDY, executed=7).executed == 7
-    data = replace(DATA[0], environment="halfcheetah")
-    assert evidence.rollouts(replace(BASE, data=data), own, evidence.STUDY).executed == 1
+def test_a_search_plays_as_many_as_it_is_told_and_a_report_all():
+    played = {use: evidence.rollouts(BASE, CHOSEN, use).episodes for use in ("report", "selection")}
+    assert played == {"report": 3, "selection": 2}
+    assert evidence.rollouts(BASE, CHOSEN, evidence.STUDY, executed=7).executed == 7
 
 
 def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):

@@ -80,6 +80,33 @@ def test_a_pool_compares_models_that_are_given_the_first_observation():
     assert set(found.t.tolist()) == set(range(5))
 
 
+def test_what_is_given_is_spread_beyond_the_data_and_nothing_else_is():
+    """By noise of a deviation that is uniform up to `spread`: variance spread^2 / 3."""
+    wide, exact = (store.obtain(replace(POOL, spread=spread)) for spread in (0.6, 0.0))
+    # Both draw the same plans and the same noise of diffusion.
+    change = wide.x - exact.x
+    assert (change[:, 1:] == 0).all() and (change[:, 0, :3] == 0).all()
+    assert_allclose(change[:, 0, 3:].square().mean(), 0.6**2 / 3, rtol=0.1)
+    first = exact.x[:, 0, 3:]
+    given_then = torch.cat(
+        [half.split().draw(600, training.stream(0, "data"))[:, 0, 3:] for half in (BASE, EXPERT)]
+    )
+    assert (first[:, None] == given_then).all(-1).any(1).float().mean() > 0.4
+
+
+def test_a_reward_follows_first_actions_more_closely_the_more_they_weigh():
+    pair = [store.obtain(half) for half in (BASE, EXPERT)]
+    asked = extraction.control_comparisons(*pair, *held_out(300), 11, size=600, seed=8)
+    pool = asked.read(pair[0], "mean", "mu_base")
+    errors = []
+    for weight in (1e-4, 1e4):
+        network = store.obtain(replace(REWARD, first_action=weight)).network
+        x = pool.x.clone().requires_grad_()
+        gradient = torch.autograd.grad(network(x, pool.t).sum(), x)[0]
+        errors.append((gradient - pool.target)[:, 0, :3].square().mean())
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_a_reward_follows_the_difference_where_it_was_not_fitted():
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
     asked = extraction.control_comparisons(*pair, *held_out(300), 11, size=600, seed=8)
@@ -184,7 +211,8 @@ def test_a_chapter_asks_for_a_pair_per_environment_and_seed():
     for e in found:
         assert e.base.ruler == e.expert.ruler == (e.base.data, e.expert.data)
         assert (e.base.data.kind, e.expert.data.kind) == ("medium-replay", "expert")
-        assert e.reward.pool == LocomotionPool(e.base, e.expert, e.reward.pool.plans, e.base.seed)
+        plans = locomotion_sizes.sizes(CHOSEN.size, e.world.name).plans
+        assert e.reward.pool == LocomotionPool(e.base, e.expert, plans, seed=e.base.seed)
         assert (e.reward.steps, e.discriminator.steps) == (7, 7)
 
 

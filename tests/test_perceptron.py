@@ -23,6 +23,17 @@ def test_every_number_of_a_prediction_depends_on_every_number_of_the_plan():
     assert (found != 0).all()
 
 
+def test_the_first_step_of_a_plan_has_layers_of_its_own():
+    """From itself to itself: without the others' layers it is all that it depends on."""
+    model, t = network(), torch.tensor([9])
+    with torch.no_grad():
+        for parameter in (*model.leave[1].parameters(), *model.enter.parameters()):
+            parameter.zero_()
+    found = torch.autograd.functional.jacobian(lambda x: model(x, t), PLANS[:1])[0, :, :, 0]
+    assert (found[0, :, 0] != 0).all()
+    assert (found[1:] == 0).all() and (found[0, :, 1:] == 0).all()
+
+
 def test_what_is_given_and_the_time_matter():
     mark = torch.zeros(3, 4, dtype=torch.bool)
     mark[:, 0] = True

@@ -5,8 +5,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from rrlib import extraction
 from rrlib.errors import InputError
-from rrlib.rewards import PlanValue, RelativeReward, WindowReward, compose, per_step, windows
+from rrlib.rewards import (
+    PlanValue,
+    RelativeReward,
+    Rescaled,
+    WindowReward,
+    compose,
+    per_step,
+    windows,
+)
 from rrlib.training import Stack, stream
 
 WIDTH, HORIZON = 3, 12
@@ -240,6 +249,18 @@ def test_composed_rewards_and_gradients_add_up():
     assert (both.target, both.place) == ("mean", "mu_base")
     assert_close(both(x, t), 2 * one(x, t) - 0.5 * two(x, t))
     assert_close(both.gradient(x, t), 2 * one.gradient(x, t) - 0.5 * two.gradient(x, t))
+
+
+def test_in_other_coordinates_errors_weigh_as_their_squares():
+    """L_RRF of a rescaled reward, points and targets is the weighted L_RRF, written out."""
+    inner, shape = reward(4), (HORIZON, WIDTH)
+    scale = torch.rand(shape, generator=stream(0, "scale")).double() + 0.5
+    x, target = torch.randn(2, 20, *shape, generator=stream(0, "points")).double()
+    t = torch.arange(20) % 4
+    rescaled = extraction.loss(Rescaled(inner, scale), x / scale, t, target * scale)
+    found = RelativeReward(inner, "mean", "mu_base").gradient(x, t)
+    weighted = ((found - target).square() * scale**2).flatten(1).sum(1).mean()
+    assert_close(rescaled, weighted)
 
 
 def test_rewards_of_two_kinds_or_too_few_weights_are_refused():
