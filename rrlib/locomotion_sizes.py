@@ -40,7 +40,7 @@ def sizes(size: str, name: str) -> Sizes:
         return Sizes(horizon, 20, diffuser, 200_000, value)
     if size == "medium":
         network = {"hidden": 256, "blocks": 2, "batch": 256}
-        return Sizes(horizon, 20, network, 100_000, network)
+        return Sizes(horizon, 20, network, 100_000, network | {"learning_rate": 2e-3})
     network = {"hidden": 128, "blocks": 2, "batch": 128, "learning_rate": 2e-3}
     return Sizes(horizon, 10, network, 60_000, network)
 
