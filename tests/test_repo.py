@@ -42,6 +42,7 @@ FLOORS = [
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
     {"maze_experiments", "locomotion_rewards"},
     {"locomotion_experiments", "locomotion_evidence"},
+    {"locomotion_files"},
 ]
 # Distributions whose import has another name.
 MODULES = {

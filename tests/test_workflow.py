@@ -125,7 +125,11 @@ def test_pages_of_a_table_of_contents():
 @pytest.mark.parametrize("name", TOLERANCES)
 def test_verify_names_what_is_not_as_published(name, sign, capsys):
     published = dict.fromkeys(TOLERANCES, 0.9)
-    assert report(published, published) == []
-    assert report(published, published | {name: 0.9 + sign * 0.9 * TOLERANCES[name]}) == []
-    assert report(published, published | {name: 0.9 + sign * 1.1 * TOLERANCES[name]}) == [name]
+    assert report(published, published, TOLERANCES) == []
+    assert (
+        report(published, published | {name: 0.9 + sign * 0.9 * TOLERANCES[name]}, TOLERANCES) == []
+    )
+    assert report(
+        published, published | {name: 0.9 + sign * 1.1 * TOLERANCES[name]}, TOLERANCES
+    ) == [name]
     assert f"{name}: 0.9000 on fresh trajectories, 0.9000 published" in capsys.readouterr().out

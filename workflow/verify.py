@@ -2,9 +2,9 @@
 
     verify.py [--seed SEED]
 
-Runs the chapter that reads them with all seeds, and ends with an error if a number differs from
-results/full by more than fresh trajectories can move it. The executed chapter, figures and all, is
-left in _run/verify/notebooks/.
+Runs the mazes' chapter that reads them with all seeds, lets the shipped robots run from fresh
+starts, and ends with an error if a number differs from results/full by more than fresh trajectories
+can move it. The executed chapter, figures and all, is left in _run/verify/notebooks/.
 """
 
 import argparse
@@ -13,11 +13,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from rrlib import locomotion, locomotion_files
+
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "notebooks" / "14_maze_grid.ipynb"
 FOLDER = ROOT / "_run" / "verify"
 # 160 peaks: three may move across the line. The mean of 32 accuracies moves by about 0.003.
 TOLERANCES = {"goal_found": 3 / 160, "logreg_mean": 0.01}
+ROBOTS = ROOT / "results" / "full" / "locomotion-models.safetensors"
+PLAYED = {"base": "base", "steered": "reward", "expert": "expert"}  # what it is called in results
+EPISODES = 32
 
 
 def main() -> None:
@@ -32,15 +39,37 @@ def main() -> None:
     published = summary(ROOT / "results" / "full" / "maze2d.json")
     found = summary(FOLDER / "results" / "verify" / "maze2d-verify.json")
     print(f"the executed chapter: {output}")
-    failed = report(published, found)
+    failed = report(published, found, TOLERANCES) + robots(seed)
     if failed:
         sys.exit(f"not as published: {', '.join(failed)}")
 
 
-def report(published: dict[str, float], found: dict[str, float]) -> list[str]:
+def robots(seed: int) -> list[str]:
+    """Scores of the shipped planners beside the published ones; the names of those too far off.
+
+    Allowed are four standard errors of the difference of two means, and one point for float16.
+    """
+    shipped = locomotion_files.read(ROBOTS)
+    rows = json.loads((ROOT / "results" / "full" / "locomotion.json").read_text())["rows"]
+    mine = {r["planner"]: r for r in rows if r["environment"] == shipped.world.name}
+    published, found, tolerances = {}, {}, {}
+    for planner, name in PLAYED.items():
+        played = shipped.play(planner, EPISODES, locomotion.HORIZON, seed)
+        scores = locomotion.scores(shipped.world, played)
+        row, label = mine[name], f"{shipped.world.name}.{name}"
+        published[label], found[label] = row["score"], float(scores.mean())
+        half = (row["score_high"] - row["score_low"]) / 2  # two standard errors
+        error = np.hypot(half / 2, scores.std(ddof=1) / EPISODES**0.5)
+        tolerances[label] = float(4 * error + 1)
+    return report(published, found, tolerances)
+
+
+def report(
+    published: dict[str, float], found: dict[str, float], tolerances: dict[str, float]
+) -> list[str]:
     """Print both numbers of every quantity; the names of those that differ too much."""
     failed = []
-    for name, tolerance in TOLERANCES.items():
+    for name, tolerance in tolerances.items():
         apart = abs(found[name] - published[name])
         failed += [name] if apart > tolerance else []
         print(
