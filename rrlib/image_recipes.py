@@ -89,6 +89,8 @@ class MiniDiffusion:
         autoencoder: of its latents.
         style: of the scenes it learns.
         start: a pipeline that it is a fine-tune of; None begins at random.
+        layers: of the U-Net, by name, that a fine-tune changes; none named, all of them and the
+            text encoder are trained.
         scenes: rendered.
         blind: share of the captions that are left out, for classifier-free guidance.
         steps, batch, learning_rate, seed: see `training.train`.
@@ -97,15 +99,16 @@ class MiniDiffusion:
     autoencoder: MiniAutoencoder = MiniAutoencoder()
     style: Style = "filled"
     start: "MiniDiffusion | None" = None
+    layers: tuple[str, ...] = ()
     scenes: int = 12_000
     blind: float = 0.1
-    steps: int = 4_000
+    steps: int = 6_000
     batch: int = 64
     learning_rate: float = 1e-3
     seed: int = 0
 
     def make(self, folder: Path, device: str) -> None:
-        """Train U-Net and text encoder together, write the pipeline in half precision."""
+        """Train U-Net and text encoder, or some layers; write the pipeline in half precision."""
         whole = self.blank(device)
         data = scenes.render(self.scenes, self.seed + 1, self.style)
         latents = _latents(whole.vae, torch.from_numpy(data.pixels))
@@ -116,6 +119,11 @@ class MiniDiffusion:
         empty = known([""], **options).input_ids.to(device)
         scheduler = whole.scheduler
         networks = nn.ModuleDict({"unet": whole.unet, "text": whole.text_encoder}).train()
+        trained = networks
+        if self.layers:
+            trained = nn.ModuleList(whole.unet.get_submodule(name) for name in self.layers)
+            networks.requires_grad_(False)
+            trained.requires_grad_(True)
 
         def loss(draws: torch.Generator) -> Tensor:
             shape, on = (self.batch,), {"generator": draws, "device": device}
@@ -129,7 +137,7 @@ class MiniDiffusion:
             return (found - noise).square().mean()
 
         progress = training.train(
-            networks,
+            trained,
             loss,
             steps=self.steps,
             learning_rate=self.learning_rate,
