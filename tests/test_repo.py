@@ -36,12 +36,13 @@ FLOORS = [
     }
     | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
-    | {"reward_files", "image_rewards"},
+    | {"reward_files", "image_rewards", "image_weights"},
     {"extraction", "steering", "rotation", "image_extraction"},
-    {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"},
+    {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"}
+    | {"image_evidence", "image_checks"},
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
-    {"maze_experiments", "locomotion_rewards"},
-    {"locomotion_experiments", "locomotion_evidence"},
+    {"maze_experiments", "locomotion_rewards", "image_pools"},
+    {"locomotion_experiments", "locomotion_evidence", "image_experiments"},
 ]
 # Distributions whose import has another name.
 MODULES = {
