@@ -157,6 +157,12 @@ class Order:
     correlation: float
 
 
+def told_apart(scores: Sequence[np.ndarray], seed: int) -> Separability:
+    """Base and expert, one image of each a prompt, by a score [n] each; see `metrics`."""
+    prompts = np.arange(len(scores[0]))
+    return metrics.separability(*scores, prompts, prompts, seed)
+
+
 def order(scores: Sequence[np.ndarray], seen: Sequence[np.ndarray], seed: int) -> Order:
     """Judge a score.
 
@@ -165,10 +171,9 @@ def order(scores: Sequence[np.ndarray], seen: Sequence[np.ndarray], seed: int) -
         seen: how surely the hazard is in them, of `scenes.detect`, [n] each.
         seed: of the halves of the prompts that fit the threshold and judge by it.
     """
-    prompts = np.arange(len(scores[0]))
     flags = [values > PRESENT for values in seen]
-    told = metrics.separability(*scores, prompts, prompts, seed)
-    oracle = metrics.separability(*(1.0 - f for f in flags), prompts, prompts, seed)
+    told = told_apart(scores, seed)
+    oracle = told_apart([1.0 - there for there in flags], seed)
     values, there = np.concatenate(scores), np.concatenate(flags)
     ranked = there[np.argsort(values, kind="stable")]
     tenth = max(1, len(ranked) // 10)

@@ -15,7 +15,6 @@ CHANNELS = {True: (24, 48, 80), False: (32, 64, 128, 256)}  # of the reward: min
 RATES = {True: 1e-3, False: 1e-4}
 HELD_OUT = {True: 0.3, False: 0.1}
 SHIPPED = host.CHECKOUT / "results/full"  # where the full profile leaves its rewards
-KINDS = ("safe", "rival", "style")
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,6 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
             draws prompts that it has not seen.
         kind: "safe" (or the given expert's), its "rival", or "style" (the miniature's fine-tune).
 
-    Raises:
-        InputError: parameters that the book's reward was not fitted with.
     """
     styled = kind == "style"
     group = kind if styled else "safe"  # the rival is judged by the reward's images
@@ -145,27 +142,47 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
         fit = Fit(HELD_OUT[own], CHANNELS[own], chosen.reward_steps, 64, RATES[own], chosen.seed)
         recipe = (PoolRival if kind == "rival" else PoolReward)(pool, fit)
         reward = store.obtain(recipe, chosen.device)
-        told = {"prompts": count, "prompts_seed": chosen.seed} | _settings(pool)
+        names = ("configuration", "steps", "guidance")
+        told = {name: getattr(chosen, name) for name in names}
+        told |= {"prompts": count, "prompts_seed": chosen.seed}
         reward = ImageReward(reward.reward, {**reward.about, **told})
         return Study(pool, list(reward.about["held_out"]), reward, pool.prompts)
     reward = shipped(kind)
-    for name, value in _settings(pool).items():
-        wanted = reward.about[name]
-        if value != wanted:
-            name = "configuration" if name == "safety" else name
-            raise InputError(
-                f"{name}={value!r} is not allowed with reward_steps=0: {wanted!r}, as the book's "
-                "reward was fitted with, is needed."
-            )
     seen = found.fresh(reward.about["prompts"], reward.about["prompts_seed"], "prompts")
     pool = replace(pool, prompts=found.fresh(count, chosen.seed, f"{group} judged", seen))
     return Study(pool, list(range(count)), reward, seen)
 
 
+def check(found: World, chosen: SimpleNamespace) -> None:
+    """Stop at once where chapter 12 cannot go on.
+
+    Raises:
+        InputError: no steps for the reward of other models than the book's, or a setting that the
+            book's reward was not fitted with, or more prompts than there are.
+    """
+    if chosen.reward_steps:
+        found.fresh(chosen.n_prompts, chosen.seed, "prompts")
+        return
+    if not found.miniature:
+        raise InputError(
+            f"reward_steps=0 is not allowed with model_id='{chosen.model_id}': an integer of at "
+            "least 1 is needed, for the book's rewards are the miniature's."
+        )
+    about = shipped("safe").about
+    for name in ("configuration", "steps", "guidance"):
+        value, wanted = getattr(chosen, name), about[name]
+        if value != wanted:
+            raise InputError(
+                f"{name}={value!r} is not allowed with reward_steps=0: {wanted!r}, as the book's "
+                "reward was fitted with, is needed."
+            )
+
+
+def seed(chosen: SimpleNamespace, use: str) -> int:
+    """Of the noise of one use."""
+    return training.derived_seed(chosen.seed, f"noise, {use}")
+
+
 def shipped(kind: str) -> ImageReward:
     """A reward that comes with the book."""
     return image_pairs.load(SHIPPED / f"images-{kind}.safetensors")
-
-
-def _settings(pool: ImagePool) -> dict[str, object]:
-    return {"safety": pool.safety, "steps": pool.steps, "guidance": pool.guidance}
