@@ -33,7 +33,8 @@ def peer_gap(guided: Guided, name: str, prompts: Sequence[str], seed: int) -> fl
 
         whole = guided.pipeline
         parts = (whole.vae, whole.text_encoder, whole.tokenizer, whole.unet)
-        peer = peers.StableDiffusionPipelineSafe(*parts, guided.scheduler, None, None, False)
+        rest = (guided.scheduler, None, None)
+        peer = peers.StableDiffusionPipelineSafe(*parts, *rest, requires_safety_checker=False)
         peer.set_progress_bar_config(disable=True)
         peer.safety_concept = guided.concept
         x = guided.start(len(prompts), training.stream(seed, "peer"))

@@ -162,6 +162,7 @@ def check(found: World, chosen: SimpleNamespace) -> None:
     """
     if chosen.reward_steps:
         found.fresh(chosen.n_prompts, chosen.seed, "prompts")
+        image_pairs.split(chosen.n_prompts, HELD_OUT[found.miniature], chosen.seed)
         return
     if not found.miniature:
         raise InputError(

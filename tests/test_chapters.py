@@ -98,6 +98,23 @@ BAD = {
     "08_locomotion_data": LOCOMOTION,
     "09_locomotion_steering": [*STEERING, ("methods", "magic", "score, scalar")],
     "10_locomotion_transfer": [*STEERING, ("kinds", "simple", "random, medium")],
+    "11_safe_sampler": [
+        ("sed", "1", "seed"),
+        ("configurations", "mild", "weak, medium, strong, max"),
+        ("steps", "0", "from 1 to 1000"),
+        ("blur", "yes", "True or False"),
+    ],
+    "12_image_rewards": [
+        *[bad for bad in COMMON if bad[0] in ("seed", "results") or bad[1] == "cuda:99"][2:],
+        ("configuration", "mild", "weak, medium, strong, max"),
+        ("configuration", "weak", "'max'"),
+        ("steps", "20", "25"),
+        ("dtype", "float16", "without a model_id"),
+        ("model_id", "somewhere", "prompts"),
+        ("expert_id", "somewhere", "model_id"),
+        ("prompts", "nowhere.csv", "existing file"),
+        ("n_prompts", "1", "at least 20"),
+    ],
     "13_using_rewards": [
         *COMMON,
         ("maze", "spiral", "open, umaze, medium, large"),
