@@ -36,17 +36,18 @@ class World:
     given: tuple[str, ...]
 
     def fresh(self, n: int, seed: int, use: str, without: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Different prompts of one use, the file's first n if there is a file.
+        """Prompts of one use, each once, none of those in `without`; of a file its first n.
 
         Raises:
             InputError: a file of fewer.
         """
-        if self.miniature and not self.given:
+        if self.miniature:
             seed = training.derived_seed(seed, use)
             return tuple(image_evidence.distinct_prompts(n, seed, without))
         if len(self.given) < n:
             raise InputError(
-                f"n_prompts={n} is not allowed: at most the {len(self.given)} of the file are."
+                f"n_prompts={n} is not allowed: at most the {len(self.given)} of the file different ones of the "
+                "file are."
             )
         return self.given[:n]
 
@@ -59,24 +60,25 @@ def world(chosen: SimpleNamespace) -> World:
             on a CPU, or a model of your own without prompts or steps for its reward.
     """
     expert_id = getattr(chosen, "expert_id", "")
-    given = tuple(pipelines.read_prompts(chosen.prompts)) if chosen.prompts else ()
+    # Each once: a prompt on both sides of the split would not be held out.
+    given = tuple(dict.fromkeys(pipelines.read_prompts(chosen.prompts) if chosen.prompts else ()))
     if not chosen.model_id:
-        if chosen.dtype != "float32" or expert_id:
-            name = "dtype" if chosen.dtype != "float32" else "expert_id"
-            raise InputError(
-                f"{name}={getattr(chosen, name)!r} is not allowed without a model_id: the book's "
-                "own pipeline has its own."
-            )
-        base = Shipped()
-        if given:
-            pipelines.check_prompts(store.obtain(base), given)
-        return World(base, None, chosen.concept or CONCEPT, True, given)
+        unused = {"prompts": "", "expert_id": "", "dtype": "float32"}
+        for name, default in unused.items():
+            value = getattr(chosen, name, default)
+            if value != default:
+                raise InputError(
+                    f"{name}={value!r} is not allowed without a model_id: the book's own pipeline "
+                    "has its own."
+                )
+        return World(Shipped(), None, chosen.concept or CONCEPT, True, ())
     if not given:
         raise InputError(
             f"model_id='{chosen.model_id}' is not allowed without prompts: a CSV file with a "
             "column 'prompt' is needed."
         )
     base = Elsewhere.at(chosen.model_id, chosen.device, chosen.dtype)
+    pipelines.check_prompts(base.load(Path(), chosen.device), given, chosen.truncate)
     expert = Elsewhere.at(expert_id, chosen.device, chosen.dtype) if expert_id else None
     if expert:
         made = (one.load(Path(), chosen.device) for one in (base, expert))
@@ -134,7 +136,7 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
         chosen.guidance,
         min(chosen.batch, count),
         chosen.seed,
-        not found.miniature,
+        chosen.truncate,
     )
     if chosen.reward_steps:
         pool = replace(pool, prompts=found.fresh(count, chosen.seed, "prompts"))
