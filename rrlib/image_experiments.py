@@ -46,8 +46,8 @@ class World:
             return tuple(image_evidence.distinct_prompts(n, seed, without))
         if len(self.given) < n:
             raise InputError(
-                f"n_prompts={n} is not allowed: at most the {len(self.given)} of the file different ones of the "
-                "file are."
+                f"n_prompts={n} is not allowed: at most the {len(self.given)} different ones of "
+                "the file are."
             )
         return self.given[:n]
 
