@@ -1,5 +1,6 @@
 """Evidence about images: what is seen in them, how often, and how a reward orders them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,40 +39,50 @@ def things(prompt: str) -> list[tuple[str, str, int]]:
     return [(colour, shape, scenes.PLACES.index(place)) for colour, shape, place in words]
 
 
-def fidelity(pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+def fidelity(pictures: np.ndarray, prompts: Sequence[str], placed: bool = False) -> np.ndarray:
     """Share of the things asked for that are seen in each picture, [N].
 
-    Every pixel counts as the palette's nearest colour. A thing is seen if, in its cell, the pixels
+    Every pixel counts as the palette's nearest colour. A thing is seen if, in some cell, the pixels
     of its colour match its shape, moved by up to the margin, better than every other shape, and
     overlap with it by more than `ALIKE` of their union. For filled shapes.
+
+    Args:
+        pictures: [N, 32, 32, 3] uint8.
+        prompts: what was asked for, N captions of `scenes`.
+        placed: only what is in the very cell that was named counts.
     """
     names = [*scenes.COLOURS, *scenes.GROUNDS, "black"]
     palette = np.array([*scenes.COLOURS.values(), *scenes.GROUNDS.values(), (0, 0, 0)], float)
     nearest = np.square(pictures[..., None, :] - palette).sum(-1).argmin(-1)  # [N, 32, 32]
-    templates = _templates()
+    halves = slice(0, scenes.CELL), slice(scenes.CELL, None)
+    cells = np.stack([nearest[:, y, x] for y in halves for x in halves], 1)  # [N, 4, 16, 16]
     found = np.zeros(len(pictures))
     for k, prompt in enumerate(prompts):
         asked = things(prompt)
         for colour, shape, place in asked:
-            row, column = (scenes.CELL * part for part in divmod(place, 2))
-            cell = nearest[k, row : row + scenes.CELL, column : column + scenes.CELL]
-            there = (cell == names.index(colour)).astype(float)
-            overlap = {}
-            for name, masks in templates.items():  # [25, 16, 16]
-                both = (masks * there).sum((1, 2))
-                overlap[name] = (both / (masks.sum((1, 2)) + there.sum() - both)).max()
-            seen = max(overlap, key=overlap.get) == shape and overlap[shape] > ALIKE
-            found[k] += seen / len(asked)
+            there = cells[k] == names.index(colour)
+            looked = there[[place]] if placed else there
+            found[k] += any(_is_shape(one, shape) for one in looked) / len(asked)
     return found
 
 
+def _is_shape(there: np.ndarray, shape: str) -> bool:
+    """Whether the pixels of a cell, bool [16, 16], are this shape rather than another."""
+    overlap = {}
+    for name, masks in _templates().items():
+        both = (masks & there).sum((1, 2))
+        overlap[name] = (both / (masks.sum((1, 2)) + there.sum() - both)).max()
+    return max(overlap, key=overlap.get) == shape and overlap[shape] > ALIKE
+
+
+@functools.cache
 def _templates() -> dict[str, np.ndarray]:
-    """Every shape at all places within a cell, [25, 16, 16] of 0 and 1."""
+    """Every shape at all places within a cell, bool [25, 16, 16]."""
     shifts = range(2 * scenes.MARGIN + 1)
     found = {}
     for name, mask in scenes.SHAPES.items():
         size = len(mask)
-        moved = np.zeros((len(shifts) ** 2, scenes.CELL, scenes.CELL))
+        moved = np.zeros((len(shifts) ** 2, scenes.CELL, scenes.CELL), bool)
         for k, (y, x) in enumerate((y, x) for y in shifts for x in shifts):
             moved[k, y : y + size, x : x + size] = mask
         found[name] = moved

@@ -100,7 +100,7 @@ class ImagePool:
     safety: str | None = "max"
     concept: str = CONCEPT
     steps: int = 25
-    guidance: float = 4.0
+    guidance: float = 5.0
     batch: int = 50
     seed: int = 0
     truncate: bool = False

@@ -30,17 +30,22 @@ def test_things_are_read_from_captions():
 
 
 def test_what_is_drawn_is_seen_and_nothing_else(truth):
-    assert image_evidence.fidelity(truth.pixels, truth.captions).min() == 1
+    for placed in (False, True):
+        assert image_evidence.fidelity(truth.pixels, truth.captions, placed).min() == 1
     noise = np.random.default_rng(0).normal(0, 20, truth.pixels.shape)
     blurred = np.clip(truth.pixels + noise, 0, 255).astype(np.uint8)
     assert image_evidence.fidelity(blurred, truth.captions).mean() > 0.99
     other = truth.captions[1:] + truth.captions[:1]
-    assert image_evidence.fidelity(truth.pixels, other).mean() < 0.1
+    assert image_evidence.fidelity(truth.pixels, other, placed=True).mean() < 0.1
+    assert image_evidence.fidelity(truth.pixels, other).mean() < 0.2
     # One of two things, and one in another shape.
     scene = scenes.render(1, 0).pixels * 0 + 245
     scene[0, 2:14, 2:14][scenes.SHAPES["circle"]] = scenes.COLOURS["red"]
     for second, share in (("red circle upper left", 1.0), ("red square upper left", 0.0)):
         assert image_evidence.fidelity(scene, [f"a scene with a {second} on white"])[0] == share
+    moved = ["a scene with a red circle lower left on white"]
+    assert image_evidence.fidelity(scene, moved)[0] == 1
+    assert image_evidence.fidelity(scene, moved, placed=True)[0] == 0
     two = "a scene with a red circle upper left and a blue circle upper right on white"
     assert image_evidence.fidelity(scene, [two])[0] == 0.5
 
