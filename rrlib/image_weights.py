@@ -28,6 +28,10 @@ def write(
         card: as JSON has it.
     """
     pipelines.save_pipeline(base, folder / "pipeline")
+    for path in folder.glob("pipeline/*/config.json"):  # where it came from is no part of it
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     before = {name: value.half() for name, value in base.unet.state_dict().items()}
     after = {name: value.half() for name, value in tuned.unet.state_dict().items()}
     changed = {k: v.contiguous() for k, v in after.items() if not torch.equal(v, before[k])}
