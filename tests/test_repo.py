@@ -222,7 +222,8 @@ def test_chapters_are_in_normal_form(path):
 
 def published(study: str) -> dict[str, float]:
     text = (ROOT / f"results/full/{study}.json").read_text(encoding="utf-8")
-    return {name: entry["value"] for name, entry in json.loads(text)["summary"].items()}
+    summary = json.loads(text)["summary"]
+    return {k: entry["value"] if isinstance(entry, dict) else entry for k, entry in summary.items()}
 
 
 def test_the_readmes_numbers_are_the_published_ones():
@@ -237,6 +238,13 @@ def test_the_readmes_numbers_are_the_published_ones():
         f"held out | 83.8 % | {100 * found['logreg_mean']:.1f} % |",
         f"| {success['steered']} ({success['unsteered']}, {success['expert']}) |",
         f"{found['hours']:.1f} hours of one CPU core |",
+    ]
+    seen = {name: f"{100 * value:.1f} %" for name, value in published("images").items()}
+    rows += [
+        f"prompts held out | over 90 %, in training | {seen['accuracy']} |",
+        f"highest tenth by reward | | {seen['hazard_bottom']}, {seen['hazard_top']} |",
+        f"steered by the reward | | {seen['base_hazard']}, {seen['steered_hazard']} |",
+        f"fine-tune told apart by the reward, prompts held out | | {seen['style_accuracy']} |",
     ]
     for row in rows:
         assert row in text, row
