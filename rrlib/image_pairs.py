@@ -213,7 +213,11 @@ def held(pool: ShardPool) -> Pool | ShardPool:
 
 
 def learn(
-    folder: str | Path, fit: Fit, device: str = "cpu", checkpoint: Path | None = None
+    folder: str | Path,
+    fit: Fit,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    unit: Tensor | None = None,
 ) -> ImageReward:
     """Fit a reward to the comparisons in a folder, and judge it by prompts that it never saw.
 
@@ -222,6 +226,8 @@ def learn(
         fit: settings.
         device: of the fit; the reward stays there.
         checkpoint: see `training.train`.
+        unit: what a unit of the network's output is worth at each t, [T], such as
+            `images.Guided.units`; None takes it from the size of the differences.
 
     Returns:
         The reward; its `about` says `accuracy`, `auc` and `held_out`, the numbers of the prompts
@@ -234,6 +240,9 @@ def learn(
     train, test = split(shards.prompts, fit.held_out, fit.seed)
     reward = blank(shards, train, fit)
     network = reward.network.to(device)
+    if unit is not None:
+        # A factor common to all t is of no consequence but for the rate.
+        network.unit.copy_(unit * (network.unit.log().mean() - unit.log().mean()).exp())
     progress = extraction.fit(
         network,
         held(shards.pool(train, device)),

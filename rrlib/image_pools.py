@@ -141,7 +141,9 @@ class PoolReward:
         place = store.folder(self.pool)
         store.obtain(self.pool, device)
         checkpoint = store.checkpoints(folder) / "reward.safetensors"
-        image_pairs.learn(place, self.fit, device, checkpoint).save(folder / "reward.safetensors")
+        unit = self.pool.pair(device)[0].units()
+        made = image_pairs.learn(place, self.fit, device, checkpoint, unit.to(device))
+        made.save(folder / "reward.safetensors")
 
     def load(self, folder: Path, device: str) -> ImageReward:
         """The reward; its `about` has the numbers of the held-out prompts, and theirs."""
