@@ -227,7 +227,7 @@ def learn(
         device: of the fit; the reward stays there.
         checkpoint: see `training.train`.
         unit: what a unit of the network's output is worth at each t, [T], such as
-            `images.Guided.units`; None takes it from the size of the differences.
+            `image_pools.units`; None takes it from the size of the differences.
 
     Returns:
         The reward; its `about` says `accuracy`, `auc` and `held_out`, the numbers of the prompts

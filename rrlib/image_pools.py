@@ -124,6 +124,15 @@ class ImagePool:
         return Shards(folder)
 
 
+def units(guided: Guided) -> Tensor:
+    """What a unit of score is worth at each t, [T], t = 0 the last step.
+
+    In this unit a reward in means is one in scores: a log ratio where scores are exact, which
+    hardly depends on t where there is little noise.
+    """
+    return torch.tensor([guided.step_per_score(step) for step in reversed(range(guided.steps))])
+
+
 @dataclass(frozen=True)
 class PoolReward:
     """What the expert of a pool prefers over its base, the encoder of Table 2.
@@ -141,8 +150,8 @@ class PoolReward:
         place = store.folder(self.pool)
         store.obtain(self.pool, device)
         checkpoint = store.checkpoints(folder) / "reward.safetensors"
-        unit = self.pool.pair(device)[0].units()
-        made = image_pairs.learn(place, self.fit, device, checkpoint, unit.to(device))
+        unit = units(self.pool.pair(device)[0]).to(device)
+        made = image_pairs.learn(place, self.fit, device, checkpoint, unit)
         made.save(folder / "reward.safetensors")
 
     def load(self, folder: Path, device: str) -> ImageReward:

@@ -190,14 +190,6 @@ class Guided:
         deviation = 1 - self.scheduler.alphas_cumprod[self.scheduler.timesteps[step]]
         return -deviation.sqrt().item() * self.advance(0 * one, one, step).item()
 
-    def units(self) -> Tensor:
-        """`step_per_score` at each t, [T], t = 0 the last step.
-
-        In this unit a reward in means is one in scores, a log ratio where scores are exact, which
-        hardly depends on t where there is little noise.
-        """
-        return torch.tensor([self.step_per_score(step) for step in reversed(range(self.steps))])
-
     def denoiser(self, texts: Tensor, step: int = 0, momentum: Tensor | None = None) -> Denoiser:
         """The contract of `denoisers.Denoiser` for these texts: x0, score and mean at any t.
 
