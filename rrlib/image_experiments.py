@@ -141,8 +141,7 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
     if chosen.reward_steps:
         pool = replace(pool, prompts=found.fresh(count, chosen.seed, "prompts"))
         own = found.miniature
-        steps = max(1, chosen.reward_steps // 3) if styled else chosen.reward_steps  # it is easier
-        fit = Fit(HELD_OUT[own], CHANNELS[own], steps, 64, RATES[own], chosen.seed)
+        fit = Fit(HELD_OUT[own], CHANNELS[own], chosen.reward_steps, 64, RATES[own], chosen.seed)
         recipe = (PoolRival if kind == "rival" else PoolReward)(pool, fit)
         reward = store.obtain(recipe, chosen.device)
         names = ("configuration", "steps", "guidance")
