@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from rrlib import image_extraction, images, training
@@ -27,8 +28,10 @@ def peer_gap(guided: Guided, name: str, prompts: Sequence[str], seed: int) -> fl
         prompts: one image each.
         seed: of the noise.
     """
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # it is deprecated, and says so in two ways
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, and says so
+        warnings.simplefilter("ignore")
         from diffusers.pipelines.deprecated import stable_diffusion_safe as peers
 
         whole = guided.pipeline
@@ -48,6 +51,7 @@ def peer_gap(guided: Guided, name: str, prompts: Sequence[str], seed: int) -> fl
             callback=lambda step, t, latents: seen.append(latents),
             **getattr(peers.SafetyConfig, name.upper()),
         )
+    logging.set_verbosity(loud)
     *_, (_, last) = images.denoise(guided, guided.condition(prompts), x)
     return float((last - seen[-1]).abs().max())
 
