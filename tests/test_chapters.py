@@ -111,11 +111,7 @@ BAD = {
     ],
     "12_image_rewards": [
         ("sed", "1", "seed"),
-        ("configuration", "weak", "'max'"),
-        ("steps", "20", "25"),
-        ("dtype", "float16", "without a model_id"),
-        ("model_id", "somewhere", "prompts"),
-        ("expert_id", "somewhere", "model_id"),
+        ("configuration", "mild", "weak, medium, strong, max"),
         ("prompts", "nowhere.csv", "existing file"),
     ],
     "13_using_rewards": [
@@ -290,6 +286,26 @@ def test_what_cannot_be_compared_stops_an_image_chapter(tmp_path, fault, words):
         patch.chdir(tmp_path)
         with pytest.raises(InputError, match=words):
             image_experiments.world(chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"configuration": "weak"},
+            "configuration='weak' is not allowed with reward_steps=0: 'max'",
+        ),
+        ({"steps": 20}, "steps=20 is not allowed with reward_steps=0: 25"),
+        ({"dtype": "float16"}, "dtype='float16' is not allowed without a model_id"),
+        ({"expert_id": "x"}, "expert_id='x' is not allowed without a model_id"),
+        ({"model_id": "x"}, "model_id='x' is not allowed without prompts"),
+        ({"reward_steps": 5, "n_prompts": 12}, "held_out=0.3 of 12 prompts is not allowed"),
+    ],
+)
+def test_what_the_books_reward_does_not_fit_is_refused(given, words):
+    chosen = rules_of(given)
+    with pytest.raises(InputError, match=words):
+        image_experiments.check(image_experiments.world(chosen), chosen)
 
 
 def rules_of(given: dict) -> SimpleNamespace:
