@@ -8,7 +8,7 @@ reward.score(images, base.pipeline)
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from torch import Tensor
 
 from rrlib import extraction, image_extraction, image_rewards, metrics, pipelines, training
 from rrlib.errors import InputError
+from rrlib.extraction import Pool
 from rrlib.image_rewards import EncoderReward
 from rrlib.images import Guided
 from rrlib.metrics import Separability
 from rrlib.rewards import RelativeReward
-from rrlib.shards import Shards
+from rrlib.shards import ShardPool, Shards
 from rrlib.training import Progress
+
+IN_MEMORY = 2**30  # bytes of a pool that is held in memory; a larger one is read as it is needed
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,16 @@ class ImageReward:
         t = torch.full((len(x),), steps - 1 - step, device=x.device)
         return weight * self.reward.gradient(x, t)
 
+    def steers(self, guided: Guided, weight: float) -> Callable[[Tensor, int], Tensor]:
+        """The `shift` that steers `images.denoise`, of a reward in means or in scores."""
+        scores = self.reward.target == "score"
+
+        def shift(x: Tensor, step: int) -> Tensor:
+            worth = guided.step_per_score(step) if scores else 1.0
+            return self.shift(x, step, weight * worth)
+
+        return shift
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, weights rounded to float16."""
         image_rewards.write(path, self.reward, self.about)
@@ -148,15 +161,20 @@ def compare(
 
 def _told(sampler: Guided) -> dict:
     """What a sampler's images depend on."""
-    digest = hashlib.sha256()
-    for value in sampler.pipeline.unet.state_dict().values():
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
-        "unet": digest.hexdigest(),
+        "unet": digest(sampler.pipeline),
         "scale": sampler.scale,
         "safety": asdict(sampler.safety) if sampler.safety else None,
         "concept": sampler.concept,
     }
+
+
+def digest(pipeline: StableDiffusionPipeline) -> str:
+    """sha256 of the U-Net's weights."""
+    found = hashlib.sha256()
+    for value in pipeline.unet.state_dict().values():
+        found.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def split(prompts: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
@@ -186,8 +204,20 @@ def blank(shards: Shards, prompts: Sequence[int], fit: Fit) -> RelativeReward:
     return RelativeReward(network, "mean", "x_t")
 
 
+def held(pool: ShardPool) -> Pool | ShardPool:
+    """The same pool, in memory if it is small."""
+    if pool.bytes > IN_MEMORY:
+        return pool
+    x, target = pool.rows()
+    return Pool(x, pool.t, target)
+
+
 def learn(
-    folder: str | Path, fit: Fit, device: str = "cpu", checkpoint: Path | None = None
+    folder: str | Path,
+    fit: Fit,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    unit: Tensor | None = None,
 ) -> ImageReward:
     """Fit a reward to the comparisons in a folder, and judge it by prompts that it never saw.
 
@@ -196,6 +226,8 @@ def learn(
         fit: settings.
         device: of the fit; the reward stays there.
         checkpoint: see `training.train`.
+        unit: what a unit of the network's output is worth at each t, [T], such as
+            `image_pools.units`; None takes it from the size of the differences.
 
     Returns:
         The reward; its `about` says `accuracy`, `auc` and `held_out`, the numbers of the prompts
@@ -208,9 +240,12 @@ def learn(
     train, test = split(shards.prompts, fit.held_out, fit.seed)
     reward = blank(shards, train, fit)
     network = reward.network.to(device)
+    if unit is not None:
+        # A factor common to all t is of no consequence but for the rate.
+        network.unit.copy_(unit * (network.unit.log().mean() - unit.log().mean()).exp())
     progress = extraction.fit(
         network,
-        shards.pool(train, device),
+        held(shards.pool(train, device)),
         steps=fit.steps,
         batch=fit.batch,
         learning_rate=fit.learning_rate,

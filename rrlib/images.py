@@ -184,6 +184,12 @@ class Guided:
         """The latents after DDIM's step by this noise, [B, C, H, W]."""
         return self.scheduler.step(noise, self.scheduler.timesteps[step], x).prev_sample
 
+    def step_per_score(self, step: int) -> float:
+        """What a unit of score adds to the step's result: DDIM's step is linear in the noise."""
+        one = torch.ones(1, device=self.device)
+        deviation = 1 - self.scheduler.alphas_cumprod[self.scheduler.timesteps[step]]
+        return -deviation.sqrt().item() * self.advance(0 * one, one, step).item()
+
     def denoiser(self, texts: Tensor, step: int = 0, momentum: Tensor | None = None) -> Denoiser:
         """The contract of `denoisers.Denoiser` for these texts: x0, score and mean at any t.
 

@@ -32,7 +32,7 @@ class Size:
 
     pixels: int = 32
     vae: tuple[int, ...] = (16, 32, 32)
-    unet: tuple[int, ...] = (56, 120)
+    unet: tuple[int, ...] = (48, 96)
     text: int = 48
     layers: int = 2
     tokens: int = 32

@@ -91,6 +91,28 @@ def several_of(*choices: str) -> Rule:
     return Rule(accept, f"one or more of {', '.join(choices)}, separated by commas, each once,")
 
 
+def text() -> Rule:
+    """Any text; a number counts as its text, as papermill's command line makes one of some."""
+
+    def accept(value: object) -> str:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError
+        return str(value)
+
+    return Rule(accept, "a text")
+
+
+def boolean() -> Rule:
+    """True or False."""
+
+    def accept(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Rule(accept, "True or False")
+
+
 def integer(minimum: int, maximum: int | None = None, multiple_of: int = 1) -> Rule:
     """An integer in [minimum, maximum] that `multiple_of` divides; a bool is none."""
 

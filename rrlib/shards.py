@@ -193,6 +193,24 @@ class ShardPool:
         images = len(self.prompts) * len(SIDES)
         return torch.arange(self.shards.steps, device=self.device).repeat(images)
 
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """All of x and target, [N, C, H, W], for a pool that fits into memory."""
+        found = []
+        for name in ("latents", "differences"):
+            parts = [
+                self.shards.read(shard, f"{side}.{name}", (row,))
+                for shard, row in map(self.shards.where, self.prompts)
+                for side in SIDES
+            ]
+            found.append(torch.cat(parts).to(self.device))
+        return found[0], found[1]
+
+    @property
+    def bytes(self) -> int:
+        """What `rows` would take."""
+        shape = self.shards.read(0, "base.final", (0,)).shape
+        return 2 * 4 * len(self) * shape.numel()
+
     def scale(self, steps: int) -> Tensor:
         """Root mean square of the target's entries at each t, [T], as `extraction.Pool.scale`."""
         total = torch.zeros(steps, dtype=torch.float64)

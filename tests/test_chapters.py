@@ -1,16 +1,23 @@
 """Every chapter explains its parameters, and stops at once, in one sentence, at a wrong one."""
 
+import ast
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import papermill
 import pytest
 import yaml
+from diffusers import DDIMScheduler
+
+from rrlib import image_experiments, image_pairs, miniature, pipelines, scenes
+from rrlib.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = {path.stem: path for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
@@ -98,6 +105,15 @@ BAD = {
     "08_locomotion_data": LOCOMOTION,
     "09_locomotion_steering": [*STEERING, ("methods", "magic", "score, scalar")],
     "10_locomotion_transfer": [*STEERING, ("kinds", "simple", "random, medium")],
+    "11_safe_sampler": [
+        ("sed", "1", "seed"),
+        ("configurations", "mild", "weak, medium, strong, max"),
+    ],
+    "12_image_rewards": [
+        ("sed", "1", "seed"),
+        ("configuration", "mild", "weak, medium, strong, max"),
+        ("prompts", "nowhere.csv", "existing file"),
+    ],
     "13_using_rewards": [
         *COMMON,
         ("maze", "spiral", "open, umaze, medium, large"),
@@ -219,6 +235,84 @@ def test_a_bad_dataset_stops_a_locomotion_chapter(tmp_path, half, fault, words):
             if name != fault:
                 file[name] = np.zeros(100, np.float32)
     assert words in run("09_locomotion_steering", half, str(path), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", ["11_safe_sampler", "12_image_rewards"])
+def test_an_image_chapter_takes_pipelines_of_your_own(tmp_path, chapter):
+    size = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1)
+    for seed in (0, 1):
+        own = miniature.pipeline(size, scenes.WORDS, seed)
+        pipelines.save_pipeline(own, tmp_path / f"model{seed}")
+    lines = [f'"{prompt}",x' for prompt in scenes.prompts(50, 0)]
+    (tmp_path / "own.csv").write_text("\n".join(["prompt,kind", *lines]), encoding="utf-8")
+    given = {"model_id": "model0", "prompts": "own.csv", "steps": "3", "results": "out"}
+    if chapter == "11_safe_sampler":
+        given |= {"configurations": "max", "n_prompts": "10", "stored": "1"}
+        wanted = "image-samplers"
+    else:
+        given |= {"expert_id": "model1", "n_prompts": "50", "reward_steps": "2"}
+        wanted = "images"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(CHAPTERS[chapter])]
+    command += ["out.ipynb", *(part for pair in given.items() for part in ("-p", *pair))]
+    environment = os.environ | {"RRLIB_STORE": str(tmp_path / "store")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "out" / f"{wanted}.json").read_text(encoding="utf-8"))
+    assert found["summary"] and "hazard_top" not in found["summary"]  # the truth is not known
+    if chapter == "12_image_rewards":
+        reward = image_pairs.load(tmp_path / "out" / "images-safe.safetensors")
+        assert len(reward.about["held_out"]) == found["summary"]["judged_prompts"] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("folder", "model_index.json"), ("schedule", "beta_end"), ("prompt", "tokens")],
+)
+def test_what_cannot_be_compared_stops_an_image_chapter(tmp_path, fault, words):
+    size = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1)
+    own = miniature.pipeline(size, scenes.WORDS, 0)
+    pipelines.save_pipeline(own, tmp_path / "model0")
+    own.scheduler = DDIMScheduler.from_config(own.scheduler.config, beta_end=0.02)
+    pipelines.save_pipeline(own, tmp_path / "model1")
+    text = "red " * (99 if fault == "prompt" else 1)
+    (tmp_path / "own.csv").write_text(f"prompt\n{text}\n", encoding="utf-8")
+    given = {"prompts": "own.csv", "model_id": "model0", "reward_steps": 2}
+    given |= {"folder": {"model_id": "store"}, "schedule": {"expert_id": "model1"}}.get(fault, {})
+    chosen = rules_of(given)
+    (tmp_path / "store").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        with pytest.raises(InputError, match=words):
+            image_experiments.world(chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"configuration": "weak"},
+            "configuration='weak' is not allowed with reward_steps=0: 'max'",
+        ),
+        ({"steps": 20}, "steps=20 is not allowed with reward_steps=0: 25"),
+        ({"dtype": "float16"}, "dtype='float16' is not allowed without a model_id"),
+        ({"expert_id": "x"}, "expert_id='x' is not allowed without a model_id"),
+        ({"model_id": "x"}, "model_id='x' is not allowed without prompts"),
+        ({"reward_steps": 5, "n_prompts": 12}, "held_out=0.3 of 12 prompts is not allowed"),
+    ],
+)
+def test_what_the_books_reward_does_not_fit_is_refused(given, words):
+    chosen = rules_of(given)
+    with pytest.raises(InputError, match=words):
+        image_experiments.check(image_experiments.world(chosen), chosen)
+
+
+def rules_of(given: dict) -> SimpleNamespace:
+    """Parameters of chapter 12, as its rules return them."""
+    known = papermill.inspect_notebook(CHAPTERS["12_image_rewards"])
+    defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
+    return SimpleNamespace(**defaults | given)
 
 
 def write_faulty(path: Path, fault: str, size: int = 1000) -> None:

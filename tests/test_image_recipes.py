@@ -5,17 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rrlib import image_pairs, miniature, pipelines, scenes, store
+from rrlib import miniature, pipelines, scenes, store
 from rrlib.errors import InputError
-from rrlib.image_pairs import Fit
-from rrlib.image_recipes import MiniAutoencoder, MiniDiffusion, MiniPool, MiniReward
-from rrlib.images import Guided
+from rrlib.image_recipes import LAYERS, MiniAutoencoder, MiniDiffusion, hollow
 from rrlib.miniature import Size
 
 TINY = Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)
 AUTOENCODER = MiniAutoencoder(TINY, scenes=64, steps=2, batch=8)
 BASE = MiniDiffusion(AUTOENCODER, scenes=64, steps=2, batch=8)
-TUNED = MiniDiffusion(AUTOENCODER, "hollow", BASE, scenes=64, steps=2, batch=8)
+TUNED = MiniDiffusion(AUTOENCODER, "hollow", BASE, LAYERS, scenes=64, steps=2, batch=8)
 
 
 # Scenes ------------------------------------------------------------------------------------------
@@ -102,26 +100,21 @@ def test_a_pipeline_is_trained_and_stored():
     assert 0.7 < pipelines.encode(whole, pictures).std() < 1.4
     # A fine-tune begins where its base ended.
     tuned = store.obtain(TUNED)
-    apart = (tuned.unet.conv_in.weight - whole.unet.conv_in.weight).abs().mean()
-    far = start.unet.conv_in.weight - miniature.pipeline(TINY, scenes.WORDS, 9).unet.conv_in.weight
-    assert 0 < apart < 0.2 * far.abs().mean()
+    apart = (tuned.unet.conv_out.weight - whole.unet.conv_out.weight).abs().mean()
+    other = miniature.pipeline(TINY, scenes.WORDS, 9).unet.conv_out.weight
+    assert 0 < apart < 0.2 * (start.unet.conv_out.weight - other).abs().mean()
     pipelines.check_pair(whole, tuned)
+    # It changes the layers that it names, and no others.
+    changed = {
+        name
+        for name, value in tuned.unet.state_dict().items()
+        if not torch.equal(value, whole.unet.state_dict()[name])
+    }
+    assert changed and all(name.startswith(LAYERS) for name in changed)
+    assert {name for name in LAYERS if any(c.startswith(name) for c in changed)} == set(LAYERS)
+    words = tuned.text_encoder.get_input_embeddings().weight
+    assert torch.equal(words, whole.text_encoder.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize(
-    "choice", [{"safety": "max"}, {"expert": TUNED, "safety": None}], ids=["safe", "fine-tune"]
-)
-def test_a_reward_is_made_from_two_samplers(choice):
-    pool = MiniPool(BASE, prompts=12, steps=3, batch=5, **choice)
-    recipe = MiniReward(pool, Fit(0.5, (8, 8), 2, 4))
-    reward = store.obtain(recipe)
-    shards = store.obtain(pool)
-    assert shards.prompts == 12 and shards.sizes == [5, 5, 2]
-    assert set(reward.about) == {"accuracy", "auc", "held_out"}
-    base, expert = pool.pair()
-    assert isinstance(base, Guided) and (expert.safety is None) == (pool.safety is None)
-    scores = reward.score(shards.images([3, 11])[1])
-    pictures = pipelines.decode(base.pipeline, shards.images([3, 11])[1])
-    assert scores.shape == reward.score(pictures, base.pipeline).shape == (2,)
-    train, test = image_pairs.split(12, 0.5, 0)
-    assert reward.about["held_out"] == test and not set(train) & set(test)
+def test_the_shipped_fine_tune_begins_at_the_shipped_base():
+    assert hollow().start == MiniDiffusion() and hollow().style == "hollow"

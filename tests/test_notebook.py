@@ -48,6 +48,11 @@ def test_a_choice_that_was_read_as_a_number_is_still_that_choice():
     assert rules.check({"sizes": "10000,100000"}, sizes=rule).sizes == ("10000", "100000")
 
 
+def test_a_text_and_a_truth_are_taken_as_they_are():
+    assert rules.text().accept("") == "" and rules.text().accept(1.5) == "1.5"
+    assert rules.boolean().accept(True) is True and rules.boolean().accept(False) is False
+
+
 def test_several_numbers_come_as_text_or_as_one_number():
     weights, untils = rules.several_numbers(0), rules.several_numbers(0, whole=True)
     assert rules.check({"w": "0.5, 2"}, w=weights).w == (0.5, 2.0)
@@ -90,6 +95,10 @@ def test_a_second_check_in_one_kernel_ignores_what_the_chapter_defined():
         (rules.real(0), float("nan"), "a number of at least 0"),
         (rules.real(0), float("inf"), "a number of at least 0"),
         (rules.real(0), False, "a number of at least 0"),
+        (rules.text(), True, "a text"),
+        (rules.text(), None, "a text"),
+        (rules.boolean(), 1, "True or False"),
+        (rules.boolean(), "yes", "True or False"),
         (rules.one_of("a", "b"), "c", "one of a, b"),
         (rules.one_of("a", "b"), "a,b", "one of a, b"),
         (rules.several_of("a", "b"), "", "one or more of a, b, separated by commas, each once,"),

@@ -5,15 +5,36 @@ from pathlib import Path
 
 import torch
 
-from rrlib import steering
+from rrlib import miniature, pipelines, scenes, steering
 from rrlib.denoisers import PlanNetwork, cosine_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_three_calls_of_the_first_page():
+def blocks() -> list[str]:
+    """The code of the first page."""
     page = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+
+
+def test_the_calls_for_two_pipelines(tmp_path, monkeypatch):
+    size = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1)
+    for seed, name in enumerate(("model", "fine-tune")):
+        made = miniature.pipeline(size, scenes.WORDS, seed)
+        pipelines.save_pipeline(made, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    _, code = blocks()
+    for large, small in (("6_000", "2"), ("batch=8", "batch=50"), ("(folder))", "(folder), 3)")):
+        assert large in code
+        code = code.replace(large, small)
+    images = pipelines.decode(made, torch.randn(4, 4, 8, 8))
+    names = {"prompts": scenes.prompts(50, 0), "images": images}
+    exec(code, names)
+    assert names["reward"].score(images, names["base"].pipeline).shape == (4,)
+
+
+def test_the_three_calls_of_the_first_page():
+    code, _ = blocks()
     for large, small in (("20_000", "64"), ("3_000", "3"), ("512", "16")):
         assert large in code
         code = code.replace(large, small)

@@ -36,12 +36,13 @@ FLOORS = [
     }
     | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
-    | {"reward_files", "image_rewards"},
+    | {"reward_files", "image_rewards", "image_weights"},
     {"extraction", "steering", "rotation", "image_extraction"},
-    {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"},
+    {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"}
+    | {"image_evidence", "image_checks"},
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
-    {"maze_experiments", "locomotion_rewards"},
-    {"locomotion_experiments", "locomotion_evidence"},
+    {"maze_experiments", "locomotion_rewards", "image_pools"},
+    {"locomotion_experiments", "locomotion_evidence", "image_experiments"},
     {"locomotion_files"},
 ]
 # Distributions whose import has another name.
@@ -247,6 +248,13 @@ def test_the_readmes_numbers_are_the_published_ones():
         f"| 9.6, 4.2, 36.2 % | {gains} % |",
         f"| 9.1, 4.2, 39.3 % | {elsewhere} % |",
         f"closed | a few per cent | {100 * robots['gap_closed']:.0f} % |",
+    ]
+    seen = {name: f"{100 * value:.1f} %" for name, value in published("images").items()}
+    rows += [
+        f"prompts held out | over 90 %, in training | {seen['accuracy']} |",
+        f"highest tenth by reward | | {seen['hazard_bottom']}, {seen['hazard_top']} |",
+        f"steered by the reward | | {seen['base_hazard']}, {seen['steered_hazard']} |",
+        f"fine-tune told apart by the reward, prompts held out | | {seen['style_accuracy']} |",
     ]
     for row in rows:
         assert row in text, row

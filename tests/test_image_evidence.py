@@ -1,0 +1,137 @@
+"""Evidence about images: what is seen in scenes of known truth, and how scores order them."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rrlib import image_checks, image_evidence, images, miniature, scenes
+from rrlib.images import CONFIGURATIONS, Guided
+from rrlib.training import stream
+
+TINY = miniature.Size(pixels=32, vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)
+
+
+@pytest.fixture(scope="module")
+def guided():
+    return Guided(miniature.pipeline(TINY, scenes.WORDS, 0), 3, 4.0)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return scenes.render(300, 7)
+
+
+def test_things_are_read_from_captions():
+    prompt = "a grim scene with a red circle upper left and a blue diamond lower right on pink"
+    assert image_evidence.things(prompt) == [("red", "circle", 0), ("blue", "diamond", 3)]
+    named = "a scene with a green square upper right and a hazard on white"
+    assert image_evidence.things(named) == [("green", "square", 1)]
+
+
+def test_what_is_drawn_is_seen_and_nothing_else(truth):
+    for placed in (False, True):
+        assert image_evidence.fidelity(truth.pixels, truth.captions, placed).min() == 1
+    noise = np.random.default_rng(0).normal(0, 20, truth.pixels.shape)
+    blurred = np.clip(truth.pixels + noise, 0, 255).astype(np.uint8)
+    assert image_evidence.fidelity(blurred, truth.captions).mean() > 0.99
+    other = truth.captions[1:] + truth.captions[:1]
+    assert image_evidence.fidelity(truth.pixels, other, placed=True).mean() < 0.1
+    assert image_evidence.fidelity(truth.pixels, other).mean() < 0.2
+    # One of two things, and one in another shape.
+    scene = scenes.render(1, 0).pixels * 0 + 245
+    scene[0, 2:14, 2:14][scenes.SHAPES["circle"]] = scenes.COLOURS["red"]
+    for second, share in (("red circle upper left", 1.0), ("red square upper left", 0.0)):
+        assert image_evidence.fidelity(scene, [f"a scene with a {second} on white"])[0] == share
+    moved = ["a scene with a red circle lower left on white"]
+    assert image_evidence.fidelity(scene, moved)[0] == 1
+    assert image_evidence.fidelity(scene, moved, placed=True)[0] == 0
+    two = "a scene with a red circle upper left and a blue circle upper right on white"
+    assert image_evidence.fidelity(scene, [two])[0] == 0.5
+
+
+def test_hazards_are_found_and_placed(truth):
+    assert (image_evidence.hazards(truth.pixels) == truth.hazard).all()
+    scene = np.full((4, 32, 32, 3), 245, np.uint8)
+    for k in range(4):
+        row, column = divmod(k, 2)
+        view = scene[k, 16 * row + 2 :, 16 * column + 2 :][:12, :12]
+        view[scenes.SALTIRE] = 0
+    assert image_evidence.hazard_cells(scene).tolist() == [0, 1, 2, 3]
+
+
+def test_distinct_prompts_are_distinct():
+    first = image_evidence.distinct_prompts(300, 0)
+    second = image_evidence.distinct_prompts(200, 1, first)
+    assert len(set(first)) == 300 and len(set(second)) == 200 and not set(first) & set(second)
+
+
+def test_pictures_lie_on_a_sheet():
+    pictures = np.stack([np.full((4, 6, 3), value, np.uint8) for value in (0, 100, 200)])
+    sheet = image_evidence.sheet(pictures, 2, gap=1)
+    assert sheet.shape == (12, 16, 3)
+    assert (sheet[1:5, 9:15] == 100).all() and (sheet[7:11, 1:7] == 200).all()
+    assert (sheet[6:, 8:] == 255).all() and (sheet[0] == 255).all()
+    fine = np.tile(np.array([0, 255], np.uint8).repeat(1), (1, 32, 16))[..., None].repeat(3, 3)
+    assert image_evidence.blurred(fine).std() < 0.3 * fine.std()
+
+
+def test_images_are_drawn_from_the_same_noise(guided):
+    prompts = scenes.prompts(5, 0)
+    whole = image_evidence.draw(guided, prompts, 3)
+    assert whole.shape == (5, 4, 8, 8)
+    assert torch.equal(whole, image_evidence.draw(guided, prompts, 3))
+    assert not torch.equal(whole, image_evidence.draw(guided, prompts, 4))
+    moved = image_evidence.draw(guided, prompts, 3, lambda x, step: torch.ones_like(x))
+    assert (moved - whole).abs().mean() > 0.5
+    assert image_evidence.pixels(guided.pipeline, whole).shape == (5, 32, 32, 3)
+
+
+def test_a_score_that_sees_the_hazard_is_as_good_as_the_oracle():
+    draws = np.random.default_rng(0)
+    seen = [np.where(draws.random(200) < p, 0.9, 0.1) for p in (0.95, 0.02)]
+    found = image_evidence.order([-s + draws.normal(0, 0.01, 200) for s in seen], seen, 0)
+    assert found.told.accuracy >= found.oracle.accuracy - 0.02 > 0.9
+    assert found.bottom["value"] == 1 and found.top["value"] == 0 and found.correlation > 0.8
+    blind = image_evidence.order([draws.normal(size=200) for _ in seen], seen, 0)
+    assert 0.35 < blind.told.accuracy < 0.65 and abs(blind.correlation) < 0.2
+    assert blind.oracle == found.oracle
+    low, high = image_evidence.rate(np.array([1, 0, 1, 1]))["ci"]
+    assert 0 < low < 0.75 < high < 1
+
+
+# Samplers and the store --------------------------------------------------------------------------
+
+
+def test_a_unit_of_score_is_worth_what_a_step_says(guided):
+    x = guided.start(2, stream(0, "x"))
+    noise = guided.start(2, stream(0, "noise"))
+    for step in range(3):
+        t = guided.scheduler.timesteps[step]
+        spread = (1 - guided.scheduler.alphas_cumprod[t]).sqrt()
+        score = 0.1 * guided.start(2, stream(0, "score"))
+        moved = guided.advance(x, noise - spread * score, step) - guided.advance(x, noise, step)
+        assert guided.step_per_score(step) > 0
+        assert_close(moved, guided.step_per_score(step) * score, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["weak", "max"])
+def test_our_safe_guidance_is_the_peers(guided, name):
+    concept = f"a scene with a {scenes.HAZARD}"
+    safe = Guided(guided.pipeline, 20, 7.5, CONFIGURATIONS[name], concept)
+    prompts = scenes.prompts(2, 0)
+    assert image_checks.peer_gap(safe, name, prompts, 0) <= 1e-4
+    # The one configuration is not the other, so the peer did more than plain guidance.
+    other = {"weak": "max", "max": "weak"}[name]
+    assert image_checks.peer_gap(safe, other, prompts, 0) > 1e-2
+    *_, (_, last) = images.denoise(safe, safe.condition(prompts), safe.start(2, stream(0, "peer")))
+    assert torch.isfinite(last).all()
+
+
+@pytest.mark.slow
+def test_the_store_streams_in_constant_memory():
+    (small, bytes_small), (large, bytes_large) = (image_checks.stream(n, 2) for n in (2, 12))
+    shape = np.prod(image_checks.PAPER_SHAPE)
+    wanted = 12 * 2 * (2 * image_checks.PAPER_STEPS + 1) * shape * 2
+    assert 0.99 * wanted < bytes_large < 1.01 * wanted and bytes_large > 5 * bytes_small
+    assert large < 4 and large - small < 0.03  # ten prompts more are 66 MB
