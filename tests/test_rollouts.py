@@ -19,7 +19,8 @@ GAINS = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
 
 def closed_form(observations: np.ndarray) -> np.ndarray:
     """Plans of three actions, some of them out of range, from the observation alone."""
-    actions = np.sin(observations @ GAINS)
+    # No matrix product: how BLAS rounds depends on the number of rows.
+    actions = np.sin((observations[:, :, None] * GAINS).sum(1))
     return np.stack([actions, 1.5 * actions, -actions], axis=1)
 
 
