@@ -13,7 +13,7 @@ from rrlib.images import CONFIGURATIONS, Guided
 
 CHANNELS = {True: (24, 48, 80), False: (32, 64, 128, 256)}  # of the reward: miniature, or Table 2
 RATES = {True: 1e-3, False: 1e-4}
-HELD_OUT = {True: 0.3, False: 0.1}
+HELD_OUT = {True: 0.15, False: 0.1}
 SHIPPED = host.CHECKOUT / "results/full"  # where the full profile leaves its rewards
 
 

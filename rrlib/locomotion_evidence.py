@@ -103,9 +103,36 @@ def forms(reward: Guide, at_x_t: Guide) -> dict[str, tuple[Guide, dict[str, str]
     }
 
 
-def reward_forms(reward: LocomotionReward) -> dict[str, tuple[Guide, dict[str, str]]]:
-    """`forms` of an extracted reward; "x_t" has one that was fitted there."""
-    return forms(reward, replace(reward, place="x_t"))
+def reward_forms(
+    reward: LocomotionReward, chosen: SimpleNamespace
+) -> dict[str, tuple[Guide, dict[str, str]]]:
+    """`forms` of an extracted reward; "x_t" has one that was fitted there.
+
+    With `rounds` there is one more, "visited": as "mu_base", but fitted to what it led to as well.
+    """
+    found = forms(reward, replace(reward, place="x_t"))
+    if chosen.rounds:
+        found["visited"] = visited(reward, chosen), {"place": "mu_base"}
+    return found
+
+
+def visited(reward: LocomotionReward, chosen: SimpleNamespace) -> LocomotionReward:
+    """The reward fitted anew, in `rounds`, to a pool that has been where it leads.
+
+    In each round the base is steered by the reward of the round before, with w = 1, and what the
+    robots did is added to the plans on which the two planners are compared (as in DAgger, Ross et
+    al. 2011, with the planners in the place of its expert). No score or return is looked at.
+
+    Args:
+        reward: of the plans of both data sets alone.
+        chosen: see `rollouts`; `rounds`, how many.
+    """
+    found, runs = reward, ()
+    for k in range(chosen.rounds):
+        steered = {"weight": 1.0, "place": "mu_base"}
+        runs += (rollouts(reward.pool.base, chosen, f"visited {k}", found, **steered),)
+        found = replace(reward, pool=replace(reward.pool, visited=runs))
+    return found
 
 
 def best(choices: Mapping[str, Choice]) -> str:
@@ -153,10 +180,28 @@ def held_out(
         device: where.
     """
     pair = reward.pool.base, reward.pool.expert
-    models = [store.obtain(half, device) for half in pair]
     data = [half.split().held_out_plans(plans, seed)[0].to(device) for half in pair]
-    width = pair[0].environment.observation
-    asked = extraction.control_comparisons(*models, *data, width, size=2 * plans, seed=seed)
+    return _explained(reward, data, seed, device)
+
+
+def explained_along(
+    reward: LocomotionReward,
+    run: LocomotionRollouts,
+    plans: int,
+    seed: int,
+    device: str = "cpu",
+) -> np.ndarray:
+    """The share that a reward explains per t, [T], on 2 `plans` of what some rollouts did."""
+    draws = training.stream(seed, "along", device)
+    done = run.split(device)
+    return _explained(reward, [done.draw(plans, draws) for _ in range(2)], seed, device)[1]
+
+
+def _explained(reward, data, seed, device):
+    models = [store.obtain(half, device) for half in (reward.pool.base, reward.pool.expert)]
+    width = reward.pool.base.environment.observation
+    size = sum(map(len, data))
+    asked = extraction.control_comparisons(*models, *data, width, size=size, seed=seed)
     pool = asked.read(models[0], reward.target, reward.place)
     network = store.obtain(reward, device).network
     return pool, extraction.explained(network, pool, models[0].steps).cpu().numpy()

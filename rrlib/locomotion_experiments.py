@@ -53,6 +53,6 @@ def _experiment(name: str, seed: int, chosen: SimpleNamespace, steps: int) -> Lo
     shape |= size.diffuser | {"diffusion_steps": size.diffusion_steps}
     base, expert = (LocomotionDiffuser(d, steps=chosen.diffuser_steps, **shape) for d in data)
     fit = {"steps": steps, "seed": seed} | size.value
-    reward = LocomotionReward(LocomotionPool(base, expert, size.plans, seed=seed), **fit)
+    reward = LocomotionReward(LocomotionPool(base, expert, size.comparisons, seed=seed), **fit)
     rival = LocomotionDiscriminator(base, expert, plans=size.plans, **fit)
     return LocomotionExperiment(base, expert, reward, rival)

@@ -15,6 +15,7 @@ from rrlib.denoisers import Denoiser
 from rrlib.extraction import Comparisons, Pool
 from rrlib.locomotion_recipes import LocomotionDiffuser
 from rrlib.perceptron import PlanPotential
+from rrlib.recipes import Split
 from rrlib.rewards import (
     ConditionalReward,
     Place,
@@ -32,13 +33,15 @@ class LocomotionPool:
     """Algorithm 1's comparisons of two planners, made once for all rewards of the pair.
 
     A steered robot comes where neither set of data has been, and there the reward must still say
-    which way the expert would go. So what is given to the planners is spread beyond the data.
+    which way the expert would go. So what is given to the planners is spread beyond the data, and
+    rollouts may be compared on, too.
 
     Attributes:
         base, expert: the planners.
         plans: of each that are drawn, and comparisons.
         spread: given observations get normal noise of a deviation drawn from 0 to this, in the
             normaliser's units, in which data have 1/2; 0 leaves them as they are.
+        visited: rollouts; what they did makes a third of the plans, none if there are none.
     """
 
     base: LocomotionDiffuser
@@ -46,6 +49,7 @@ class LocomotionPool:
     plans: int = 20_000
     spread: float = 0.5
     seed: int = 0
+    visited: "tuple[LocomotionRollouts, ...]" = ()
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -57,6 +61,10 @@ class LocomotionPool:
             deviation = self.spread * torch.rand(len(x0), 1, generator=draws, device=device)
             noise = torch.randn(len(x0), width, generator=draws, device=device)
             x0[:, 0, -width:] += deviation * noise
+        if self.visited:
+            done = [run.split(device) for run in self.visited]
+            n = self.plans // (2 * len(done))
+            data = [torch.cat([x0, *(run.draw(n, draws) for run in done)]) for x0 in data]
         found = extraction.control_comparisons(
             *pair,
             *data,
@@ -235,6 +243,11 @@ class LocomotionRollouts:
         options = {name: getattr(self, name) for name in names}
         world, plan = self.base.environment, self.planner(device)
         return rollouts.play(world, plan, self.episodes, self.seed, **options)
+
+    def split(self, device: str = "cpu") -> Split:
+        """The plans that the episodes carried out, none held out; simulates anew."""
+        made = self.play(device)
+        return Split(made, made, self.base.split().normaliser, self.base.horizon)
 
     def planner(self, device: str = "cpu") -> rollouts.Planner:
         """What makes the plans."""

@@ -14,7 +14,8 @@ class Sizes:
         horizon: steps of a plan.
         diffusion_steps: T.
         diffuser: of both diffusers.
-        plans: compared by the pool, and shown to the discriminator of either kind.
+        plans: shown to the discriminator, of either kind.
+        comparisons: of the pool that the reward is fitted to.
         value: of reward and discriminator.
     """
 
@@ -22,6 +23,7 @@ class Sizes:
     diffusion_steps: int
     diffuser: dict
     plans: int
+    comparisons: int
     value: dict
 
 
@@ -37,12 +39,14 @@ def sizes(size: str, name: str) -> Sizes:
         channels = (32, 128, 256) if short else (32, 64, 128, 256)
         diffuser = {"channels": channels, "batch": 32, "learning_rate": 2e-4}
         value = {"channels": (64, 64, 128, 128), "batch": 128, "learning_rate": 2e-4}
-        return Sizes(horizon, 20, diffuser, 200_000, value)
+        return Sizes(horizon, 20, diffuser, 200_000, 400_000, value)
     if size == "medium":
         network = {"hidden": 256, "blocks": 2, "batch": 256}
-        return Sizes(horizon, 20, network, 100_000, network | {"learning_rate": 2e-3})
+        comparisons = 800_000 if short else 300_000
+        value = network | {"learning_rate": 2e-3}
+        return Sizes(horizon, 20, network, 100_000, comparisons, value)
     network = {"hidden": 128, "blocks": 2, "batch": 128, "learning_rate": 2e-3}
-    return Sizes(horizon, 10, network, 60_000, network)
+    return Sizes(horizon, 10, network, 60_000, 60_000, network)
 
 
 def check(

@@ -9,8 +9,8 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 
+from rrlib import extraction, locomotion_sizes, store, training
 from rrlib import locomotion_evidence as evidence
-from rrlib import locomotion_sizes, store
 from rrlib.errors import InputError
 from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
 from rrlib.locomotion_rewards import LocomotionPool, LocomotionReward
@@ -25,6 +25,7 @@ CHOSEN = SimpleNamespace(
     version=5,
     workers=1,
     device="cpu",
+    rounds=0,
 )
 DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
 SMALL = {"ruler": DATA, "horizon": 8, "hidden": 16, "blocks": 1, "diffusion_steps": 5, "steps": 20}
@@ -66,7 +67,7 @@ def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
 
 def test_forms_are_those_that_the_sampler_takes():
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1)
-    found = evidence.reward_forms(reward)
+    found = evidence.reward_forms(reward, CHOSEN)
     assert {form: guide.place for form, (guide, _) in found.items()} == {
         "mu_base": "mu_base",
         "x_t": "x_t",
@@ -76,6 +77,18 @@ def test_forms_are_those_that_the_sampler_takes():
     tried = {"one": {(1.0, 0): 3.0, (2.0, 0): 1.0}, "other": {(1.0, 0): 2.0, (2.0, 0): 4.0}}
     choices = {form: evidence.Choice(1.0, 0, scores) for form, scores in tried.items()}
     assert evidence.best(choices) == "other"
+
+
+def test_a_reward_is_fitted_again_to_where_the_one_before_led():
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1)
+    chosen = SimpleNamespace(**vars(CHOSEN) | {"rounds": 2})
+    found, how = evidence.reward_forms(reward, chosen)["visited"]
+    assert how == {"place": "mu_base"}
+    first, second = found.pool.visited
+    assert first.guide == reward and second.guide.pool.visited == (first,)
+    assert (first.weight, first.place, first.base) == (1.0, "mu_base", BASE)
+    others = [evidence.rollouts(BASE, CHOSEN, use) for use in (evidence.SELECTION, evidence.REPORT)]
+    assert len({run.seed for run in (first, second, *others)}) == 4
 
 
 def test_a_bootstrapped_mean_has_students_interval():
@@ -114,6 +127,17 @@ def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
     )
     for first in firsts:
         assert np.abs(held - first).max(1).min() < 1e-4 < np.abs(trained - first).max(1).min()
+
+
+def test_what_is_explained_along_rollouts_is_asked_of_their_own_plans(own_store):
+    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
+    run = evidence.rollouts(BASE, CHOSEN, evidence.REPORT)
+    found = evidence.explained_along(reward, run, 30, seed=4)
+    plans = run.split().draw(60, training.stream(4, "along"))
+    pair = [store.obtain(half) for half in (BASE, EXPERT)]
+    asked = extraction.control_comparisons(*pair, plans[:30], plans[30:], 11, size=60, seed=4)
+    pool = asked.read(pair[0], "mean", "mu_base")
+    assert_allclose(found, extraction.explained(store.obtain(reward).network, pool, 5), rtol=1e-4)
 
 
 def test_rewards_along_an_episode_are_those_of_its_windows(own_store):

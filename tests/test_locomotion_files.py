@@ -30,7 +30,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RRLIB_STORE", str(tmp_path_factory.mktemp("store")))
         network = {"hidden": 16, "blocks": 1, "batch": 16, "learning_rate": 2e-3}
-        small = locomotion_sizes.Sizes(8, 5, network, 100, network)
+        small = locomotion_sizes.Sizes(8, 5, network, 100, 100, network)
         patch.setattr(locomotion_experiments, "sizes", lambda *_: small)
         (e,) = locomotion_experiments.experiments(CHOSEN, 20)
         path = tmp_path_factory.mktemp("files") / "hopper.safetensors"

@@ -94,6 +94,20 @@ def test_what_is_given_is_spread_beyond_the_data_and_nothing_else_is():
     assert (first[:, None] == given_then).all(-1).any(1).float().mean() > 0.4
 
 
+def test_a_third_of_the_plans_are_what_rollouts_did():
+    run = LocomotionRollouts(BASE, episodes=2, steps=40, denoising=3, seed=5)
+    done = run.play().observations
+    normaliser = BASE.split().normaliser
+    shares = []
+    for visited in ((), (run,), (run, replace(run, seed=6))):
+        found = store.obtain(replace(POOL, spread=0.0, visited=visited))
+        assert len(found.x) == POOL.plans
+        first = normaliser.denormalise(found.x[:, 0].numpy())[:, 3:]
+        shares.append((np.abs(first[:, None] - done).max(-1).min(1) < 1e-4).mean())
+    # Four standard errors of a share of 600 are less than 0.08.
+    assert_allclose(shares, (0, 1 / 3, 1 / 6), atol=0.08)
+
+
 def test_a_reward_follows_first_actions_more_closely_the_more_they_weigh():
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
     asked = extraction.control_comparisons(*pair, *held_out(300), 11, size=600, seed=8)
@@ -211,7 +225,7 @@ def test_a_chapter_asks_for_a_pair_per_environment_and_seed():
     for e in found:
         assert e.base.ruler == e.expert.ruler == (e.base.data, e.expert.data)
         assert (e.base.data.kind, e.expert.data.kind) == ("medium-replay", "expert")
-        plans = locomotion_sizes.sizes(CHOSEN.size, e.world.name).plans
+        plans = locomotion_sizes.sizes(CHOSEN.size, e.world.name).comparisons
         assert e.reward.pool == LocomotionPool(e.base, e.expert, plans, seed=e.base.seed)
         assert (e.reward.steps, e.discriminator.steps) == (7, 7)
 
