@@ -120,8 +120,8 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
         found: the models.
         chosen: checked parameters of chapter 12; `reward_steps` of 0 takes the book's reward, and
             draws prompts that it has not seen.
-        kind: "safe" (or the given expert's), its "rival", or "style" (the miniature's fine-tune).
-
+        kind: "safe" (or the given expert's), "unlevelled" (the same, fitted with no level), its
+            "rival", or "style" (the miniature's fine-tune).
     """
     styled = kind == "style"
     group = kind if styled else "safe"  # the rival is judged by the reward's images
@@ -142,11 +142,13 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
         pool = replace(pool, prompts=found.fresh(count, chosen.seed, "prompts"))
         own = found.miniature
         fit = Fit(HELD_OUT[own], CHANNELS[own], chosen.reward_steps, 64, RATES[own], chosen.seed)
+        if kind not in ("unlevelled", "rival"):
+            fit = replace(fit, level=chosen.level)
         recipe = (PoolRival if kind == "rival" else PoolReward)(pool, fit)
         reward = store.obtain(recipe, chosen.device)
         names = ("configuration", "steps", "guidance")
         told = {name: getattr(chosen, name) for name in names}
-        told |= {"prompts": count, "prompts_seed": chosen.seed}
+        told |= {"prompts": count, "prompts_seed": chosen.seed, "level": fit.level}
         reward = ImageReward(reward.reward, {**reward.about, **told})
         return Study(pool, list(reward.about["held_out"]), reward, pool.prompts)
     reward = shipped(kind)

@@ -39,6 +39,7 @@ class Fit:
         held_out: share of the prompts that the reward never sees.
         channels: of the encoder's resolutions.
         steps, batch, learning_rate, seed: see `extraction.fit`.
+        level: weight of the base's own rewards, see `levelled_loss`; 0 leaves them where they fall.
     """
 
     held_out: float = 0.1
@@ -47,6 +48,7 @@ class Fit:
     batch: int = 64
     learning_rate: float = 1e-4
     seed: int = 0
+    level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,39 @@ def held(pool: ShardPool) -> Pool | ShardPool:
     return Pool(x, pool.t, target)
 
 
+def levelled_loss(
+    network: EncoderReward,
+    x: Tensor,
+    t: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    of_base: Tensor,
+    level: float,
+) -> Tensor:
+    """L_RRF over the numbers of a latent, and `level` times the base's mean squared reward, [].
+
+    Gradients leave a constant open wherever no image leads to another, and near t = 0 none leads
+    from one prompt's images to another's. The second term settles these constants alike for all
+    prompts: what the base itself draws is worth 0. The smaller the level, the less it bends the
+    gradient.
+
+    Args:
+        network: of the reward.
+        x, t, target: of the batch, see `extraction.Pool`.
+        scale: of each target, [B], by whose inverse square it counts, as in `extraction.fit`.
+        of_base: whether x is on the way to an image of the base's own, bool [B].
+        level: weight of squared rewards in the network's units.
+    """
+    weight = scale.reciprocal()
+    wide = weight.reshape(-1, *[1] * (x.ndim - 1))
+    fit = extraction.loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
+    fit = fit / x[0].numel()
+    if not level or not of_base.any():
+        return fit
+    own = network(x[of_base], t[of_base]) / network.unit[t[of_base]]
+    return fit + level * own.square().mean()
+
+
 def learn(
     folder: str | Path,
     fit: Fit,
@@ -243,20 +278,27 @@ def learn(
     if unit is not None:
         # A factor common to all t is of no consequence but for the rate.
         network.unit.copy_(unit * (network.unit.log().mean() - unit.log().mean()).exp())
-    progress = extraction.fit(
+    found = shards.pool(train, device)
+    pool, of_base, scale = held(found), found.of_base, found.scale(shards.steps)
+
+    def loss(draws: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pool), (fit.batch,), generator=draws, device=device)
+        x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
+        return levelled_loss(network, x, t, target, scale[t], of_base[rows], fit.level)
+
+    progress = training.train(
         network,
-        held(shards.pool(train, device)),
+        loss,
         steps=fit.steps,
-        batch=fit.batch,
         learning_rate=fit.learning_rate,
         seed=fit.seed,
         checkpoint=checkpoint,
     )
     training.finish(progress, "reward of images")
-    found = RelativeReward(network.eval().requires_grad_(False), reward.target, reward.place)
-    told = judge(ImageReward(found, {}), shards, test, fit.seed)
+    made = RelativeReward(network.eval().requires_grad_(False), reward.target, reward.place)
+    told = judge(ImageReward(made, {}), shards, test, fit.seed)
     about = {"accuracy": told.accuracy, "auc": told.auc, "held_out": test}
-    return ImageReward(found, about)
+    return ImageReward(made, about)
 
 
 def judge(reward: ImageReward, shards: Shards, prompts: Sequence[int], seed: int) -> Separability:

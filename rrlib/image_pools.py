@@ -179,14 +179,13 @@ class PoolRival:
         rival = image_pairs.blank(shards, train, self.fit)
         network = rival.network.to(device)
         network.unit.fill_(1.0)  # a logit has no unit
-        pool = image_pairs.held(shards.pool(train, device))
-        # Rows go by prompt, side and step, see `shards.ShardPool`.
-        is_expert = (torch.arange(len(pool), device=device) // shards.steps) % 2
+        found = shards.pool(train, device)
+        pool, of_base = image_pairs.held(found), found.of_base
 
         def loss(draws: torch.Generator) -> Tensor:
             rows = torch.randint(len(pool), (self.fit.batch,), generator=draws, device=device)
             logits = network(pool.x[rows], pool.t[rows])
-            labels = is_expert[rows].to(logits)
+            labels = (~of_base[rows]).to(logits)
             return functional.binary_cross_entropy_with_logits(logits, labels)
 
         progress = training.train(

@@ -193,6 +193,11 @@ class ShardPool:
         images = len(self.prompts) * len(SIDES)
         return torch.arange(self.shards.steps, device=self.device).repeat(images)
 
+    @property
+    def of_base(self) -> Tensor:
+        """Whether the row is of an image that the base drew, bool [N]."""
+        return torch.arange(len(self), device=self.device) // self.shards.steps % len(SIDES) == 0
+
     def rows(self) -> tuple[Tensor, Tensor]:
         """All of x and target, [N, C, H, W], for a pool that fits into memory."""
         found = []

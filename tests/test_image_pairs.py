@@ -68,6 +68,7 @@ def test_the_pool_on_disk_is_the_pool_in_memory(folder):
     }
     t = torch.arange(STEPS).repeat(4)
     memory = Pool(parts["latents"].flatten(0, 1), t, parts["differences"].flatten(0, 1))
+    assert disk.of_base.tolist() == [*[True] * 3, *[False] * 3] * 2
     rows = torch.tensor([11, 0, 4, 4])
     assert len(disk) == len(memory) == 12
     assert torch.equal(disk.t, memory.t)
@@ -177,6 +178,29 @@ def test_the_encoder_is_smooth_and_standardises():
     assert_close(network(x, t), plain(standard, t))
     with pytest.raises(InputError, match=r"\(1, 2, 4, 4\) is not allowed"):
         network(torch.zeros(1, 2, 4, 4), t[:1])
+
+
+def test_the_loss_is_l_rrf_and_the_levels_of_the_bases_own_alone():
+    network = encoder().double()
+    draws = stream(2, "batch")
+    x, target = (torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=draws) for _ in range(2))
+    t, scale = torch.tensor([0, 1, 2, 3, 4, 0]), torch.linspace(1, 3, 6, dtype=torch.float64)
+    own = torch.tensor([True, False, True, True, False, False])
+    errors, levels = [], []
+    for k in range(6):
+        one = x[k : k + 1].clone().requires_grad_()
+        rho = network(one, t[k : k + 1])
+        error = torch.autograd.grad(rho.sum(), one)[0] - target[k]
+        errors.append((error / scale[k]).square().mean())
+        levels.append((rho / network.unit[t[k]]).square())
+    wanted = torch.stack(errors).mean()
+    found = image_pairs.levelled_loss(network, x, t, target, scale, own, 0.0)
+    assert_close(found, wanted)
+    mean = (levels[0] + levels[2] + levels[3]).squeeze() / 3
+    found = image_pairs.levelled_loss(network, x, t, target, scale, own, 0.5)
+    assert_close(found, wanted + 0.5 * mean)
+    nobody = torch.zeros(6, dtype=torch.bool)
+    assert_close(image_pairs.levelled_loss(network, x, t, target, scale, nobody, 0.5), wanted)
 
 
 def test_the_encoder_of_table_2_takes_the_papers_latents():
