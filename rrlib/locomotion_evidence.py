@@ -207,6 +207,32 @@ def _explained(reward, data, seed, device):
     return pool, extraction.explained(network, pool, models[0].steps).cpu().numpy()
 
 
+def apart(
+    pair: tuple[LocomotionDiffuser, LocomotionDiffuser],
+    other: LocomotionDiffuser,
+    plans: int,
+    seed: int,
+    device: str = "cpu",
+) -> float:
+    """How far a planner is from the first of a pair: mean square of the first actions' difference.
+
+    Both are asked about the same noised plans of the pair's held-out data, at all t alike, in the
+    normaliser's units, in which data have a variance of 1/4.
+
+    Args:
+        pair: whose data.
+        other: compared with the first of them.
+        plans: of either half's data.
+        seed: of the draws.
+        device: where.
+    """
+    models = [store.obtain(half, device) for half in (pair[0], other)]
+    data = [half.split().held_out_plans(plans, seed)[0].to(device) for half in pair]
+    width = pair[0].environment.observation
+    asked = extraction.control_comparisons(*models, *data, width, size=2 * plans, seed=seed)
+    return float((asked.expert - asked.base)[:, 0, :-width].square().mean())
+
+
 def on_other_data(base: LocomotionDiffuser, kind: str) -> LocomotionDiffuser:
     """The same diffuser trained on another kind of data, in the same coordinates.
 

@@ -159,6 +159,16 @@ def test_rotation_is_measured_at_both_places(own_store):
         assert len(shares) == 2 and all(0 < share < 1 for share in shares)
 
 
+def test_how_far_planners_are_apart_is_asked_of_first_actions(own_store):
+    pair = BASE, EXPERT
+    assert evidence.apart(pair, BASE, 30, seed=2) == 0
+    data = [half.split().held_out_plans(30, 2)[0] for half in pair]
+    models = [store.obtain(half) for half in pair]
+    asked = extraction.control_comparisons(*models, *data, 11, size=60, seed=2)
+    wanted = np.square(asked.expert.numpy()[:, 0, :3] - asked.base.numpy()[:, 0, :3]).mean()
+    assert_allclose(evidence.apart(pair, EXPERT, 30, seed=2), wanted, rtol=1e-5)
+
+
 def test_other_data_keeps_the_coordinates(own_store):
     other = evidence.on_other_data(BASE, "medium")
     assert other.data.kind == "medium" and other.ruler == BASE.ruler
