@@ -27,7 +27,7 @@ unexport MUJOCO_GL
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
-	@echo "make verify [SEED=2]       judge the shipped rewards on fresh trajectories (10 minutes)"
+	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (2 minutes)"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
