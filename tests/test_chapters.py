@@ -299,7 +299,7 @@ def test_what_cannot_be_compared_stops_an_image_chapter(tmp_path, fault, words):
         ({"dtype": "float16"}, "dtype='float16' is not allowed without a model_id"),
         ({"expert_id": "x"}, "expert_id='x' is not allowed without a model_id"),
         ({"model_id": "x"}, "model_id='x' is not allowed without prompts"),
-        ({"reward_steps": 5, "n_prompts": 12}, "held_out=0.3 of 12 prompts is not allowed"),
+        ({"reward_steps": 5, "n_prompts": 12}, "held_out=0.15 of 12 prompts is not allowed"),
     ],
 )
 def test_what_the_books_reward_does_not_fit_is_refused(given, words):
