@@ -181,30 +181,35 @@ def held_out(
     """
     pair = reward.pool.base, reward.pool.expert
     data = [half.split().held_out_plans(plans, seed)[0].to(device) for half in pair]
-    return _explained(reward, data, seed, device)
+    return _explained([reward], data, seed, device)[0]
 
 
 def explained_along(
-    reward: LocomotionReward,
+    rewards: Sequence[LocomotionReward],
     run: LocomotionRollouts,
     plans: int,
     seed: int,
     device: str = "cpu",
-) -> np.ndarray:
-    """The share that a reward explains per t, [T], on 2 `plans` of what some rollouts did."""
+) -> list[np.ndarray]:
+    """The share that each reward of a pair explains per t, [T], on 2 `plans` of what a run did."""
     draws = training.stream(seed, "along", device)
     done = run.split(device)
-    return _explained(reward, [done.draw(plans, draws) for _ in range(2)], seed, device)[1]
+    data = [done.draw(plans, draws) for _ in range(2)]
+    return [share for _, share in _explained(rewards, data, seed, device)]
 
 
-def _explained(reward, data, seed, device):
-    models = [store.obtain(half, device) for half in (reward.pool.base, reward.pool.expert)]
-    width = reward.pool.base.environment.observation
-    size = sum(map(len, data))
+def _explained(rewards, data, seed, device):
+    """Comparisons as each reward of one pair reads them, and the share that it explains."""
+    pool = rewards[0].pool
+    models = [store.obtain(half, device) for half in (pool.base, pool.expert)]
+    width, size = pool.base.environment.observation, sum(map(len, data))
     asked = extraction.control_comparisons(*models, *data, width, size=size, seed=seed)
-    pool = asked.read(models[0], reward.target, reward.place)
-    network = store.obtain(reward, device).network
-    return pool, extraction.explained(network, pool, models[0].steps).cpu().numpy()
+    found = []
+    for reward in rewards:
+        read = asked.read(models[0], reward.target, reward.place)
+        network = store.obtain(reward, device).network
+        found.append((read, extraction.explained(network, read, models[0].steps).cpu().numpy()))
+    return found
 
 
 def apart(

@@ -131,13 +131,16 @@ def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
 
 def test_what_is_explained_along_rollouts_is_asked_of_their_own_plans(own_store):
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
+    other = replace(reward, place="x_t")
     run = evidence.rollouts(BASE, CHOSEN, evidence.REPORT)
-    found = evidence.explained_along(reward, run, 30, seed=4)
+    found = evidence.explained_along([reward, other], run, 30, seed=4)
     plans = run.split().draw(60, training.stream(4, "along"))
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
     asked = extraction.control_comparisons(*pair, plans[:30], plans[30:], 11, size=60, seed=4)
-    pool = asked.read(pair[0], "mean", "mu_base")
-    assert_allclose(found, extraction.explained(store.obtain(reward).network, pool, 5), rtol=1e-4)
+    for share, fitted in zip(found, (reward, other), strict=True):
+        pool = asked.read(pair[0], "mean", fitted.place)
+        wanted = extraction.explained(store.obtain(fitted).network, pool, 5)
+        assert_allclose(share, wanted, rtol=1e-4)
 
 
 def test_rewards_along_an_episode_are_those_of_its_windows(own_store):
