@@ -33,6 +33,7 @@ class Shipped:
         horizon: steps of a plan.
         guidance: `weight`, `until`, `place` and `onto` that the reward is used with, and
             `denoising`, see `steering.denoise`.
+        device: where the networks are.
     """
 
     world: Environment
@@ -42,21 +43,32 @@ class Shipped:
     normaliser: Normaliser
     horizon: int
     guidance: dict[str, float | int | Place]
+    device: str
 
-    def play(self, planner: str, episodes: int, steps: int, seed: int) -> Trajectories:
-        """Episodes of the "base", the "expert", or the base "steered" by the reward.
+    def planner(self, who: str, seed: int, **guidance) -> rollouts.Planner:
+        """Plans of the "base", the "expert", or the base "steered" by the reward.
 
         Args:
-            planner: which.
+            who: which.
+            seed: of the noise.
+            guidance: in place of the file's own.
+        """
+        model = self.expert if who == "expert" else self.base
+        how = self.guidance | guidance
+        how |= {"reward": self.reward, "anyway": True}
+        if who != "steered":
+            how = {"denoising": how["denoising"]}
+        draws = training.stream(seed, "plans", self.device)
+        return rollouts.planner(model, self.normaliser, self.world, self.horizon, draws, **how)
+
+    def play(self, who: str, episodes: int, steps: int, seed: int) -> Trajectories:
+        """Episodes of such plans.
+
+        Args:
+            who: see `planner`.
             episodes, steps, seed: see `rollouts.play`.
         """
-        model = self.expert if planner == "expert" else self.base
-        how = self.guidance | {"reward": self.reward, "anyway": True}
-        if planner != "steered":
-            how = {"denoising": self.guidance["denoising"]}
-        draws = training.stream(seed, "plans")
-        plan = rollouts.planner(model, self.normaliser, self.world, self.horizon, draws, **how)
-        return rollouts.play(self.world, plan, episodes, seed, steps=steps)
+        return rollouts.play(self.world, self.planner(who, seed), episodes, seed, steps=steps)
 
 
 def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **guidance) -> None:
@@ -88,8 +100,8 @@ def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **
     temporary.replace(path)
 
 
-def read(path: str | Path) -> Shipped:
-    """The planners and the reward of a file that `write` made, in single precision on the CPU.
+def read(path: str | Path, device: str = "cpu") -> Shipped:
+    """The planners and the reward of a file that `write` made, in single precision.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -98,21 +110,21 @@ def read(path: str | Path) -> Shipped:
         with safe_open(path, "pt") as file:
             about, guidance = (json.loads(file.metadata()[k]) for k in ("about", "guidance"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _shipped(about, guidance, tensors)
+        return _shipped(about, guidance, tensors, device)
     except FileNotFoundError:
         raise InputError(f"File '{path}' does not exist.") from None
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"File '{path}' holds no planners of this book: {error}.") from None
 
 
-def _shipped(about: dict, guidance: dict, tensors: dict[str, torch.Tensor]) -> Shipped:
+def _shipped(about: dict, guidance: dict, tensors: dict[str, torch.Tensor], device: str) -> Shipped:
     own = {"environment": (about["environment"],), "n_seeds": 1, "base_path": "", "expert_path": ""}
     (e,) = experiments(SimpleNamespace(**about | own), reward_steps=1)
-    base, expert, rho = e.base.blank("cpu"), e.expert.blank("cpu"), e.reward.blank()
+    base, expert, rho = e.base.blank(device), e.expert.blank(device), e.reward.blank().to(device)
     for part, network in zip(PARTS, (base.network, expert.network, rho), strict=True):
         mine = {k.removeprefix(f"{part}/"): v for k, v in tensors.items() if k.startswith(part)}
         network.load_state_dict({name: value.float() for name, value in mine.items()})
         network.eval().requires_grad_(False)
     reward = RelativeReward(rho, e.reward.target, about["place"])
     ruler = Normaliser(*(tensors[f"normaliser/{side}"].numpy() for side in ("low", "high")))
-    return Shipped(e.world, base, expert, reward, ruler, e.base.horizon, guidance)
+    return Shipped(e.world, base, expert, reward, ruler, e.base.horizon, guidance, device)

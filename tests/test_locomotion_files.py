@@ -1,4 +1,4 @@
-"""Planners and their reward in a file: they come back, and play what they played before."""
+"""Planners and their reward in a file: they come back, play what they played, and are timed."""
 
 from types import SimpleNamespace
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from time_rollouts import Operators, summary, timed
 from torch.testing import assert_close
 
 from rrlib import locomotion_experiments, locomotion_files, locomotion_sizes, store, training
@@ -23,6 +24,7 @@ CHOSEN = SimpleNamespace(
     expert_path="",
 )
 GUIDANCE = {"weight": 0.5, "until": 0, "place": "mu_base", "onto": "mean", "denoising": 3}
+FOUND = {"seconds": 90.0, "physics": 0.3, "gflop": 48.0, "operators": 6e3, "score": 98.0}
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,28 @@ def test_another_file_is_refused(made, tmp_path):
     (tmp_path / "text").write_text("text")
     with pytest.raises(InputError, match="holds no planners"):
         locomotion_files.read(tmp_path / "text")
+
+
+def test_matrix_products_are_counted_forwards_and_backwards():
+    layer = torch.nn.Linear(30, 20)
+    x = torch.randn(7, 30, requires_grad=True)
+    with Operators() as forwards:
+        out = layer(x).sum()
+    assert forwards.flops == 2 * 7 * 30 * 20 and forwards.calls >= 2
+    with Operators() as backwards:
+        torch.autograd.grad(out, x)
+    assert backwards.flops == 2 * 7 * 30 * 20
+
+
+def test_the_shipped_planners_are_timed(made):
+    shipped = locomotion_files.read(made[1])
+    one, two = (timed(shipped, 2, 3, n, 1) for n in (2, 4))
+    assert two["gflop"] == 2 * one["gflop"] and 1.5 < two["operators"] / one["operators"] < 2.5
+    assert 0 < one["physics"] < 1 and one["seconds"] > 0
+
+
+def test_a_time_is_published_of_a_gpu_and_of_whole_rollouts_alone():
+    assert set(summary(FOUND, "cpu", True)) == {"physics", "gflop", "operators"}
+    assert set(summary(FOUND, "cuda", False)) == {"physics", "gflop", "operators"}
+    told = summary(FOUND, "cuda", True)
+    assert told["minutes"]["value"] == 1.5 and told["score"] == 98.0
