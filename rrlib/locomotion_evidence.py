@@ -76,11 +76,12 @@ def choose(
         chosen, guidance: see `rollouts`.
     """
     tried = {}
-    for weight in weights:
-        for until in untils:
-            steered = guidance | {"weight": weight, "until": until}
-            played = [rollouts(base, chosen, SELECTION, g, **steered) for base, g in pairs]
-            tried[weight, until] = float(np.mean([scores(p, chosen.device).mean() for p in played]))
+    for until in untils:
+        steered = guidance | {"weight": tuple(weights), "until": until}
+        played = [rollouts(base, chosen, SELECTION, g, **steered) for base, g in pairs]
+        found = [scores(p, chosen.device).reshape(len(weights), -1).mean(1) for p in played]
+        means = np.mean(found, axis=0)
+        tried |= {(w, until): float(m) for w, m in zip(weights, means, strict=True)}
     weight, until = max(tried, key=tried.get)
     return Choice(weight, until, tried)
 

@@ -206,6 +206,8 @@ class LocomotionRollouts:
         guide: what steers it: a reward, a discriminator, or another planner, whose exact difference
             from the base is then added; None steers not.
         weight, place, onto, until: see `steering.denoise`; the place need not be the reward's own.
+            Of several weights each has `episodes`, from the same starts, those of the first before
+            those of the second; they share their batches, which costs little more than one.
         denoising: steps of a plan's sampling, see `steering.denoise`; None takes all.
         executed, episodes, steps, version, seed: see `rollouts.play`.
         workers: processes; the result does not depend on them.
@@ -213,7 +215,7 @@ class LocomotionRollouts:
 
     base: LocomotionDiffuser
     guide: LocomotionReward | LocomotionDiscriminator | LocomotionDiffuser | None = None
-    weight: float = 1.0
+    weight: float | tuple[float, ...] = 1.0
     place: Place | None = None
     onto: steering.Onto = "mean"
     until: int = 0
@@ -240,9 +242,10 @@ class LocomotionRollouts:
         """The episodes themselves, simulated anew."""
         rollouts.check(self.episodes, self.steps, self.executed, self.workers)
         names = "steps", "executed", "workers", "version"
-        options = {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in names} | {"starts": self.episodes}
         world, plan = self.base.environment, self.planner(device)
-        return rollouts.play(world, plan, self.episodes, self.seed, **options)
+        n = self.episodes * (len(self.weight) if isinstance(self.weight, tuple) else 1)
+        return rollouts.play(world, plan, n, self.seed, **options)
 
     def split(self, device: str = "cpu") -> Split:
         """The plans that the episodes carried out, none held out; simulates anew."""
@@ -251,6 +254,9 @@ class LocomotionRollouts:
 
     def planner(self, device: str = "cpu") -> rollouts.Planner:
         """What makes the plans."""
+        weight = self.weight
+        if isinstance(weight, tuple):
+            weight = torch.tensor(weight).repeat_interleave(self.episodes)
         guide = store.obtain(self.guide, device) if self.guide else None
         named = {"expert" if isinstance(guide, Denoiser) else "reward": guide}
         return rollouts.planner(
@@ -260,7 +266,7 @@ class LocomotionRollouts:
             self.base.horizon,
             training.stream(self.seed, "plans", device),
             **named,
-            weight=self.weight,
+            weight=weight,
             place=self.place,
             anyway=True,
             onto=self.onto,

@@ -20,7 +20,8 @@ from rrlib.locomotion import HORIZON, Environment
 from rrlib.training import derived_seed
 from rrlib.trajectories import Normaliser, Trajectories
 
-Planner = Callable[[np.ndarray], np.ndarray]  # observations [n, do] -> actions [n, k, da]
+# Observations [n, do] and whose they are [n] (numbers of episodes) -> actions [n, k, da].
+Planner = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def planner(
@@ -41,10 +42,12 @@ def planner(
         horizon: H, steps of a plan.
         generator: of all noise.
         expert: steers by the exact difference of its means from the base's; None does not.
-        guidance: of `steering.denoise`: reward, weight, until, denoising and so on.
+        guidance: of `steering.denoise`: reward, weight, until, denoising and so on. A tensor of
+            weights has one for each episode.
 
     Returns:
-        observations [n, do] -> the actions of one plan each, [n, H, da], in their own units.
+        observations [n, do], episodes [n] -> the actions of one plan each, [n, H, da], in their
+        own units.
 
     Raises:
         InputError: `steering.denoise` would refuse the guidance.
@@ -52,8 +55,9 @@ def planner(
     difference = {"reward": steering.ExactDifference(base, expert)} if expert else {}
     steering.check(base, **guidance | difference)
     width = environment.action + environment.observation
+    weight = guidance.get("weight")
 
-    def plan(observations: np.ndarray) -> np.ndarray:
+    def plan(observations: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         rows = np.zeros((len(observations), width), np.float32)
         rows[:, environment.action :] = observations
         first = torch.from_numpy(normaliser.normalise(rows)[:, environment.action :])
@@ -61,6 +65,8 @@ def planner(
         model, options = given(base, first), guidance
         if expert:
             options = {**guidance, "reward": steering.ExactDifference(model, given(expert, first))}
+        if isinstance(weight, torch.Tensor):
+            options = {**options, "weight": weight[episodes].to(first.device)}
         shape = len(first), horizon, width
         plans = steering.sample(model, shape, generator, first=first, **options)
         return normaliser.denormalise(plans.cpu().numpy())[..., : environment.action]
@@ -91,26 +97,29 @@ def play(
     executed: int = 1,
     workers: int = 1,
     version: int = 5,
+    starts: int | None = None,
 ) -> Trajectories:
     """Whole episodes of a planner, from starts that depend on the seed alone.
 
     Args:
         environment: the robot.
-        plan: called with the observations of all episodes that go on, float32.
+        plan: called with the observations of all episodes that go on, float32, and their numbers.
         episodes: how many.
         seed: of the starts; the planner's noise is its own.
         steps: after which an episode ends by timeout.
         executed: actions carried out of each plan before the next is made.
         workers: processes that share the physics; the result does not depend on it.
         version: see `locomotion.simulators`.
+        starts: different ones; episode k begins like episode k - starts. None: all differ.
 
     Raises:
         InputError: a number is out of range, more workers than cores, or plans are too short.
     """
     check(episodes, steps, executed, workers)
+    distinct = starts or episodes
     owners = np.array_split(np.arange(episodes), min(workers, episodes))
     blocks = [
-        (environment, [derived_seed(seed, int(k)) % 2**31 for k in rows], steps, version)
+        (environment, [derived_seed(seed, int(k)) % 2**31 for k in rows % distinct], steps, version)
         for rows in owners
     ]
     with _served(blocks) as everywhere:
@@ -118,7 +127,7 @@ def play(
         going = np.ones(episodes, dtype=bool)
         while going.any():
             actions = np.zeros((episodes, executed, environment.action), np.float32)
-            made = plan(observations[going])
+            made = plan(observations[going], np.flatnonzero(going))
             if made.shape[1] < executed:
                 raise InputError(
                     f"executed = {executed} is out of range: plans have {made.shape[1]} actions."

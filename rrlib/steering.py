@@ -43,7 +43,7 @@ def denoise(
     generator: torch.Generator,
     *,
     reward: RelativeReward | ExactDifference | None = None,
-    weight: float = 1.0,
+    weight: float | Tensor = 1.0,
     place: Place | None = None,
     anyway: bool = False,
     onto: Onto = "mean",
@@ -62,7 +62,7 @@ def denoise(
         start: noise, [B, ...], standard normal.
         generator: of the noise of the steps.
         reward: steers; None samples the base itself.
-        weight: guidance scale w, at least 0.
+        weight: guidance scale w, at least 0; one for all or, [B], one for each.
         place: where grad rho is taken, "x_t" or "mu_base"; None takes the reward's own.
         anyway: allow a place other than the one where the reward was fitted.
         onto: what the gradient is added to: the "mean" of the step (Eq. 5), or, as the authors'
@@ -79,7 +79,10 @@ def denoise(
             another place.
     """
     place, steps = check(denoiser, reward, weight, place, anyway, onto, until, denoising)
-    guide = _Guide(reward, weight, place, onto, until) if reward and weight else None
+    if isinstance(weight, Tensor):
+        weight = weight.reshape(-1, *[1] * (start.ndim - 1)).to(start)
+    steers = reward and torch.as_tensor(weight).any()
+    guide = _Guide(reward, weight, place, onto, until) if steers else None
     keep = (lambda x: x) if first is None else (lambda x: held(x, first))
     return _denoise(denoiser, start, generator, steps, guide, keep)
 
@@ -87,7 +90,7 @@ def denoise(
 def check(
     denoiser: Denoiser,
     reward: RelativeReward | ExactDifference | None = None,
-    weight: float = 1.0,
+    weight: float | Tensor = 1.0,
     place: Place | None = None,
     anyway: bool = False,
     onto: Onto = "mean",
@@ -95,10 +98,11 @@ def check(
     denoising: int | None = None,
 ) -> tuple[Place | None, list[int]]:
     """Where the gradient is taken, and the steps taken; InputError if `denoise` would refuse."""
-    if not 0 <= weight < float("inf"):
-        raise InputError(
-            f"weight={weight} is not allowed: a finite number of at least 0 is needed."
-        )
+    for scale in weight.tolist() if isinstance(weight, Tensor) else [weight]:
+        if not 0 <= scale < float("inf"):
+            raise InputError(
+                f"weight={scale} is not allowed: a finite number of at least 0 is needed."
+            )
     if place not in (None, *get_args(Place)):
         allowed = " or ".join(map(repr, get_args(Place)))
         raise InputError(f"place={place!r} is not allowed: {allowed} is needed.")
@@ -123,7 +127,7 @@ def check(
 @dataclass(frozen=True)
 class _Guide:
     reward: RelativeReward | ExactDifference
-    weight: float
+    weight: float | Tensor
     place: Place
     onto: Onto
     until: int

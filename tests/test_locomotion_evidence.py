@@ -55,7 +55,8 @@ def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
     def scores(played, device):
         assert played.seed == evidence.rollouts(played.base, CHOSEN, evidence.SELECTION).seed
         assert (played.place, played.guide) == ("x_t", EXPERT)
-        return np.array([0.0, -2 * (played.weight - best[played.base]) ** 2 - 2 * played.until])
+        apart = np.array(played.weight) - best[played.base]
+        return np.stack([np.zeros(3), -2 * apart**2 - 2 * played.until], 1).ravel()
 
     monkeypatch.setattr(evidence, "scores", scores)
     pairs = [(BASE, EXPERT), (other, EXPERT)]

@@ -150,6 +150,21 @@ def test_rollouts_keep_the_returns_of_what_they_play(guide):
         assert_allclose(found["returns"][k], played.rewards[start:stop].sum(dtype=float))
 
 
+def test_several_weights_are_played_side_by_side_from_the_same_starts():
+    recipe = LocomotionRollouts(BASE, EXPERT, weight=(0.0, 1.0), episodes=2, steps=20, seed=3)
+    found, played = store.obtain(recipe), recipe.play()
+    assert found["returns"].shape == (4,)
+    starts = played.observations[played.bounds[:, 0]]
+    assert np.array_equal(starts[:2], starts[2:]) and not np.array_equal(starts[0], starts[1])
+    # The noise of a batch is its own, so an episode alone is compared by the weight it obeys.
+    batch, plan = starts[[0, 0]], recipe.planner()
+    low, high = plan(batch, np.array([1, 2]))  # the last of the first weight, the first of the next
+    same = [replace(recipe, weight=w).planner()(batch, np.arange(2)) for w in recipe.weight]
+    assert_allclose(low, same[0][0], atol=1e-5)
+    assert_allclose(high, same[1][1], atol=1e-5)
+    assert np.abs(low - same[1][0]).max() > 1e-3
+
+
 def test_how_many_workers_play_changes_no_key_and_a_weight_does():
     recipe = LocomotionRollouts(BASE, REWARD)
     assert store.key(replace(recipe, workers=2)) == store.key(recipe)

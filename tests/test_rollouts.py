@@ -17,7 +17,7 @@ HOPPER = locomotion.load("hopper")
 GAINS = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
 
 
-def closed_form(observations: np.ndarray) -> np.ndarray:
+def closed_form(observations: np.ndarray, episodes: np.ndarray | None = None) -> np.ndarray:
     """Plans of three actions, some of them out of range, from the observation alone."""
     # No matrix product: how BLAS rounds depends on the number of rows.
     actions = np.sin((observations[:, :, None] * GAINS).sum(1))
@@ -60,13 +60,14 @@ def test_episodes_are_those_of_a_plain_loop(executed, workers, monkeypatch):
 def test_only_who_goes_on_is_asked():
     asked = []
 
-    def plan(observations):
-        asked.append(len(observations))
+    def plan(observations, episodes):
+        asked.append(list(episodes))
+        assert len(observations) == len(episodes)
         return closed_form(observations)
 
     made = rollouts.play(HOPPER, plan, 6, 1, steps=60)
     lengths = made.bounds[:, 1] - made.bounds[:, 0]
-    assert asked == [int((lengths > step).sum()) for step in range(lengths.max())]
+    assert asked == [list(np.flatnonzero(lengths > step)) for step in range(lengths.max())]
 
 
 def test_other_seeds_start_elsewhere():
@@ -74,6 +75,17 @@ def test_other_seeds_start_elsewhere():
     assert_array_equal(one.observations, same.observations)
     assert not np.array_equal(one.observations[0], other.observations[0])
     assert not np.array_equal(one.observations[0], one.observations[3])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_starts_come_round_again(workers, monkeypatch):
+    monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
+    made = rollouts.play(HOPPER, closed_form, 5, 7, steps=20, starts=2, workers=workers)
+    begins, ends = made.bounds.T
+    for k in range(2, 5):
+        again, before = slice(begins[k], ends[k]), slice(begins[k - 2], ends[k - 2])
+        assert_array_equal(made.observations[again], made.observations[before])
+    assert not np.array_equal(made.observations[begins[0]], made.observations[begins[1]])
 
 
 @pytest.mark.parametrize(
@@ -99,6 +111,7 @@ def denoiser(seed: int) -> Denoiser:
 
 
 NORMALISER = Normaliser(np.full(14, -2, np.float32), np.full(14, 4, np.float32))
+ALL = np.arange(3)
 OBSERVATIONS = np.random.default_rng(1).normal(size=(3, 11)).astype(np.float32)
 
 
@@ -110,7 +123,7 @@ def plans(model: Denoiser, first: torch.Tensor, **guidance) -> np.ndarray:
 def test_a_planner_samples_plans_from_the_observation():
     planner = rollouts.planner(denoiser(0), NORMALISER, HOPPER, 8, stream(4, 0))
     first = torch.from_numpy((OBSERVATIONS - 1) / 3)  # of a range from -2 to 4
-    assert_close(planner(OBSERVATIONS), plans(denoiser(0), first))
+    assert_close(planner(OBSERVATIONS, ALL), plans(denoiser(0), first))
 
 
 def test_a_planner_steered_all_the_way_by_the_exact_difference_is_the_expert():
@@ -120,14 +133,29 @@ def test_a_planner_steered_all_the_way_by_the_exact_difference_is_the_expert():
         rollouts.planner(expert, NORMALISER, HOPPER, 8, stream(4, 0)),
         rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), expert=expert, weight=0.5),
     )
-    assert_close(steered(OBSERVATIONS), own(OBSERVATIONS), atol=1e-4, rtol=1e-4)
-    assert np.abs(half(OBSERVATIONS) - own(OBSERVATIONS)).max() > 0.01
+    assert_close(steered(OBSERVATIONS, ALL), own(OBSERVATIONS, ALL), atol=1e-4, rtol=1e-4)
+    assert np.abs(half(OBSERVATIONS, ALL) - own(OBSERVATIONS, ALL)).max() > 0.01
+
+
+def test_every_episode_may_have_a_weight_of_its_own():
+    base, expert = denoiser(0), denoiser(1)
+
+    def planned(weight, episodes):
+        options = {"expert": expert, "weight": weight, "until": 2}
+        planner = rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), **options)
+        return planner(OBSERVATIONS, episodes)
+
+    own = planned(torch.tensor([9.0, 0.0, 0.5, 9.0, 1.0]), np.array([1, 2, 4]))
+    for k, weight in enumerate((0.0, 0.5, 1.0)):
+        assert_close(own[k], planned(weight, ALL)[k])
+    assert np.abs(planned(0.0, ALL) - planned(1.0, ALL)).max(axis=(1, 2)).min() > 0.01
 
 
 @pytest.mark.parametrize(
     ("guidance", "named"),
     [
         ({"weight": -1.0}, "weight=-1.0"),
+        ({"weight": torch.tensor([1.0, float("nan")])}, "weight=nan"),
         ({"until": 5}, "until=5"),
         ({"denoising": 6}, "denoising=6"),
         ({"denoising": 1}, "denoising=1"),
@@ -141,5 +169,5 @@ def test_guidance_is_refused_before_anything_is_played(guidance, named):
 def test_a_plan_in_fewer_steps_is_the_samplers():
     short = rollouts.planner(denoiser(0), NORMALISER, HOPPER, 8, stream(4, 0), denoising=3)
     first = torch.from_numpy((OBSERVATIONS - 1) / 3)
-    assert_close(short(OBSERVATIONS), plans(denoiser(0), first, denoising=3))
-    assert np.abs(short(OBSERVATIONS) - plans(denoiser(0), first)).max() > 0.01
+    assert_close(short(OBSERVATIONS, ALL), plans(denoiser(0), first, denoising=3))
+    assert np.abs(short(OBSERVATIONS, ALL) - plans(denoiser(0), first)).max() > 0.01

@@ -54,13 +54,13 @@ def timed(
     start = locomotion.simulators(shipped.world, 1, 5).envs[0].reset(seed=0)[0]
     batch = np.tile(start.astype(np.float32), (episodes, 1))
     with Operators() as operators:
-        plan(batch)
+        plan(batch, np.arange(episodes))
     planning = 0.0
 
-    def clocked(observations: np.ndarray) -> np.ndarray:
+    def clocked(observations: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         nonlocal planning
         begun = time.perf_counter()
-        actions = plan(observations)
+        actions = plan(observations, numbers)
         planning += time.perf_counter() - begun
         return actions
 
