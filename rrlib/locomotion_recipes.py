@@ -1,4 +1,4 @@
-"""Recipes of locomotion: data and diffusion models. Defaults are the quick profile."""
+"""Recipes of locomotion: data and diffusion models. Defaults are sizes for a CPU."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Recipes of Maze2D: data, diffusion models, rewards. Defaults are the quick profile."""
+"""Recipes of Maze2D: data, diffusion models, rewards. Defaults are sizes for a CPU."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
