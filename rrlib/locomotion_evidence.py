@@ -170,19 +170,19 @@ def bootstrap(
 
 
 def held_out(
-    reward: LocomotionReward, plans: int, seed: int, device: str = "cpu"
-) -> tuple[Pool, np.ndarray]:
-    """Comparisons on held-out plans as the reward reads them, and the share it explains per t, [T].
+    rewards: Sequence[LocomotionReward], plans: int, seed: int, device: str = "cpu"
+) -> list[tuple[Pool, np.ndarray]]:
+    """Comparisons on held-out plans as each reward reads them, and its share explained per t, [T].
 
     Args:
-        reward: its recipe.
+        rewards: recipes, of one pair; the pair is asked once for all of them.
         plans: of base and expert each, from episodes that trained neither diffuser nor reward.
         seed: of the draws.
         device: where.
     """
-    pair = reward.pool.base, reward.pool.expert
+    pair = rewards[0].pool.base, rewards[0].pool.expert
     data = [half.split().held_out_plans(plans, seed)[0].to(device) for half in pair]
-    return _explained([reward], data, seed, device)[0]
+    return _explained(rewards, data, seed, device)
 
 
 def explained_along(

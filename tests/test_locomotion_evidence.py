@@ -118,7 +118,7 @@ def own_store(tmp_path, monkeypatch):
 def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
     small = {"place": "x_t", "steps": 20, "batch": 32}
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, **small)
-    pool, explained = evidence.held_out(reward, 40, seed=3)
+    ((pool, explained),) = evidence.held_out([reward], 40, seed=3)
     assert len(pool) == 80 and explained.shape == (5,)
     normaliser = BASE.split().normaliser
     firsts = normaliser.denormalise(pool.x[:, 0].numpy())[:, 3:]

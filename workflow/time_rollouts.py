@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rrlib import locomotion, locomotion_files, results, rollouts
+from rrlib import locomotion, locomotion_files, results, rollouts, rules
 from rrlib.errors import InputError
 
 MODELS = Path(__file__).resolve().parent.parent / "results/full/locomotion-models.safetensors"
@@ -94,18 +94,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=locomotion.HORIZON)
     parser.add_argument("--denoising", type=int, default=20)
     parser.add_argument("--results", default="", help="folder that gets rollout-speed.json")
-    args = parser.parse_args()
-    asked = args.episodes, args.steps, args.denoising
+    given = vars(parser.parse_args())
     try:
-        rollouts.check(args.episodes, args.steps, 1, args.workers)
-        shipped = locomotion_files.read(MODELS, args.device)
-        found = timed(shipped, *asked, args.workers)
+        chosen = rules.check(
+            given,
+            device=rules.device(),
+            workers=rules.integer(1, os.cpu_count()),
+            episodes=rules.integer(1),
+            steps=rules.integer(1, locomotion.HORIZON),
+            denoising=rules.integer(2),
+            results=rules.writable_folder(),
+        )
+        asked = chosen.episodes, chosen.steps, chosen.denoising
+        found = timed(locomotion_files.read(MODELS, chosen.device), *asked, chosen.workers)
     except InputError as error:
         sys.exit(str(error))
     for name, value in found.items():
         print(f"{name}: {value:.4g}")
-    told = summary(found, args.device, asked == (512, locomotion.HORIZON, 20))
-    results.publish(args.results, "rollout-speed", rows=[], summary=told, parameters=args)
+    told = summary(found, chosen.device, asked == (512, locomotion.HORIZON, 20))
+    results.publish(chosen.results, "rollout-speed", rows=[], summary=told, parameters=chosen)
 
 
 if __name__ == "__main__":
