@@ -1,6 +1,8 @@
 """The scripts around the chapters: the normal form of a notebook, the scoreboard's table."""
 
 import json
+import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -133,3 +135,11 @@ def test_verify_names_what_is_not_as_published(name, sign, capsys):
         published, published | {name: 0.9 + sign * 1.1 * TOLERANCES[name]}, TOLERANCES
     ) == [name]
     assert f"{name}: 0.9000 on fresh trajectories, 0.9000 published" in capsys.readouterr().out
+
+
+def test_the_chapters_that_go_first_exist():
+    root = Path(__file__).resolve().parent.parent
+    text = (root / "workflow/Snakefile").read_text(encoding="utf-8")
+    named = re.findall(r'^ {4}"(\d\d_\w+)",$', text, re.MULTILINE)
+    assert len(named) > 3
+    assert set(named) <= {path.stem for path in root.glob("notebooks/*.ipynb")}
