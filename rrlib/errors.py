@@ -10,3 +10,14 @@ class InputError(ValueError):
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message shows it: its repr, the middle of a long one left out."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of over 4300 digits
+        return f"an integer of {value.bit_length()} bits"
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 25]}...{text[-10:]} ({len(text)} characters)"

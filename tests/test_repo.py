@@ -24,6 +24,8 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
+    {"disk"},
+    {"tensor_files"},
     {
         "rules",
         "results",

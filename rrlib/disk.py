@@ -1,0 +1,114 @@
+"""Files that appear whole or not at all, and their checksums: the one way in which rrlib writes."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from rrlib.errors import InputError
+
+# Temporary names start with a dot and end so; one that is found was left by a run that was killed.
+SUFFIX = ".part"
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to fill (a file or a folder), renamed to `path` when the block ends.
+
+    The name holds this process and a random part, so two writers never meet; what was written is
+    synced to the disk before the rename, so a power cut leaves the old content or the new. When
+    the block fails, nothing is left and `path` is what it was.
+
+    Raises:
+        InputError: the folder cannot be made or written, or its disk is full.
+    """
+    path = Path(path)
+    # A long name of its own would make one that no file system takes.
+    temporary = path.with_name(f".{path.name[:150]}.{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync_one(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"'{path}' cannot be written ({reason(error)}): a path in a folder open for writing, "
+            "on a disk with room, is needed."
+        ) from None
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, in a few words: "No space left on device"."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    numbered = re.search(r"os error (\d+)|errno = (\d+)", str(error))
+    if numbered:
+        return os.strerror(int(numbered[1] or numbered[2]))
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, its quota or its table of files is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all. Raises ValueError on NaN or infinity."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: it cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"File '{path}' cannot be read ({reason(error)}).") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"File '{path}' is damaged: a JSON file is needed.") from None
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or a folder and all in it, before it gets its name."""
+    for part in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        _sync_one(part)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no sync
+            raise
+    finally:
+        os.close(handle)

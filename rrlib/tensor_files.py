@@ -1,0 +1,77 @@
+"""Tensors on disk: safetensors files that carry a checksum of what they hold."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rrlib.disk import atomic, reason
+from rrlib.errors import InputError
+
+CHECKSUM = "sha256"  # its key among a file's metadata
+
+
+def digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """sha256 of names, types, shapes and bytes of tensors, and of the texts that go with them."""
+    texts = {key: text for key, text in about.items() if key != CHECKSUM}
+    found = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all, with its checksum among its metadata.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        about: texts to keep with them, by name.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    about = dict(about or {})
+    found = {name: value.detach().contiguous() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(found, temporary, about | {CHECKSUM: digest(found, about)})
+
+
+def read_tensors(
+    path: str | Path, device: str = "cpu", *, allow_unchecked: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and the texts that go with them.
+
+    Args:
+        path: of the file.
+        device: of the tensors.
+        allow_unchecked: take also a file without a checksum, which `write_tensors` did not make.
+
+    Raises:
+        InputError: there is no such file, it is no safetensors file, or not what was written.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"File '{path}' does not exist.") from None
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise InputError(
+            f"File '{path}' is damaged or no safetensors file ({reason(error)})."
+        ) from None
+    checksum = about.pop(CHECKSUM, None)
+    if checksum is None and not allow_unchecked:
+        raise InputError(f"File '{path}' carries no checksum: one that rrlib wrote is needed.")
+    if checksum not in (None, digest(tensors, about)):
+        raise InputError(f"File '{path}' is damaged: its content is not what its checksum says.")
+    return {name: value.to(device) for name, value in tensors.items()}, about

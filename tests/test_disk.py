@@ -1,0 +1,129 @@
+"""Files appear whole or not at all, and a damaged one is noticed."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from rrlib.disk import atomic, read_json, write_json
+from rrlib.errors import InputError, shown
+from rrlib.tensor_files import read_tensors, write_tensors
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 2),
+    "one": torch.tensor(True),
+}
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole(tmp_path):
+    write_json(tmp_path / "new" / "a.json", {"b": 1, "a": "é"})
+    assert (tmp_path / "new/a.json").read_text("utf-8") == '{\n "a": "é",\n "b": 1\n}\n'
+    assert read_json(tmp_path / "new/a.json") == {"a": "é", "b": 1}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError(28, "full")])
+def test_a_failed_write_leaves_what_was_there(tmp_path, error):
+    (tmp_path / "a").write_text("old")
+    expected = InputError if isinstance(error, OSError) else error
+    with pytest.raises(expected), atomic(tmp_path / "a") as temporary:
+        temporary.write_text("ne")
+        raise error
+    assert left(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_folder_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    with atomic(tmp_path / "a") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert left(tmp_path) == ["a"] and left(tmp_path / "a") == ["new"]
+
+
+def test_two_writers_use_two_names(tmp_path):
+    with atomic(tmp_path / "a") as one, atomic(tmp_path / "a") as two:
+        assert one != two and str(os.getpid()) in one.name
+        one.write_text("1"), two.write_text("2")
+    assert left(tmp_path) == ["a"]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/a' cannot be written \(Not a directory\): a path"):
+        write_json(tmp_path / "file" / "a", 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_one_sentence(small_disk):
+    for write in (
+        lambda: write_json(small_disk / "a", "x" * 200_000),
+        lambda: write_tensors(small_disk / "a", {"a": torch.zeros(50_000)}),
+    ):
+        with pytest.raises(InputError, match=r"No space left on device.*is needed\.$"):
+            write()
+        assert left(small_disk) == []
+
+
+def test_tensors_come_back_as_they_were(tmp_path):
+    write_tensors(tmp_path / "a", TENSORS, {"about": "b"})
+    tensors, about = read_tensors(tmp_path / "a")
+    assert about == {"about": "b"}
+    torch.testing.assert_close(tensors, TENSORS, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("at", [0, 5, 40, 200, -1, -20])
+def test_a_flipped_bit_is_noticed(tmp_path, at):
+    write_tensors(tmp_path / "a", TENSORS, {"about": "b"})
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[at] ^= 4
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged|checksum"):
+        read_tensors(tmp_path / "a")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{}", b"text that is no file of tensors"])
+def test_what_is_no_file_of_tensors_is_refused(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        read_tensors(tmp_path / "a")
+
+
+def test_a_file_without_checksum_is_refused_unless_allowed(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(TENSORS, tmp_path / "a")
+    with pytest.raises(InputError, match="no checksum"):
+        read_tensors(tmp_path / "a")
+    assert set(read_tensors(tmp_path / "a", allow_unchecked=True)[0]) == set(TENSORS)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
+def test_a_damaged_json_names_its_file(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json' is damaged"):
+        read_json(tmp_path / "a.json")
+
+
+def test_long_values_are_cut():
+    assert shown("short") == "'short'"
+    assert len(shown("9" * 5000)) < 90 and "5002 characters" in shown("9" * 5000)
+    assert shown(10**5000).endswith(" bits")
