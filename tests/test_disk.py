@@ -57,7 +57,7 @@ def test_two_writers_use_two_names(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/a' cannot be written \(Not a directory\): a path"):
+    with pytest.raises(InputError, match=r"file/a' cannot be written \(File exists\): a path"):
         write_json(tmp_path / "file" / "a", 1)
 
 
