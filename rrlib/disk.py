@@ -79,7 +79,9 @@ def say(line: str) -> None:
     Chapters run in a batch (papermill, nbval) are compared by what their cells print, so there the
     line waits for `notebook.provenance`, whose cell is not.
     """
-    if "ipykernel" in sys.modules and "JPY_SESSION_NAME" not in os.environ:
+    ipython = sys.modules.get("IPython")
+    in_kernel = hasattr(ipython and ipython.get_ipython(), "kernel")
+    if in_kernel and "JPY_SESSION_NAME" not in os.environ:
         UNSAID.append(line)
     else:
         print(line, file=sys.stderr)

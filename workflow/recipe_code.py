@@ -23,6 +23,7 @@ COMMAND = "python workflow/recipe_code.py"
 KEEPERS = {"store", "keys", "disk", "tensor_files", "errors", "host"}
 # What a Python's parser adds, or leaves out, without a change of meaning.
 UNIMPORTANT = {"type_params", "type_comment", "kind", "ctx", "type_ignores"}
+ANNOTATIONS = {"annotation", "returns"}
 
 Definitions = dict[str, list[ast.stmt]]
 
@@ -63,9 +64,16 @@ def _names(statement: ast.stmt) -> set[str]:
         return {statement.name}
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return set()
-    changes = isinstance(statement, ast.Expr)  # such as `TABLE.update(...)`
-    names = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
-    return {node.id for node in names if changes or isinstance(node.ctx, ast.Store)}
+    changed = [statement] if isinstance(statement, ast.Expr) else []  # as `TABLE.update(...)` does
+    for node in ast.walk(statement):
+        changed += getattr(node, "targets", [])  # as `TABLE["a"] = 1` does
+    found = {n.id for place in changed for n in ast.walk(place) if isinstance(n, ast.Name)}
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+    return found
 
 
 def recipes(rooms: Mapping[str, Room]) -> dict[str, tuple[str, ast.ClassDef]]:
@@ -117,61 +125,75 @@ def digests(package: Path = ROOT / "rrlib") -> dict[str, dict[str, int | str]]:
     return found
 
 
-def _collect(rooms: Mapping[str, Room], module: str, name: str, seen: dict[str, list]) -> None:
+def _collect(
+    rooms: Mapping[str, Room], module: str, name: str, seen: dict[str, list], typed: bool = False
+) -> None:
+    """Put the code that a name reaches into `seen`; of a name of a type, no more than its class."""
     full = f"{module}.{name}"
-    if full in seen or module.partition(".")[2] in KEEPERS:
+    known = {full, f"type {full}"} if typed else {full}
+    if known & {*seen} or module.partition(".")[2] in KEEPERS:
         return
     if name not in rooms[module].definitions:
         if name in rooms[module].imported:  # passed on
             target, attribute = rooms[module].imported[name]
             if attribute:
-                _collect(rooms, target, attribute, seen)
+                _collect(rooms, target, attribute, seen, typed)
         return
     statements = rooms[module].definitions[name]
-    seen[full] = [plain(one) for one in statements]
+    typed = typed and not any(isinstance(one, ast.ClassDef) for one in statements)
+    # Another type of the same values makes the same.
+    seen[f"type {full}" if typed else full] = [] if typed else [plain(one) for one in statements]
     for statement in statements:
-        for target, attribute, used in _reached(rooms, module, statement):
-            other = rooms[target].definitions.get(attribute, [])
+        called = _called(statement)
+        for node, annotates in _walk(statement, typed):
+            found = _named(rooms, module, node)
+            if found is None:
+                continue
             # A recipe among the fields brings its own version into the key.
-            if used or not any(map(_is_recipe, other)):
-                _collect(rooms, target, attribute, seen)
+            is_recipe = any(map(_is_recipe, rooms[found[0]].definitions.get(found[1], [])))
+            if not is_recipe or id(node) in called:
+                _collect(rooms, *found, seen, annotates)
 
 
-def _reached(
-    rooms: Mapping[str, Room], module: str, statement: ast.stmt
-) -> Iterator[tuple[str, str, bool]]:
-    """Module and name of all that is named in a statement, and whether a function calls it."""
+def _named(rooms: Mapping[str, Room], module: str, node: ast.AST) -> tuple[str, str] | None:
+    """Module and name of what a node names of this package."""
     room = rooms[module]
-    functions = [n for n in ast.walk(statement) if isinstance(n, ast.FunctionDef)]
-    used = set()
-    for function in functions:
-        for part in function.body:
-            for node in ast.walk(part):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        target, attribute = room.imported.get(node.value.id, (None, None))
+        return (target, node.attr) if target and attribute is None else None
+    if isinstance(node, ast.Name):
+        if node.id in room.definitions:
+            return module, node.id
+        target, attribute = room.imported.get(node.id, (None, None))
+        return (target, attribute) if target and attribute else None
+    return None
+
+
+def _called(statement: ast.stmt) -> set[int]:
+    """Nodes that name what functions call, or ask something of."""
+    found = set()
+    for function in ast.walk(statement):
+        if isinstance(function, ast.FunctionDef):
+            for node in (node for part in function.body for node in ast.walk(part)):
                 if isinstance(node, ast.Call):
-                    used.add(id(node.func))
+                    found.add(id(node.func))
                 elif isinstance(node, ast.Attribute):
-                    used.add(id(node.value))
-    for node in _walk(statement):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            target, attribute = room.imported.get(node.value.id, (None, None))
-            if target and attribute is None:
-                yield target, node.attr, id(node) in used
-        elif isinstance(node, ast.Name):
-            if node.id in room.definitions:
-                yield module, node.id, id(node) in used
-            elif room.imported.get(node.id, (None, None))[1]:
-                yield *room.imported[node.id], id(node) in used
+                    found.add(id(node.value))
+    return found
 
 
-def _walk(statement: ast.AST) -> Iterator[ast.AST]:
-    """All nodes, those of annotations that are texts included, those of messages left out."""
-    for node in ast.iter_child_nodes(_without_message(statement)):
-        for name in ("annotation", "returns"):
-            text = getattr(node, name, None)
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                yield from ast.walk(ast.parse(text.value, mode="eval"))
-        yield from _walk(node)
-    yield statement
+def _walk(node: ast.AST, annotates: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """All nodes but those of messages, and whether they are of an annotation."""
+    yield node, annotates
+    for name, value in ast.iter_fields(_without_message(node)):
+        typed = annotates or name in ANNOTATIONS
+        for part in value if isinstance(value, list) else [value]:
+            if not isinstance(part, ast.AST):
+                continue
+            text = getattr(part, "value", None)
+            if name in ANNOTATIONS and isinstance(text, str):
+                part = ast.parse(text, mode="eval").body
+            yield from _walk(part, typed)
 
 
 def _without_message(node: ast.AST) -> ast.AST:
@@ -189,7 +211,7 @@ def plain(node: ast.AST) -> list:
     node = _without_message(node)
     found: list = [type(node).__name__]
     for name, value in ast.iter_fields(node):
-        if name in UNIMPORTANT or name in ("annotation", "returns"):
+        if name in UNIMPORTANT or name in ANNOTATIONS:
             continue
         if name == "body" and isinstance(value, list):
             value = [part for part in value if not _is_text(part) and not _is_version(part)]
