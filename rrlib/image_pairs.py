@@ -269,9 +269,11 @@ def learn(
         that they come from.
 
     Raises:
-        InputError: no shards, too few prompts, or a network that does not fit the latents.
+        InputError: no shards, a damaged one, too few prompts, or a network that does not fit the
+            latents.
     """
     shards = Shards(Path(folder))
+    shards.check()
     train, test = split(shards.prompts, fit.held_out, fit.seed)
     reward = blank(shards, train, fit)
     network = reward.network.to(device)
