@@ -678,7 +678,16 @@ class Work:
 
 def wanting(recipe: Work, together, answers) -> None:
     together.wait()
-    answers.put((os.getpid(), store.key(recipe), store.obtain(recipe)))
+    try:
+        answers.put((os.getpid(), store.key(recipe), store.obtain(recipe)))
+    except Exception as error:
+        answers.put((os.getpid(), store.key(recipe), repr(error)))
+
+
+def await_(event, *children) -> None:
+    """Wait for an event that one of the children brings about, unless all have died."""
+    while not event.wait(0.05):
+        assert any(child.is_alive() for child in children)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -703,7 +712,7 @@ def test_six_processes_at_once_make_it_once(tmp_path, monkeypatch, damaged):
     ]
     for child in children:
         child.start()
-    Work.half_way.wait()
+    await_(Work.half_way, *children)
     together_again.set()
     found = [answers.get() for _ in children]
     for child in children:
@@ -721,7 +730,7 @@ def test_a_killed_process_leaves_neither_a_lock_nor_a_whole(tmp_path, monkeypatc
     monkeypatch.setattr(Work, "go_on", FORK.Event())
     child = FORK.Process(target=store.obtain, args=(recipe,), daemon=True)
     child.start()
-    Work.half_way.wait()
+    await_(Work.half_way, child)
     assert not list(store.root().rglob("manifest.json"))
     with pytest.raises(OSError):  # the child has the lock
         is_free(store.folder(recipe))
@@ -741,7 +750,7 @@ def test_what_another_process_makes_is_left_for_later(tmp_path, monkeypatch):
     monkeypatch.setattr(Work, "go_on", FORK.Event())
     child = FORK.Process(target=store.obtain, args=(first,), daemon=True)
     child.start()
-    Work.half_way.wait()
+    await_(Work.half_way, child)
     goes_on = Work.go_on
     # We come while the child makes the first, make the second, and then let the child end.
     monkeypatch.setattr(Work, "half_way", goes_on)

@@ -255,7 +255,8 @@ def test_a_killed_run_started_again_writes_the_same_bytes(tmp_path):
     here = FORK.Event()
     child = FORK.Process(target=to_the_end, args=(killed, 50, here), daemon=True)
     child.start()
-    here.wait()
+    while not here.wait(0.05):
+        assert child.is_alive()
     child.kill()
     child.join()
     assert child.exitcode == -signal.SIGKILL
