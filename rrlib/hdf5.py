@@ -130,4 +130,4 @@ def _values(found: h5py.Dataset) -> int:
 
 
 def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e9:.2g} GB"
