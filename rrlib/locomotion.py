@@ -205,8 +205,8 @@ def read(environment: Environment, path: str) -> Trajectories:
     `_cut`), and a DataWarning says so.
 
     Raises InputError if it cannot be read, has other widths or lacks rewards (its score is their
-    sum), if its actions are far outside of [-1, 1], if it is a single episode, or if its episodes
-    start at another height than this environment's (HalfCheetah and Walker2d are equally wide).
+    sum), if its actions are far outside of [-1, 1], or if its episodes start at another height than
+    this environment's (HalfCheetah and Walker2d are equally wide).
     """
     widths = environment.observation, environment.action
     found = trajectories.read(path, *widths, needs=("rewards",))
@@ -225,7 +225,6 @@ def read(environment: Environment, path: str) -> Trajectories:
             f"{said} marks the ends of {marked} episodes, too few: it is cut into "
             f"{found.n_episodes}, where the robot is set up anew and after {HORIZON} steps at most."
         )
-    trajectories.check_episodes(found, path)
     return found
 
 
@@ -295,7 +294,7 @@ def check_parameters(chosen: SimpleNamespace) -> None:
         )
     for name in chosen.environment:
         for path in paths:
-            read(load(name), path)
+            trajectories.check_episodes(read(load(name), path), path)
         if len(paths) < 2:
             check_version(load(name))
 

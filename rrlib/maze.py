@@ -167,7 +167,7 @@ def read(maze: Maze, path: str) -> Trajectories:
     across a reset. A DataWarning tells of it, as of what `trajectories.read` had to leave out.
 
     Raises InputError if it cannot be read, if positions lie in walls (D4RL's own coordinates are
-    recognised), if actions are far outside of [-1, 1], or if it is a single episode.
+    recognised), or if actions are far outside of [-1, 1].
     """
     found = trajectories.read(path, OBSERVATION, ACTION)
     said = f"Dataset {shown(str(path), 200)}"
@@ -193,7 +193,6 @@ def read(maze: Maze, path: str) -> Trajectories:
             f"{said} marks the ends of {marked} episodes, but its positions jump in between: it is "
             f"cut there, into {found.n_episodes}."
         )
-    trajectories.check_episodes(found, path)
     return found
 
 
@@ -234,7 +233,8 @@ def check_parameters(chosen: SimpleNamespace) -> None:
     for name in chosen.maze:
         goals(load(name), chosen.n_goals, chosen.goal)
         if chosen.dataset_path:
-            read(load(name), chosen.dataset_path)
+            path = chosen.dataset_path
+            trajectories.check_episodes(read(load(name), path), path)
 
 
 def step(

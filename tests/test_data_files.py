@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -303,14 +304,25 @@ def test_our_own_data_has_no_jumps(write):
 
 
 @pytest.mark.parametrize("timeouts", [None, np.zeros(T, bool)])
-def test_a_single_episode_is_refused_by_the_reader(write, timeouts):
-    for content, read in ((arrays(), read_maze), (arrays("hopper"), read_hopper)):
+def test_a_single_episode_is_refused_when_parameters_are_checked(write, timeouts):
+    def check(world: str, content: dict) -> None:
+        path = write(content)
+        if world == "maze":
+            chosen = SimpleNamespace(maze=("umaze",), n_goals=1, goal=None, dataset_path=path)
+            maze.check_parameters(chosen)
+        else:
+            chosen = SimpleNamespace(environment=("hopper",), base_path=path, expert_path=path)
+            locomotion.check_parameters(chosen)
+
+    for world in ("maze", "hopper"):
+        content = arrays(world)
+        check(world, content)
         one = {key: array[:T] for key, array in content.items()} | {"timeouts": timeouts}
         with (
             warnings.catch_warnings(category=DataWarning, action="ignore"),
             pytest.raises(InputError, match="is one episode of 60 steps: allowed are 2 episodes"),
         ):
-            read(write(one))
+            check(world, one)
 
 
 def test_terminals_are_ends(write):
