@@ -205,8 +205,8 @@ def read(environment: Environment, path: str) -> Trajectories:
     `_cut`), and a DataWarning says so.
 
     Raises InputError if it cannot be read, has other widths or lacks rewards (its score is their
-    sum), if its actions are far outside of [-1, 1], or if its episodes start at another height than
-    this environment's (HalfCheetah and Walker2d are equally wide).
+    sum), if its actions are far outside of [-1, 1], or if its episodes start at another robot's
+    height (HalfCheetah and Walker2d are equally wide).
     """
     widths = environment.observation, environment.action
     found = trajectories.read(path, *widths, needs=("rewards",))
@@ -214,15 +214,21 @@ def read(environment: Environment, path: str) -> Trajectories:
     found = _cut(environment, found)
     said = f"Dataset {shown(str(path), 200)}"
     height = np.median(found.observations[found.bounds[:, 0], 0])
-    if abs(height - environment.height) > 0.3:
+    off = abs(height - environment.height)
+    if any(abs(height - other.height) < off for other in ENVIRONMENTS.values()):
         raise InputError(
             f"{said} does not fit environment = '{environment.name}': its episodes start "
             f"at height {height:.2f}; they must start near {environment.height:.2f}."
         )
+    if off > 0.3:
+        warn(
+            f"{said} is odd for environment = '{environment.name}': its episodes start at height "
+            f"{height:.2f}, the simulator's near {environment.height:.2f}."
+        )
     trajectories.check_actions(found, path)
     if found.n_episodes > marked:
         warn(
-            f"{said} marks the ends of {marked} episodes, too few: it is cut into "
+            f"{said} holds more episodes than the {marked} that it marks: it is cut into "
             f"{found.n_episodes}, where the robot is set up anew and after {HORIZON} steps at most."
         )
     return found

@@ -178,8 +178,8 @@ def read(maze: Maze, path: str) -> Trajectories:
             rows, columns = maze.walls.shape
             raise InputError(
                 f"{said} does not fit maze='{maze.name}': its positions are D4RL's, (row, column) "
-                f"of cells; the simulator's are needed, x = column + {0.5 - columns / 2} and "
-                f"y = {rows / 2 - 0.5} - row, and velocities and actions turned alike."
+                f"of cells; the simulator's are needed, x = column - {columns / 2 - 0.5:g} and "
+                f"y = {rows / 2 - 0.5:g} - row, and velocities and actions turned alike."
             )
         raise InputError(
             f"{said} does not fit maze='{maze.name}': {np.mean(~inside):.0%} of its "
@@ -190,8 +190,8 @@ def read(maze: Maze, path: str) -> Trajectories:
     found = found.cut_before(_resets(found))
     if found.n_episodes > marked:
         warn(
-            f"{said} marks the ends of {marked} episodes, but its positions jump in between: it is "
-            f"cut there, into {found.n_episodes}."
+            f"{said} holds more episodes than the {marked} that it marks: its positions jump in "
+            f"between, and it is cut there, into {found.n_episodes}."
         )
     return found
 

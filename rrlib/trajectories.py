@@ -113,8 +113,8 @@ def read(
     )
     if unmarked:
         remarks.append(
-            f"Dataset {shown(str(path), 200)} lacks the key '/timeouts': its episodes end where "
-            f"'/terminals' says so, which makes {found.n_episodes} of it."
+            f"Dataset {shown(str(path), 200)} lacks the key '/timeouts': only '/terminals' "
+            f"ends an episode, which makes {found.n_episodes}."
         )
     for remark in remarks:
         warn(remark)

@@ -240,7 +240,7 @@ def test_d4rls_coordinates_are_recognised(write, name, shift):
     cells = world.sample(M, np.random.default_rng(0))
     content["observations"][:, :2] = cells + shift
     columns = world.walls.shape[1]
-    words = rf"D4RL's, \(row, column\) of cells; .* x = column \+ {0.5 - columns / 2} and "
+    words = rf"D4RL's, \(row, column\) of cells; .* x = column - {columns / 2 - 0.5:g} and "
     with pytest.raises(InputError, match=rf"maze='{name}': its positions are {words}y = "):
         maze.read(world, write(content))
 
@@ -262,9 +262,6 @@ def test_positions_in_walls_are_no_d4rl_coordinates(write):
 # Ends of episodes
 
 
-UNMARKED = r"lacks the key '/timeouts': its episodes end where '/terminals' says so, which makes "
-
-
 @pytest.mark.parametrize("timeouts", [None, np.zeros(M, bool)])
 def test_a_maze_file_without_ends_is_cut_where_positions_jump(write, timeouts):
     content = arrays()
@@ -273,7 +270,7 @@ def test_a_maze_file_without_ends_is_cut_where_positions_jump(write, timeouts):
     np.testing.assert_array_equal(found.bounds[:, 1], np.arange(1, N + 1) * T)
     assert_same(found, content, but=("timeouts",))
     *first, last = sentences
-    assert "marks the ends of 1 episodes, but its positions jump in between" in last
+    assert "holds more episodes than the 1 that it marks: its positions jump" in last
     assert last.endswith("into 12.")
     assert len(first) == (timeouts is None)
 
@@ -294,7 +291,7 @@ def test_some_ends_marked_and_some_not(write):
     some = content["timeouts"] & (np.arange(M) > M / 2)
     found, sentences = said(read_maze, write(content, timeouts=some))
     assert_same(found, content)
-    assert len(sentences) == 1 and "marks the ends of 6 episodes" in sentences[0]
+    assert len(sentences) == 1 and "than the 6 that it marks" in sentences[0]
 
 
 def test_our_own_data_has_no_jumps(write):
@@ -327,7 +324,7 @@ def test_a_single_episode_is_refused_when_parameters_are_checked(write, timeouts
 
 def test_terminals_are_ends(write):
     content = arrays("hopper") | {"terminals": arrays()["timeouts"], "timeouts": None}
-    with pytest.warns(DataWarning, match=UNMARKED + "12 of it"):
+    with pytest.warns(DataWarning, match="only '/terminals' ends an .* makes 12"):
         found = read_hopper(write(content))
     assert_same(found, content | {"timeouts": np.zeros(M, bool)})
 
@@ -379,6 +376,19 @@ def test_a_robot_that_fell_is_cut_from_its_fall(write):
     terminals[299] = True
     found, _ = said(locomotion.read, world, write(content, terminals=terminals, timeouts=None))
     np.testing.assert_array_equal(found.bounds[:, 1], [300, 1300, 2300, 2800])
+
+
+def test_a_height_that_is_no_robots_is_told_of_and_another_robots_is_refused(write):
+    world, content = robots("halfcheetah", [500, 400])
+    content["observations"][:, 0] -= 0.8
+    found, sentences = said(locomotion.read, world, write(content))
+    assert found.n_episodes == 2
+    assert (
+        len(sentences) == 1 and "start at height -0.80, the simulator's near 0.00" in sentences[0]
+    )
+    content["observations"][:, 0] += 1.5
+    with pytest.raises(InputError, match=r"start at height 0\.70; they must start near 0\.00"):
+        locomotion.read(world, write(content))
 
 
 def test_real_resets_are_recognised_without_any_mark(write):
