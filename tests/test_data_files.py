@@ -383,9 +383,7 @@ def test_a_height_that_is_no_robots_is_told_of_and_another_robots_is_refused(wri
     content["observations"][:, 0] -= 0.8
     found, sentences = said(locomotion.read, world, write(content))
     assert found.n_episodes == 2
-    assert (
-        len(sentences) == 1 and "start at height -0.80, the simulator's near 0.00" in sentences[0]
-    )
+    assert len(sentences) == 1 and "at height -0.80, the simulator's near 0.00" in sentences[0]
     content["observations"][:, 0] += 1.5
     with pytest.raises(InputError, match=r"start at height 0\.70; they must start near 0\.00"):
         locomotion.read(world, write(content))
