@@ -18,12 +18,10 @@ class DataWarning(UserWarning):
     """Data that is used, but not quite as it stands; the message is one sentence."""
 
 
-_said: dict = {}  # Python's own record of what has been said once
-
-
 def warn(sentence: str) -> None:
     """Say a DataWarning once, in one line: without a place in the code, where no fault is."""
-    warnings.warn_explicit(sentence, DataWarning, "rrlib", 0, registry=_said)
+    said = globals().setdefault("__warningregistry__", {})  # Python's own record, as it keeps it
+    warnings.warn_explicit(sentence, DataWarning, "rrlib", 0, registry=said)
 
 
 def shown(value: object, most: int = 80) -> str:

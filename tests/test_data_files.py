@@ -214,6 +214,17 @@ def test_goals_that_are_needed_are_asked_for(write):
         tr.read(path, 4, 2, needs=("goals",))
 
 
+def test_a_sentence_is_said_once_in_one_line_and_changes_no_key(write):
+    path = write(arrays(), rewards=None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        keys = [store.key(maze_recipes.MazeFile.at("umaze", path)) for _ in range(2)]
+    assert keys[0] == keys[1]
+    (one,) = caught
+    shown = warnings.formatwarning(one.message, one.category, one.filename, one.lineno)
+    assert shown == f"rrlib:0: DataWarning: {one.message}\n"
+
+
 # Actions and coordinates
 
 
