@@ -1,4 +1,6 @@
-"""The one exception that a user's own input can cause."""
+"""What a user's own input can cause: an exception, or a warning, of one sentence each."""
+
+import warnings
 
 
 class InputError(ValueError):
@@ -10,6 +12,16 @@ class InputError(ValueError):
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
+
+
+class DataWarning(UserWarning):
+    """Data that is used, but not quite as it stands; the message is one sentence."""
+
+
+def warn(sentence: str) -> None:
+    """Say a DataWarning once, in one line: without a place in the code, where no fault is."""
+    said = globals().setdefault("__warningregistry__", {})  # Python's own record, as it keeps it
+    warnings.warn_explicit(sentence, DataWarning, "rrlib", 0, registry=said)
 
 
 def shown(value: object, most: int = 80) -> str:

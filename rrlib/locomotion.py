@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from rrlib import trajectories
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown, warn
 from rrlib.trajectories import Trajectories
 
 Actor = Callable[[np.ndarray], np.ndarray]  # observations [n, do] float32 -> actions [n, da]
@@ -200,19 +200,55 @@ def digest(environment: Environment) -> str:
 def read(environment: Environment, path: str) -> Trajectories:
     """Trajectories of this environment from a D4RL-layout HDF5 file or a Minari dataset.
 
-    D4RL's files come from what is now version 4 of the environments (see `simulators`).
+    D4RL's files come from what is now version 4 of the environments (see `simulators`). Where a
+    file does not mark the ends of its episodes, they are cut as the environment does it (see
+    `_cut`), and a DataWarning says so.
 
-    Raises InputError if it cannot be read, has other widths or lacks rewards, or if its episodes
-    start at another height than this environment's (HalfCheetah and Walker2d are equally wide).
+    Raises InputError if it cannot be read, has other widths or lacks rewards (its score is their
+    sum), if its actions are far outside of [-1, 1], or if its episodes start at another robot's
+    height (HalfCheetah and Walker2d are equally wide).
     """
-    found = trajectories.read(path, environment.observation, environment.action)
+    widths = environment.observation, environment.action
+    found = trajectories.read(path, *widths, needs=("rewards",))
+    marked = found.n_episodes
+    found = _cut(environment, found)
+    said = f"Dataset {shown(str(path), 200)}"
     height = np.median(found.observations[found.bounds[:, 0], 0])
-    if abs(height - environment.height) > 0.3:
+    off = abs(height - environment.height)
+    if any(abs(height - other.height) < off for other in ENVIRONMENTS.values()):
         raise InputError(
-            f"Dataset '{path}' does not fit environment = '{environment.name}': its episodes start "
+            f"{said} does not fit environment = '{environment.name}': its episodes start "
             f"at height {height:.2f}; they must start near {environment.height:.2f}."
         )
+    if off > 0.3:
+        warn(
+            f"{said} is odd for environment = '{environment.name}': its episodes start at height "
+            f"{height:.2f}, the simulator's near {environment.height:.2f}."
+        )
+    trajectories.check_actions(found, path)
+    if found.n_episodes > marked:
+        warn(
+            f"{said} holds more episodes than the {marked} that it marks: it is cut into "
+            f"{found.n_episodes}, where the robot is set up anew and after {HORIZON} steps at most."
+        )
     return found
+
+
+def _cut(environment: Environment, data: Trajectories) -> Trajectories:
+    """The data with no episode that the environment would have ended before.
+
+    Hopper and Walker2d start within 0.005 of standing still upright and are never so still again.
+    HalfCheetah's start is not so sharp, but nothing ends its episodes early. All end by timeout
+    after `HORIZON` steps.
+    """
+    if environment.height:
+        still = np.zeros(environment.observation)
+        still[0] = environment.height
+        starts = np.abs(data.observations - still).max(axis=1) < 0.01
+        data = data.cut_before(starts & ~np.append(False, starts[:-1]))
+    first, stops = data.bounds.T
+    within = np.arange(len(data.actions)) - np.repeat(first, stops - first)
+    return data.cut_before(within % HORIZON == 0)
 
 
 def collect(
@@ -264,7 +300,7 @@ def check_parameters(chosen: SimpleNamespace) -> None:
         )
     for name in chosen.environment:
         for path in paths:
-            read(load(name), path)
+            trajectories.check_episodes(read(load(name), path), path)
         if len(paths) < 2:
             check_version(load(name))
 

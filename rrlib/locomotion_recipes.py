@@ -53,7 +53,7 @@ class LocomotionData:
         """The trajectories."""
         world = locomotion.load(self.environment)
         file = folder / "trajectories.hdf5"
-        return trajectories.read(file, world.observation, world.action)
+        return trajectories.load(file, world.observation, world.action)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class LocomotionFile:
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
         world = locomotion.load(self.environment)
-        return trajectories.read(folder / "trajectories.hdf5", world.observation, world.action)
+        return trajectories.load(folder / "trajectories.hdf5", world.observation, world.action)
 
 
 Data = LocomotionData | LocomotionFile

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csgraph
 
 from rrlib import trajectories
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown, warn
 from rrlib.trajectories import Trajectories
 
 with contextlib.redirect_stderr(io.StringIO()):  # it prints news of other environments there
@@ -46,6 +46,9 @@ MAX_SPEED = 5.0  # PointMaze clips each velocity component to this before a step
 NEAR = 0.45  # PointMaze's sparse reward is 1 within this distance of the target
 PAPER_GAINS = (3.0, -0.548)  # the controller's p and d in the paper's data
 D4RL_GAINS = (10.0, -1.0)
+# What to add to positions of D4RL's files to get (row, column): its ball's body lies 0.2 off the
+# centre of the cell that it is placed in, and its observations leave that out.
+D4RL_SHIFTS = (0.0, 0.2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,19 +163,63 @@ def goals(
 def read(maze: Maze, path: str) -> Trajectories:
     """Trajectories of this maze from a D4RL-layout HDF5 file or a Minari dataset.
 
-    Raises InputError if it cannot be read, or if positions lie in walls.
+    Where a position jumps, a new episode begins, whatever the file's marks say: no window may run
+    across a reset. A DataWarning tells of it, as of what `trajectories.read` had to leave out.
+
+    Raises InputError if it cannot be read, if positions lie in walls (D4RL's own coordinates are
+    recognised), or if actions are far outside of [-1, 1].
     """
     found = trajectories.read(path, OBSERVATION, ACTION)
-    cells = np.rint(maze.to_cells(found.observations[:, :2])).astype(int)
-    last = np.array(maze.walls.shape) - 1
-    inside = ((cells >= 0) & (cells <= last)).all(1)
-    inside &= ~maze.walls[tuple(cells.clip(0, last).T)]
+    said = f"Dataset {shown(str(path), 200)}"
+    positions = found.observations[:, :2].astype(float)
+    inside = _in_free_cells(maze, maze.to_cells(positions))
     if not inside.all():
+        if any(_in_free_cells(maze, positions + shift).mean() > 0.99 for shift in D4RL_SHIFTS):
+            rows, columns = maze.walls.shape
+            raise InputError(
+                f"{said} does not fit maze='{maze.name}': its positions are D4RL's, (row, column) "
+                f"of cells; the simulator's are needed, x = column - {columns / 2 - 0.5:g} and "
+                f"y = {rows / 2 - 0.5:g} - row, and velocities and actions turned alike."
+            )
         raise InputError(
-            f"Dataset '{path}' does not fit maze='{maze.name}': {np.mean(~inside):.0%} of its "
+            f"{said} does not fit maze='{maze.name}': {np.mean(~inside):.0%} of its "
             "positions lie in walls; all must be in free space, with (0, 0) the maze's centre."
         )
+    trajectories.check_actions(found, path)
+    marked = found.n_episodes
+    found = found.cut_before(_resets(found))
+    if found.n_episodes > marked:
+        warn(
+            f"{said} holds more episodes than the {marked} that it marks: its positions jump in "
+            f"between, and it is cut there, into {found.n_episodes}."
+        )
     return found
+
+
+def _in_free_cells(maze: Maze, cells: np.ndarray) -> np.ndarray:
+    """Whether the nearest cell to points [n, 2] (cell units) is inside and no wall, bool [n]."""
+    nearest, last = np.rint(cells).astype(int), np.array(maze.walls.shape) - 1
+    inside = ((nearest >= 0) & (nearest <= last)).all(1)
+    return inside & ~maze.walls[tuple(nearest.clip(0, last).T)]
+
+
+def _resets(data: Trajectories) -> np.ndarray:
+    """Before which rows the ball was set down elsewhere though no episode ends there, bool [M].
+
+    A step of PointMaze moves it by 0.05 at most along each axis; recordings of longer steps by
+    more, but most of them by about the same. Some resets set it down nearby, and are not seen; but
+    if all that are seen lie at multiples of one length, every episode has that length.
+    """
+    positions = data.observations[:, :2].astype(float)
+    moves = np.abs(np.diff(positions, axis=0, prepend=positions[:1])).max(axis=1)
+    jumps = moves > max(2 * 0.05, 4 * np.quantile(moves, 0.95))
+    rows = np.flatnonzero(jumps)
+    if np.isin(rows, data.bounds[:, 0]).all():
+        return np.zeros_like(jumps)
+    length = np.gcd.reduce(rows)
+    if len(rows) >= 3 and length >= 10:  # which three rows have in common by chance in 1 % of cases
+        jumps[length::length] = True
+    return jumps
 
 
 def check_parameters(chosen: SimpleNamespace) -> None:
@@ -186,7 +233,8 @@ def check_parameters(chosen: SimpleNamespace) -> None:
     for name in chosen.maze:
         goals(load(name), chosen.n_goals, chosen.goal)
         if chosen.dataset_path:
-            read(load(name), chosen.dataset_path)
+            path = chosen.dataset_path
+            trajectories.check_episodes(read(load(name), path), path)
 
 
 def step(

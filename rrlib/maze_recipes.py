@@ -47,7 +47,7 @@ class MazeData:
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
-        return trajectories.read(folder / "trajectories.hdf5", OBSERVATION, ACTION)
+        return trajectories.load(folder / "trajectories.hdf5", OBSERVATION, ACTION)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MazeFile:
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
-        return trajectories.read(folder / "trajectories.hdf5", OBSERVATION, ACTION)
+        return trajectories.load(folder / "trajectories.hdf5", OBSERVATION, ACTION)
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,17 @@ A plan, what a diffuser sees, is ``[..., H, da + do]``: actions first, then obse
 """
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import gymnasium as gym
 import h5py
-import minari
 import numpy as np
 import torch
-from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.dataset.minari_storage import MinariStorage
 
-from rrlib.errors import InputError
+from rrlib import data_files, hdf5
+from rrlib.errors import InputError, shown, warn
 
 Plans = TypeVar("Plans", np.ndarray, torch.Tensor)
 
@@ -36,13 +29,13 @@ class Trajectories:
 
     observations: np.ndarray  # [M, do] float32
     actions: np.ndarray  # [M, da] float32
-    rewards: np.ndarray  # [M] float32
+    rewards: np.ndarray | None  # [M] float32, if they are known
     terminals: np.ndarray  # [M] bool
     timeouts: np.ndarray  # [M] bool
     goals: np.ndarray | None = None  # [M, 2] float32, D4RL's infos/goal
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name, goals only where there are any."""
+        """The arrays by name, those only that there are."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: array for name, array in named.items() if array is not None}
 
@@ -50,6 +43,8 @@ class Trajectories:
     def bounds(self) -> np.ndarray:
         """Start and stop of each episode, int [N, 2]."""
         ends = self.terminals | self.timeouts
+        if not len(ends):
+            return np.zeros((0, 2), dtype=int)
         stops = np.flatnonzero(np.append(ends[:-1], True)) + 1
         return np.stack([np.append(0, stops[:-1]), stops], axis=1)
 
@@ -59,14 +54,22 @@ class Trajectories:
         return len(self.bounds)
 
     def take(self, episodes: np.ndarray) -> "Trajectories":
-        """The episodes of these indices (int [n]), in that order."""
-        bounds = self.bounds[np.asarray(episodes, dtype=int)]
-        rows = np.concatenate([np.arange(start, stop) for start, stop in bounds])
+        """The episodes of these indices (int [n], in that order) or of this mask (bool [N])."""
+        chosen = np.asarray(episodes)
+        bounds = self.bounds[chosen if chosen.size else chosen.astype(int)]
+        lengths = bounds[:, 1] - bounds[:, 0]
+        rows = np.repeat(bounds[:, 1] - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
         taken = {name: array[rows] for name, array in self.arrays().items()}
         # An unfinished last episode needs an end mark, or it would run into its new neighbour.
-        last = np.cumsum(bounds[:, 1] - bounds[:, 0]) - 1
+        last = np.cumsum(lengths) - 1
         taken["timeouts"][last] |= ~taken["terminals"][last]
-        return Trajectories(**taken)
+        return Trajectories(**{"rewards": None} | taken)
+
+    def cut_before(self, rows: np.ndarray) -> "Trajectories":
+        """The same transitions with an episode that begins at each of these rows (bool [M])."""
+        return replace(
+            self, timeouts=self.timeouts | (np.append(rows[1:], False) & ~self.terminals)
+        )
 
 
 def digest(trajectories: Trajectories) -> str:
@@ -80,182 +83,110 @@ def digest(trajectories: Trajectories) -> str:
 # Files
 
 
-def read(path: str | Path, observation_width: int, action_width: int) -> Trajectories:
-    """Read a D4RL-layout HDF5 file or a Minari dataset.
+def read(
+    path: str | Path,
+    observation_width: int,
+    action_width: int,
+    needs: tuple[str, ...] = (),
+) -> Trajectories:
+    """Read somebody's D4RL-layout HDF5 file or Minari dataset.
 
-    ``path`` is a file, a Minari dataset folder (it holds ``data/main_data.hdf5``), or the id of a
-    Minari dataset under MINARI_DATASETS_PATH (by default ``~/.minari/datasets``): nothing is ever
-    downloaded. A Minari episode's last observation, which has no action, is dropped; of PointMaze's
-    dictionary of observations "observation" is taken, and its "desired_goal" gives the goals.
+    ``path`` is a file, a Minari dataset folder (it holds ``data/main_data.hdf5``) or that
+    ``data`` folder, or the id of a Minari dataset under MINARI_DATASETS_PATH (by default
+    ``~/.minari/datasets``): nothing is ever downloaded. A Minari episode's last observation, which
+    has no action, is dropped; of PointMaze's dictionary of observations "observation" is taken, and
+    its "desired_goal" gives the goals.
 
-    Raises InputError if the file is missing, is not HDF5, lacks a key, is empty, has arrays of
-    different lengths or a wrong width, or values that are not finite in float32.
+    What the method never uses may be missing: rewards that are not there, or are not all numbers of
+    a million at most, are None, unless `needs` names them, and goals that are no points are None.
+    Without ``timeouts`` an episode ends where ``terminals`` says so. A DataWarning tells of rewards
+    and timeouts.
+
+    Raises InputError if the file is missing, is not HDF5, lacks a key, is empty, keeps arrays in
+    other files, is larger than memory or than can be true, has arrays of different lengths or a
+    wrong width, values that are not finite or above a million, or a mark that is not 0 or 1.
     """
-    path = Path(path).expanduser()
-    main = Path("data", "main_data.hdf5")
-    candidates = (path, path / main, _minari_folder() / path / main)
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        allowed = "an HDF5 file, a Minari dataset folder or the id of a Minari dataset kept here"
-        raise _fault(path, "is missing", allowed)
-    try:
-        with h5py.File(found) as file:
-            episodes = [name for name in file if name.removeprefix("episode_").isdecimal()]
-            episodes.sort(key=lambda name: int(name.removeprefix("episode_")))
-            groups = [file[name] for name in episodes] or [file]
-            parts = [_read_group(group, found, observation_width, action_width) for group in groups]
-    except OSError:
-        raise _fault(found, "is not HDF5, or is damaged", "a D4RL-layout or Minari file") from None
-    shared = [name for name in parts[0] if all(name in part for part in parts)]
-    return Trajectories(**{name: np.concatenate([part[name] for part in parts]) for name in shared})
+    arrays, remarks = data_files.read(path, observation_width, action_width, needs)
+    unmarked = "timeouts" not in arrays
+    found = Trajectories(
+        **{"rewards": None, "timeouts": np.zeros_like(arrays["terminals"])} | arrays
+    )
+    if unmarked:
+        remarks.append(
+            f"Dataset {shown(str(path), 200)} lacks the key '/timeouts': only '/terminals' "
+            f"ends an episode, which makes {found.n_episodes}."
+        )
+    for remark in remarks:
+        warn(remark)
+    return found
 
 
-def _minari_folder() -> Path:
-    """Where Minari keeps its datasets; its own function would make the folder as well."""
-    default = Path.home() / ".minari" / "datasets"
-    return Path(os.environ.get("MINARI_DATASETS_PATH", default))
-
-
-def _fault(file: Path, fault: str, allowed: str) -> InputError:
-    return InputError(f"Dataset '{file}' {fault}: allowed is {allowed}.")
-
-
-def _read_group(
-    group: h5py.Group, file: Path, observation_width: int, action_width: int
-) -> dict[str, np.ndarray]:
-    """The arrays of a whole D4RL file (the root group) or of one Minari episode, checked."""
-    minari = group.name != "/"
-    in_dictionary = isinstance(group.get("observations"), h5py.Group)
-    places = {  # our name: the key in the file, the shape of an entry
-        "observations": (
-            "observations/observation" if in_dictionary else "observations",
-            (observation_width,),
-        ),
-        "actions": ("actions", (action_width,)),
-        "rewards": ("rewards", ()),
-        "terminals": ("terminations" if minari else "terminals", ()),
-        "timeouts": ("truncations" if minari else "timeouts", ()),
-    }
-    for key in ("infos/goal", "observations/desired_goal"):
-        if key in group:
-            places["goals"] = key, (2,)
-
-    arrays = {name: _read_array(group, file, *place) for name, place in places.items()}
-    length = len(arrays["actions"])
-    for name, array in arrays.items():
-        # Minari keeps the observation after the last action as well.
-        extra = (0, 1) if minari and name in ("observations", "goals") else (0,)
-        if len(array) - length not in extra:
-            fault = f"has arrays of different lengths, {len(array)} {name} beside {length} actions"
-            raise _fault(file, f"{fault} in group '{group.name}'", "one length for all")
-        arrays[name] = array[:length]
-    if length == 0:
-        raise _fault(file, f"is empty in group '{group.name}'", "one transition or more")
-    for name in ("terminals", "timeouts"):
-        arrays[name] = arrays[name].astype(bool)
-    arrays["timeouts"][-1] |= minari and not arrays["terminals"][-1]  # one group is one episode
-    return arrays
-
-
-def _read_array(group: h5py.Group, file: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A finite float32 array [M, *shape]."""
-    name = f"'{group.name.rstrip('/')}/{key}'"
-    found = group.get(key)
-    if not isinstance(found, h5py.Dataset):
-        raise _fault(file, f"lacks the key {name}", "a file that has it")
-    if found.shape[1:] != shape or found.ndim == 0:
-        allowed = " x ".join(map(str, ("M", *shape)))
-        raise _fault(file, f"has {name} of shape {found.shape}", allowed)
-    if found.dtype.kind not in "fiub":
-        raise _fault(file, f"has {name} of type {found.dtype}", "numbers")
-    values = found[()]
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is told below
-        floats = values.astype(np.float32)
-    if not np.isfinite(floats).all():
-        place = tuple(np.argwhere(~np.isfinite(floats))[0].tolist())
-        raise _fault(file, f"has {values[place]} in {name} at {place}", "a finite float32")
-    return floats
+def load(path: Path, observation_width: int, action_width: int) -> Trajectories:
+    """What `write_hdf5` has written, without a word on what it was given without."""
+    arrays, _ = data_files.read(path, observation_width, action_width)
+    return Trajectories(**{"rewards": None} | arrays)
 
 
 def write_hdf5(path: str | Path, trajectories: Trajectories) -> None:
     """Write a D4RL-layout HDF5 file, replacing an older one; InputError if it cannot be written."""
 
-    def fill(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            for name, array in trajectories.arrays().items():
-                file["infos/goal" if name == "goals" else name] = array
+    def fill(file: h5py.File) -> None:
+        for name, array in trajectories.arrays().items():
+            file["infos/goal" if name == "goals" else name] = array
 
-    _write(Path(path), fill)
+    hdf5.write(Path(path), fill)
 
 
 def write_minari(dataset_id: str, trajectories: Trajectories, description: str) -> Path:
     """Write a dataset that ``minari.load_dataset(dataset_id)`` reads; returns its folder.
 
     An id is like ``maze/umaze-v0``; the folder lies under MINARI_DATASETS_PATH. Minari wants the
-    observation after the last action as well; ours end before it, so the last one is repeated.
+    observation after the last action as well; ours end before it, so the last one is repeated. It
+    wants rewards, too: those that are not known are NaN.
     Raises InputError if the id is malformed or taken, or if the folder cannot be written.
     """
-    try:
-        parse_dataset_id(dataset_id)
-    except (TypeError, ValueError):  # TypeError is what Minari raises for an id without a version
-        raise InputError(
-            f"Minari dataset id '{dataset_id}' is malformed: allowed is (namespace/)name-v(number)."
-        ) from None
-    folder = _minari_folder() / dataset_id
-    if folder.exists():
-        raise InputError(
-            f"Minari dataset id '{dataset_id}' is taken: allowed is one that "
-            f"does not exist in '{folder.parent}'."
-        )
+    goals, rewards = trajectories.goals, trajectories.rewards
+    if rewards is None:
+        rewards = np.full(len(trajectories.actions), np.nan, dtype=np.float32)
 
-    def episode(start: int, stop: int) -> EpisodeBuffer:
+    def episode(start: int, stop: int) -> dict[str, np.ndarray]:
         rows = np.append(np.arange(start, stop), stop - 1)
-        goals = trajectories.goals
-        return EpisodeBuffer(
-            observations=trajectories.observations[rows],
-            actions=trajectories.actions[start:stop],
-            rewards=trajectories.rewards[start:stop],
-            terminations=trajectories.terminals[start:stop],
-            truncations=trajectories.timeouts[start:stop],
-            infos=None if goals is None else {"goal": goals[rows]},
+        found = {
+            "observations": trajectories.observations[rows],
+            "actions": trajectories.actions[start:stop],
+            "rewards": rewards[start:stop],
+            "terminations": trajectories.terminals[start:stop],
+            "truncations": trajectories.timeouts[start:stop],
+        }
+        return found if goals is None else found | {"infos/goal": goals[rows]}
+
+    episodes = (episode(*bounds) for bounds in trajectories.bounds.tolist())
+    return data_files.write_minari(dataset_id, episodes, description)
+
+
+def check_actions(trajectories: Trajectories, path: str) -> None:
+    """Look at the actions of a world that clips them to [-1, 1].
+
+    Up to ten times as large, they are what a policy asked for and never got: a DataWarning.
+    Beyond that they are no actions of this world: InputError.
+    """
+    largest = np.abs(trajectories.actions).max()
+    said = f"Dataset {shown(str(path), 200)} has actions of up to {largest:.3g}"
+    if largest > 10:
+        raise InputError(f"{said}: allowed is -1 to 1.")
+    if largest > 1.001:
+        warn(
+            f"{said}, of which the environment carries out -1 to 1: they are learnt as they stand."
         )
 
-    def fill(temporary: Path) -> None:
-        temporary.mkdir()
-        widths = trajectories.observations.shape[1:], trajectories.actions.shape[1:]
-        spaces = (gym.spaces.Box(-np.inf, np.inf, width, np.float32) for width in widths)
-        storage = MinariStorage.new(temporary / "data", *spaces)
-        storage.update_metadata(
-            {
-                "dataset_id": dataset_id,
-                "minari_version": minari.__version__,
-                "author": {"rrlib"},
-                "description": description,
-            }
-        )
-        storage.update_episodes(episode(*bounds) for bounds in trajectories.bounds.tolist())
 
-    _write(folder, fill)
-    return folder
-
-
-def _write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary file or folder beside ``path``, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fill(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
+def check_episodes(trajectories: Trajectories, path: str) -> None:
+    """Raise InputError on a single episode: one is to be held out, and one to be learnt from."""
+    if trajectories.n_episodes < 2:
         raise InputError(
-            f"'{path}' cannot be written ({error.strerror or error}): allowed is a "
-            "path in a folder open for writing."
-        ) from None
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        elif temporary.exists():
-            temporary.unlink()
+            f"Dataset {shown(str(path), 200)} is one episode of {len(trajectories.actions)} steps: "
+            "allowed are 2 episodes or more, their ends marked in '/timeouts'."
+        )
 
 
 # Splits and windows

@@ -1,8 +1,6 @@
 """Files appear whole or not at all, and a damaged one is noticed."""
 
 import os
-import shutil
-import subprocess
 
 import IPython  # noqa: F401 (a kernel has it loaded)
 import pytest
@@ -60,18 +58,6 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/a' cannot be written \(File exists\): a path"):
         write_json(tmp_path / "file" / "a", 1)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_is_one_sentence(small_disk):

@@ -25,7 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = [
     {"errors", "host"},
     {"disk", "keys"},
-    {"tensor_files"},
+    {"tensor_files", "hdf5"},
+    {"data_files"},
     {
         "rules",
         "results",
