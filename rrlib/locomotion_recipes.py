@@ -7,7 +7,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import denoisers, locomotion, recipes, store, training, trajectories
+from rrlib import (
+    costs,
+    denoisers,
+    locomotion,
+    locomotion_sizes,
+    recipes,
+    store,
+    training,
+    trajectories,
+)
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
 from rrlib.perceptron import PlanPerceptron
@@ -26,8 +35,8 @@ class LocomotionData:
         policies: sha256 of the shipped policies, so that other policies make other data.
 
     Raises:
-        InputError: environment or kind is unknown, transitions are too few, or no policies are
-            shipped.
+        InputError: environment or kind is unknown, transitions are too few or more than this
+            machine can hold, or no policies are shipped.
     """
 
     environment: str
@@ -39,6 +48,8 @@ class LocomotionData:
     def __post_init__(self) -> None:
         locomotion.check_set(self.kind, self.transitions)
         world = locomotion.load(self.environment)
+        cost = locomotion_sizes.data_cost(self.environment, self.transitions)
+        costs.check(cost, transitions=self.transitions)
         digest = "" if self.kind == "random" else locomotion.digest(world)
         object.__setattr__(self, "policies", digest)
 
@@ -104,6 +115,9 @@ class LocomotionDiffuser:
         horizon: steps of a plan.
         hidden, blocks: of the perceptron (`perceptron.PlanPerceptron`).
         channels: per resolution, of Diffuser's temporal U-Net; empty for the perceptron.
+
+    Raises:
+        InputError: training would take more memory than there is, or months.
     """
 
     data: Data
@@ -117,6 +131,11 @@ class LocomotionDiffuser:
     batch: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = "horizon", "channels", "hidden", "blocks", "batch", "steps"
+        shape = {name: getattr(self, name) for name in names}
+        costs.check(locomotion_sizes.diffuser_cost(self.data.environment, **shape), **shape)
 
     @property
     def environment(self) -> locomotion.Environment:

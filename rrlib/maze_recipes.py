@@ -7,17 +7,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rrlib import denoisers, extraction, maze, recipes, store, training, trajectories
+from rrlib import (
+    costs,
+    denoisers,
+    extraction,
+    maze,
+    maze_sizes,
+    recipes,
+    store,
+    training,
+    trajectories,
+)
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
 from rrlib.extraction import Comparisons
 from rrlib.maze import ACTION, OBSERVATION
+from rrlib.maze_sizes import LENGTHS  # noqa: F401  its users look for it here
 from rrlib.recipes import Split
 from rrlib.rewards import Activation, Place, RelativeReward, Target, WindowReward
 from rrlib.trajectories import Normaliser, Trajectories
 
-# Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
-LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
 FRESH, FRESH_SEED = 300, 1_000_000  # trajectories that nothing is trained on, and their seeds
 
 
@@ -30,6 +39,9 @@ class MazeData:
         goal: the expert's only target in cell units; None draws one per episode (the base).
         episodes: started at once.
         length: steps of an episode; the ball rests at its target once it is there.
+
+    Raises:
+        InputError: they would take more memory than there is, or months.
     """
 
     maze: str
@@ -37,6 +49,10 @@ class MazeData:
     episodes: int = 1_000
     length: int = 300
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        cost = maze_sizes.data_cost(self.episodes, self.length)
+        costs.check(cost, episodes=self.episodes, length=self.length)
 
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""
@@ -92,6 +108,9 @@ class MazeDiffuser:
         patch: steps that enter the U-Net as one.
         given: share of the plans that are trained with ends given, see `denoisers.plan_loss`.
         start: a diffuser whose weights it begins from; None begins at random.
+
+    Raises:
+        InputError: training would take more memory than there is, or months.
     """
 
     data: MazeData | MazeFile
@@ -106,6 +125,11 @@ class MazeDiffuser:
     given: float = 0.5
     start: "MazeDiffuser | None" = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = "horizon", "channels", "patch", "batch", "steps"
+        shape = {name: getattr(self, name) for name in names}
+        costs.check(maze_sizes.diffuser_cost(**shape), **shape)
 
     def split(self) -> Split:
         """Its plans; held out are fresh trajectories, or the paper's tenth of a file's."""
@@ -158,6 +182,9 @@ class MazePool:
     Attributes:
         plans: compared.
         ends: whether both models are given the first and last observation of each plan.
+
+    Raises:
+        InputError: they would take more memory than there is, or months.
     """
 
     base: MazeDiffuser
@@ -165,6 +192,11 @@ class MazePool:
     plans: int = 8_000
     ends: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        base, horizon = self.base, self.base.horizon
+        cost = maze_sizes.pool_cost(self.plans, horizon, base.channels, base.patch)
+        costs.check(cost, plans=self.plans, horizon=horizon)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -185,6 +217,9 @@ class MazeRewards:
     """rho extracted from a base and an expert diffuser by Algorithm 1, MLPs as in Table 2.
 
     One per seed, trained together on one pool.
+
+    Raises:
+        InputError: the fits would take months.
     """
 
     pool: MazePool
@@ -199,6 +234,10 @@ class MazeRewards:
     batch: int = 512  # windows, each reward
     learning_rate: float = 1e-3
     seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        cost = maze_sizes.rewards_cost(self.steps, self.batch, len(self.seeds))
+        costs.check(cost, steps=self.steps, batch=self.batch, seeds=len(self.seeds))
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""

@@ -24,7 +24,7 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"disk"},
+    {"disk", "costs"},
     {"tensor_files"},
     {
         "rules",
