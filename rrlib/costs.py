@@ -1,85 +1,50 @@
-"""What a run would take, roughly: so that one that no machine would end is refused at once."""
+"""What a chapter's numbers would cost, said before anything is begun.
 
+Estimates, good to a factor of three: they tell a run from one that nobody means.
+"""
+
+import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from rrlib.errors import InputError, shown
-
-LONGEST = 40 * 86_400.0  # seconds of one core or GPU; a run beyond it was not meant
-# The paper's GPU of 2016 makes a step of its maze diffuser in 86 ms (24 hours for a million), which
-# is 30 times as fast as a core; today's are several times as fast as that one.
-GPU = 100.0
+CUDA = 20  # a GPU over one core here: the paper's P40 takes 86 ms where a core takes 1.7 s
+# The paper's own mazes are 18 days of diffusers and 13 of rewards on a GPU, by its own rates.
+MOST_DAYS = 31
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something takes, to within a factor of two or three.
+    """Memory of one process, and hours of one core, or of the GPU where there is one."""
 
-    Attributes:
-        size: bytes of memory at the worst moment.
-        seconds: of one core, or of one GPU.
-    """
-
-    size: float = 0.0
-    seconds: float = 0.0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        """One after the other: times add up, of memory the larger part is needed."""
-        return Cost(max(self.size, other.size), self.seconds + other.seconds)
-
-    def times(self, n: int) -> "Cost":
-        """The same n times, one after the other."""
-        return Cost(self.size, self.seconds * counted(n))
+    gigabytes: float = 0.0
+    hours: float = 0.0
 
     def __str__(self) -> str:
-        return f"{_text(self.size, SIZES)} of memory and {_text(self.seconds, TIMES)}"
+        parts = []
+        if self.gigabytes >= 1:
+            parts.append(f"{_rounded(self.gigabytes)} GB of memory")
+        if self.hours >= 24:
+            parts.append(f"{_rounded(self.hours / 24)} days")
+        elif self.hours >= 1 or not parts:
+            parts.append(f"{_rounded(max(self.hours, 0.1))} hours")
+        return f"about {' and '.join(parts)}"
 
-
-SIZES = (("EB", 1e18), ("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6))
-TIMES = (("years", 365.25 * 86_400), ("days", 86_400), ("hours", 3_600), ("minutes", 60))
-
-
-def counted(n: int) -> float:
-    """An integer as a number to reckon with: Python's own have no end, a float's do."""
-    return float(min(n, 10**30))
-
-
-def total(costs: Iterable[Cost]) -> Cost:
-    """Of several, one after the other."""
-    return sum(costs, Cost())
-
-
-def check(cost: Cost, **parameters: object) -> None:
-    """Raise InputError if a cost is more than this machine's memory, or than 40 days.
-
-    Args:
-        cost: what it would take.
-        parameters: name -> value of what it follows from; the message names them.
-    """
-    room = memory()
-    if cost.size <= room and cost.seconds <= LONGEST:
-        return
-    named = ", ".join(f"{name}={shown(value)}" for name, value in parameters.items())
-    raise InputError(
-        f"{named} would take about {cost} of one core or GPU: allowed is what needs at most "
-        f"{_text(room, SIZES)}, the memory of this machine, and {_text(LONGEST, TIMES)}."
-    )
+    def excess(self) -> str:
+        """What this machine does not have of it, or an empty string."""
+        if self.gigabytes > memory():
+            return f"this machine has {_rounded(memory())} GB of memory"
+        return f"{MOST_DAYS} days are the most" if self.hours > 24 * MOST_DAYS else ""
 
 
 def memory() -> float:
-    """Bytes of memory that this process may use: the machine's, or what its container allows."""
-    found = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(float(Path(place).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return min(found)
+    """Memory of this machine, GB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
-def _text(value: float, units: tuple[tuple[str, float], ...]) -> str:
-    name, unit = next((pair for pair in units if value >= pair[1]), units[-1])
-    number = value / unit
-    return f"{number:.3g} {name}" if number < 1e6 else f"over a million {name}"
+def _rounded(number: float) -> str:
+    """Two digits of it, the rest zeros: "1,300"; a power of ten where even that is long."""
+    digits = math.floor(math.log10(number))
+    if digits > 8:
+        return f"10^{digits}"
+    rounded = round(number, 1 - digits)
+    return f"{rounded:,.0f}" if digits > 0 else f"{rounded:,.1f}"

@@ -7,16 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import (
-    costs,
-    denoisers,
-    locomotion,
-    locomotion_sizes,
-    recipes,
-    store,
-    training,
-    trajectories,
-)
+from rrlib import denoisers, locomotion, recipe_costs, recipes, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
 from rrlib.perceptron import PlanPerceptron
@@ -48,8 +39,7 @@ class LocomotionData:
     def __post_init__(self) -> None:
         locomotion.check_set(self.kind, self.transitions)
         world = locomotion.load(self.environment)
-        cost = locomotion_sizes.data_cost(self.environment, self.transitions)
-        costs.check(cost, transitions=self.transitions)
+        recipe_costs.check_robot_data(self.environment, self.transitions)
         digest = "" if self.kind == "random" else locomotion.digest(world)
         object.__setattr__(self, "policies", digest)
 
@@ -133,9 +123,7 @@ class LocomotionDiffuser:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = "horizon", "channels", "hidden", "blocks", "batch", "steps"
-        shape = {name: getattr(self, name) for name in names}
-        costs.check(locomotion_sizes.diffuser_cost(self.data.environment, **shape), **shape)
+        check_training(self.environment, self.horizon, self)
 
     @property
     def environment(self) -> locomotion.Environment:
@@ -185,3 +173,22 @@ class LocomotionDiffuser:
             network = PlanPerceptron(*shape, self.hidden, self.blocks)
         scheduler = denoisers.cosine_scheduler(self.diffusion_steps, clip=False)
         return Denoiser(network.to(device), scheduler)
+
+
+def check_training(environment: locomotion.Environment, horizon: int, recipe) -> None:
+    """Raise InputError if a recipe's training would take too much.
+
+    Args:
+        environment: whose plans.
+        horizon: of the plans.
+        recipe: with `channels`, `hidden`, `blocks`, `batch` and `steps`, of any network of plans.
+    """
+    shape = {"batch": recipe.batch, "horizon": horizon}
+    if recipe.channels:
+        shape["channels"] = recipe.channels
+        each = recipe_costs.u_net_step(**shape)
+    else:
+        shape |= {"hidden": recipe.hidden, "blocks": recipe.blocks}
+        width = environment.observation + environment.action
+        each = recipe_costs.perceptron_step(**shape, width=width)
+    recipe_costs.check_training(each, recipe.steps, **shape)

@@ -10,20 +10,10 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rrlib import (
-    costs,
-    extraction,
-    locomotion,
-    locomotion_sizes,
-    recipes,
-    rollouts,
-    steering,
-    store,
-    training,
-)
+from rrlib import extraction, locomotion, recipe_costs, recipes, rollouts, steering, store, training
 from rrlib.denoisers import Denoiser
 from rrlib.extraction import Comparisons, Pool
-from rrlib.locomotion_recipes import LocomotionDiffuser
+from rrlib.locomotion_recipes import LocomotionDiffuser, check_training
 from rrlib.perceptron import PlanPotential
 from rrlib.recipes import Split
 from rrlib.rewards import (
@@ -65,9 +55,7 @@ class LocomotionPool:
     visited: "tuple[LocomotionRollouts, ...]" = ()
 
     def __post_init__(self) -> None:
-        name, horizon = self.base.data.environment, self.base.horizon
-        cost = locomotion_sizes.pool_cost(name, self.plans, horizon)
-        costs.check(cost, plans=self.plans, horizon=horizon)
+        _check_plans(self.base, self.plans)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -126,7 +114,7 @@ class LocomotionReward:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_cost(self.pool.base, self)
+        check_training(self.pool.base.environment, self.pool.base.horizon, self)
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the reward, write `reward.safetensors`."""
@@ -181,9 +169,8 @@ class LocomotionDiscriminator:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_cost(self.base, self)
-        name, horizon = self.base.data.environment, self.base.horizon
-        costs.check(locomotion_sizes.pool_cost(name, self.plans, horizon), plans=self.plans)
+        check_training(self.base.environment, self.base.horizon, self)
+        _check_plans(self.base, self.plans)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network, write `reward.safetensors`."""
@@ -216,12 +203,9 @@ class LocomotionDiscriminator:
         return _value(self.base, extraction.units(self.base.blank("cpu"), "score"), self)
 
 
-def _check_cost(base: LocomotionDiffuser, like) -> None:
-    """Raise InputError if the fit of a reward or its rival, twice differentiated, is too much."""
-    shape = {name: getattr(like, name) for name in ("channels", "hidden", "blocks", "batch")}
-    own = {"steps": like.steps} | shape
-    each = locomotion_sizes.diffuser_cost(base.data.environment, base.horizon, **own)
-    costs.check(each.times(2), **own)
+def _check_plans(base: LocomotionDiffuser, plans: int) -> None:
+    width = base.environment.observation + base.environment.action
+    recipe_costs.check_pool(plans, base.horizon, width)
 
 
 def _value(base: LocomotionDiffuser, unit: Tensor, like) -> ConditionalReward:
@@ -273,10 +257,8 @@ class LocomotionRollouts:
     def __post_init__(self) -> None:
         n = len(self.weight) if isinstance(self.weight, tuple) else 1
         denoising = self.denoising or self.base.diffusion_steps
-        name, shape = self.base.data.environment, (self.episodes * n, self.steps, denoising)
-        costs.check(
-            locomotion_sizes.rollouts_cost(name, *shape), episodes=self.episodes, steps=self.steps
-        )
+        name = self.base.data.environment
+        recipe_costs.check_rollouts(name, self.episodes * n, self.steps, denoising)
 
     def make(self, folder: Path, device: str) -> None:
         """Play and write `returns.safetensors`."""

@@ -7,26 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rrlib import (
-    costs,
-    denoisers,
-    extraction,
-    maze,
-    maze_sizes,
-    recipes,
-    store,
-    training,
-    trajectories,
-)
+from rrlib import denoisers, extraction, maze, recipe_costs, recipes, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
 from rrlib.extraction import Comparisons
 from rrlib.maze import ACTION, OBSERVATION
-from rrlib.maze_sizes import LENGTHS  # noqa: F401  its users look for it here
 from rrlib.recipes import Split
 from rrlib.rewards import Activation, Place, RelativeReward, Target, WindowReward
 from rrlib.trajectories import Normaliser, Trajectories
 
+# Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
+LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
 FRESH, FRESH_SEED = 300, 1_000_000  # trajectories that nothing is trained on, and their seeds
 
 
@@ -51,8 +42,7 @@ class MazeData:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        cost = maze_sizes.data_cost(self.episodes, self.length)
-        costs.check(cost, episodes=self.episodes, length=self.length)
+        recipe_costs.check_maze_data(self.episodes, self.length)
 
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""
@@ -127,9 +117,9 @@ class MazeDiffuser:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = "horizon", "channels", "patch", "batch", "steps"
+        names = "batch", "horizon", "channels", "patch"
         shape = {name: getattr(self, name) for name in names}
-        costs.check(maze_sizes.diffuser_cost(**shape), **shape)
+        recipe_costs.check_training(recipe_costs.u_net_step(**shape), self.steps, **shape)
 
     def split(self) -> Split:
         """Its plans; held out are fresh trajectories, or the paper's tenth of a file's."""
@@ -194,9 +184,7 @@ class MazePool:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        base, horizon = self.base, self.base.horizon
-        cost = maze_sizes.pool_cost(self.plans, horizon, base.channels, base.patch)
-        costs.check(cost, plans=self.plans, horizon=horizon)
+        recipe_costs.check_pool(self.plans, self.base.horizon, OBSERVATION + ACTION)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -236,8 +224,11 @@ class MazeRewards:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        cost = maze_sizes.rewards_cost(self.steps, self.batch, len(self.seeds))
-        costs.check(cost, steps=self.steps, batch=self.batch, seeds=len(self.seeds))
+        row = self.window // max(self.average, 1)
+        each = recipe_costs.perceptron_step(
+            self.batch * len(self.seeds), row, OBSERVATION + ACTION, max(self.hidden, default=1), 0
+        )
+        recipe_costs.check_training(each, self.steps, batch=self.batch, seeds=len(self.seeds))
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""

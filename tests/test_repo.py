@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = [
     {"errors", "host"},
     {"disk", "costs"},
-    {"tensor_files"},
+    {"tensor_files", "recipe_costs"},
     {
         "rules",
         "results",
