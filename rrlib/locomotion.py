@@ -229,8 +229,18 @@ def collect(
     ones appear as often as they happen and the mean score of the set is unbiased.
     """
     n = min(max(transitions // (4 * HORIZON), 1), SIMULATORS)
-    share = -(-transitions // n)
-    worlds = simulators(environment, n, version)
+    with contextlib.closing(simulators(environment, n, version)) as worlds:
+        columns = _played(worlds, actor, -(-transitions // n), rng)
+    made = Trajectories(*columns)
+    n_episodes = 1 + np.searchsorted(made.bounds[:, 1], transitions)
+    return made.take(np.arange(n_episodes))
+
+
+def _played(
+    worlds: gym.vector.VectorEnv, actor: Actor, share: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """The columns of `Trajectories`: each simulator's episodes up to the one that fills `share`."""
+    n = worlds.num_envs
     observations, _ = worlds.reset(seed=rng.integers(2**31, size=n).tolist())
     steps, lengths = [], np.zeros(n, dtype=int)  # lengths: where a full share ends, 0 until then
     while not lengths.all():
@@ -242,12 +252,9 @@ def collect(
         ends = (terminals | timeouts) & (len(steps) >= share) & (lengths == 0)
         lengths[ends] = len(steps)
         observations = following
-    worlds.close()
     columns = [np.stack(column, axis=1) for column in zip(*steps, strict=True)]  # [n, steps, ...]
     kept = np.arange(len(steps)) < lengths[:, None]
-    made = Trajectories(*(column[kept] for column in columns))
-    n_episodes = 1 + np.searchsorted(made.bounds[:, 1], transitions)
-    return made.take(np.arange(n_episodes))
+    return [column[kept] for column in columns]
 
 
 def check_parameters(chosen: SimpleNamespace) -> None:
