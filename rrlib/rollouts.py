@@ -68,7 +68,7 @@ def planner(
         if expert:
             options = {**guidance, "reward": steering.ExactDifference(model, given(expert, first))}
         if isinstance(weight, torch.Tensor):
-            options = {**options, "weight": weight[episodes].to(first.device)}
+            options = {**options, "weight": weight[episodes]}  # the sampler moves it
         shape = len(first), horizon, width
         plans = steering.sample(model, shape, generator, first=first, **options)
         return normaliser.denormalise(plans.cpu().numpy())[..., : environment.action]
