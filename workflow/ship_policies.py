@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from rrlib import locomotion, store
+from rrlib import disk, locomotion
 from rrlib.locomotion import Actor, Environment, Policy
 
 MEDIUM = 40.0  # normalised score; D4RL's medium policies have 42 to 62
@@ -86,16 +86,15 @@ def ship(environment: Environment, run: Path) -> None:
     files = choose(environment, snapshots)
     layers = [read_snapshot(file) for file in files]
     stacked = {name: np.stack([one[name] for one in layers]) for name in layers[0]}
-    locomotion.POLICIES.mkdir(exist_ok=True)
-    file = locomotion.POLICIES / f"{environment.name}.safetensors"
-    save_file(stacked, file)
+    with disk.atomic(locomotion.POLICIES / f"{environment.name}.safetensors") as file:
+        save_file(stacked, file)
     card = json.loads((run / "training.json").read_text(encoding="utf-8"))
     card |= {"steps": int(snapshots[-1].stem), "snapshots": [], "sets": {}}
     card["sha256"] = locomotion.digest(environment)
     card["score"] = (
         "mean over whole episodes of D4RL's normalised score, 95 % interval of Student's t"
     )
-    store.write_json(file.with_suffix(".json"), card)
+    locomotion.write_card(environment, card)
     for source, one in zip(files, locomotion.load_policies(environment), strict=True):
         scores = {"mode": one.act, "drawn": drawn(one)}
         scores = {name: measured(play(environment, a, FEW, REPORT)) for name, a in scores.items()}
@@ -104,7 +103,7 @@ def ship(environment: Environment, run: Path) -> None:
         data = locomotion.make_trajectories(environment, kind, MANY, REPORT)
         card["sets"][kind] = measured(locomotion.scores(environment, data))
         print(kind, card["sets"][kind], flush=True)
-    store.write_json(file.with_suffix(".json"), card)
+    locomotion.write_card(environment, card)
 
 
 if __name__ == "__main__":
