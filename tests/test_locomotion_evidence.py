@@ -173,14 +173,6 @@ def test_rewards_along_an_episode_are_those_of_its_windows(own_store):
     assert_allclose(found[5], wanted.item(), rtol=1e-4, atol=1e-6)
 
 
-def test_rotation_is_measured_at_both_places(own_store):
-    reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
-    found = evidence.turning(reward, (1, 3), plans=2, seed=0)
-    assert set(found) == {"x_t", "mu_base"}
-    for shares in found.values():
-        assert len(shares) == 2 and all(0 < share < 1 for share in shares)
-
-
 def test_how_far_planners_are_apart_is_asked_of_first_actions(own_store):
     pair = BASE, EXPERT
     assert evidence.apart(pair, BASE, 30, seed=2) == 0

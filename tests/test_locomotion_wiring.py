@@ -19,6 +19,7 @@ from rrlib import (
     locomotion_rewards,
     locomotion_sizes,
     rollouts,
+    rotation,
     steering,
     store,
     training,
@@ -406,6 +407,30 @@ def test_what_is_asked_of_held_out_plans(calls, monkeypatch):
         wanted = asked.read(BASE.blank("cpu"), reward.target, reward.place)
         assert torch.equal(pool.target, wanted.target) and torch.equal(pool.x, wanted.x)
         assert steps == 6 and read is pool and share.tolist() == [0.5] * 6
+
+
+def test_rotation_is_measured_at_the_noised_plans_of_both_halves(calls, monkeypatch):
+    """Jacobians of known shares: k times a rotation beside a symmetric one is k^2 / (1 + k^2)."""
+    symmetric, turning = torch.eye(2), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    size, seen = {(1, "x_t"): 1.0, (1, "mu_base"): 2.0, (3, "x_t"): 3.0, (3, "mu_base"): 0.0}, []
+
+    def jacobians(base, expert, x_t, step, first, place):
+        seen.append((base, expert, x_t, step, first))
+        return (symmetric + size[step, place] * turning)[None]
+
+    monkeypatch.setattr(rotation, "difference_jacobians", jacobians)
+    reward = replace(REWARD, pool=replace(POOL, expert=OTHER))
+    found = evidence.turning(reward, (1, 3), plans=5, seed=6)
+    assert found == {"x_t": pytest.approx([0.5, 0.9]), "mu_base": pytest.approx([0.8, 0.0])}
+    pair = BASE, OTHER
+    x0 = torch.cat([half.split().held_out_plans(5, 6)[0] for half in pair])
+    draws, model = training.stream(6, "rotation"), BASE.blank("cpu")
+    noised = {t: model.noise(x0, torch.full((10,), t), draws) for t in (1, 3)}
+    for *models, x_t, step, first in seen:
+        assert torch.equal(x_t, noised[step]) and torch.equal(first, x0[:, 0, 3:])
+        for asked, half in zip(models, pair, strict=True):
+            weights = (m.network.enter.weight for m in (asked, half.blank("cpu")))
+            assert torch.equal(*weights)
 
 
 def test_scores_are_asked_of_the_device_and_environment(monkeypatch):
