@@ -58,19 +58,21 @@ def play(environment: Environment, actor: Actor, transitions: int, seed: int) ->
     return locomotion.scores(environment, locomotion.collect(environment, actor, transitions, rng))
 
 
-def drawn(one: Policy) -> Actor:
-    """The policy with its noise."""
-    return partial(one.act, rng=np.random.default_rng(CHOICE))
+def drawn(one: Policy, seed: int) -> Actor:
+    """The policy with its noise, of a seed."""
+    return partial(one.act, rng=np.random.default_rng(seed))
 
 
 def choose(environment: Environment, files: list[Path]) -> list[Path]:
     """The files to ship: replay snapshots up to the medium level, then the expert."""
     policies = {file: policy(read_snapshot(file)) for file in files}
     for medium in files:
-        score = play(environment, drawn(policies[medium]), FEW, CHOICE).mean()
+        score = play(environment, drawn(policies[medium], CHOICE), FEW, CHOICE).mean()
         print(f"{medium.stem} with noise {score:.1f}", flush=True)
         if score >= MEDIUM:
             break
+    else:
+        raise SystemExit(f"no snapshot scores {MEDIUM:g} with its noise: train longer")
     replay = files[: files.index(medium) + 1]
     places = np.linspace(len(replay) - 1, 0, min(SNAPSHOTS, len(replay))).round().astype(int)
     best = {}
@@ -96,7 +98,7 @@ def ship(environment: Environment, run: Path) -> None:
     )
     locomotion.write_card(environment, card)
     for source, one in zip(files, locomotion.load_policies(environment), strict=True):
-        scores = {"mode": one.act, "drawn": drawn(one)}
+        scores = {"mode": one.act, "drawn": drawn(one, REPORT)}
         scores = {name: measured(play(environment, a, FEW, REPORT)) for name, a in scores.items()}
         card["snapshots"].append({"steps": int(source.stem)} | scores)
     for kind in locomotion.KINDS:
