@@ -27,7 +27,7 @@ from rrlib import (
 )
 from rrlib import locomotion_evidence as evidence
 from rrlib.extraction import Comparisons
-from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
+from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
 from rrlib.locomotion_rewards import (
     LocomotionDiscriminator,
     LocomotionPool,
@@ -343,6 +343,22 @@ def test_an_experiment_is_what_its_parameters_and_its_size_say(size):
         assert (e.discriminator.base, e.discriminator.expert) == (e.base, e.expert)
         assert e.discriminator.plans == own.plans
         assert (e.reward.target, e.reward.place) == ("mean", "mu_base")
+
+
+@pytest.mark.parametrize("given", [("b", ""), ("", "e"), ("b", "e")], ids=str)
+def test_a_file_takes_the_place_of_its_own_half(given, monkeypatch):
+    monkeypatch.setattr(
+        LocomotionFile, "at", lambda name, path, *_, **__: LocomotionFile(name, path, path)
+    )
+    paths = {"environment": ("hopper",), "base_path": given[0], "expert_path": given[1]}
+    chosen = SimpleNamespace(**vars(CHOSEN) | paths | {"n_seeds": 1})
+    (e,) = locomotion_experiments.experiments(chosen, 7)
+    own = (LocomotionData("hopper", kind, 2_345) for kind in ("random", "expert"))
+    wanted = tuple(
+        LocomotionFile("hopper", path, path) if path else data
+        for path, data in zip(given, own, strict=True)
+    )
+    assert (e.base.data, e.expert.data) == e.base.ruler == e.expert.ruler == wanted
 
 
 def test_the_defaults_that_results_rest_on():

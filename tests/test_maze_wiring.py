@@ -19,7 +19,14 @@ from rrlib import (
     trajectories,
 )
 from rrlib.extraction import Comparisons
-from rrlib.maze_recipes import FRESH_SEED, MazeData, MazeDiffuser, MazePool, MazeRewards
+from rrlib.maze_recipes import (
+    FRESH_SEED,
+    MazeData,
+    MazeDiffuser,
+    MazeFile,
+    MazePool,
+    MazeRewards,
+)
 from rrlib.trajectories import Normaliser, Trajectories
 
 RULER, SHOWN = MazeData("umaze", None, 30, 40, 2), MazeData("umaze", (3.0, 1.0), 25, 40, 6)
@@ -222,6 +229,26 @@ def test_an_experiment_is_what_its_parameters_and_its_size_say(size):
     assert set(maze_experiments.SHAPE) == {f.name for f in fields(MazeDiffuser)} - {
         *("data", "ruler", "horizon", "steps", "start", "seed")
     }
+
+
+def test_a_file_takes_the_place_of_the_bases_data_and_is_the_ruler(monkeypatch):
+    monkeypatch.setattr(MazeFile, "at", lambda name, path, *_, **__: MazeFile(name, path, path))
+    chosen = SimpleNamespace(**vars(CHOSEN) | {"maze": ("umaze",), "dataset_path": "mine"})
+    for e in maze_experiments.experiments(chosen):
+        file = MazeFile("umaze", "mine", "mine")
+        assert e.base.data == e.base.ruler == e.expert.ruler == file
+        assert e.expert.data == MazeData("umaze", e.goal, 123, 300, 4)
+
+
+def test_a_tenth_of_a_files_episodes_is_held_out_by_the_diffusers_seed(calls, monkeypatch):
+    data, file = made(0, 1.0, episodes=20), MazeFile("umaze", "mine", "mine")
+    monkeypatch.setattr(store, "obtain", lambda recipe, device="cpu": data)
+    for seed in (0, 1):
+        split = replace(BASE, data=file, ruler=file, seed=seed).split()
+        train, held_out = trajectories.split(data, 0.1, seed)
+        assert held_out.n_episodes == 2
+        assert np.array_equal(split.train.observations, train.observations)
+        assert np.array_equal(split.held_out.observations, held_out.observations)
 
 
 def test_plans_that_judge_come_from_seeds_of_their_own(calls):
