@@ -4,6 +4,7 @@ The three robots move in a plane and consist of capsules, so MuJoCo's kinematics
 drawing of them, and no graphics library is needed where no screen is.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import mujoco
@@ -27,9 +28,8 @@ def outlines(environment: Environment, observations: np.ndarray) -> np.ndarray:
         observations: of successive steps of one episode, [n, do]. They leave out how far the robot
             has come: it starts at 0, and its speed says the rest.
     """
-    world = locomotion.simulators(environment, 1)
-    model, step = world.envs[0].unwrapped.model, world.envs[0].unwrapped.dt
-    world.close()
+    with contextlib.closing(locomotion.simulators(environment, 1)) as world:
+        model, step = world.envs[0].unwrapped.model, world.envs[0].unwrapped.dt
     data = mujoco.MjData(model)
     limbs = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_CAPSULE)
     speeds = observations[:, model.nq - 1]  # forward; positions come first, all but the first one

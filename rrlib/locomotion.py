@@ -19,7 +19,7 @@ import mujoco
 import numpy as np
 from safetensors.numpy import load_file
 
-from rrlib import trajectories
+from rrlib import disk, trajectories
 from rrlib.errors import InputError, shown, warn
 from rrlib.trajectories import Trajectories
 
@@ -153,8 +153,7 @@ def load_policies(environment: Environment) -> tuple[Policy, ...]:
     version of MuJoCo than the one they were trained in.
     """
     file = policy_file(environment)
-    card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    if digest(environment) != card["sha256"]:
+    if digest(environment) != card(environment)["sha256"]:
         raise InputError(f"Policy file '{file}' is damaged: one with its card's sha256 is needed.")
     check_version(environment)
     stacked = load_file(file)  # kernel.k [snapshots, in, out] and bias.k [snapshots, out], float16
@@ -168,8 +167,7 @@ def load_policies(environment: Environment) -> tuple[Policy, ...]:
 
 def check_version(environment: Environment) -> None:
     """Raise InputError if policies are missing or were trained in another major MuJoCo."""
-    card = json.loads(policy_file(environment).with_suffix(".json").read_text(encoding="utf-8"))
-    trained = card["versions"]["mujoco"]
+    trained = card(environment)["versions"]["mujoco"]
     if mujoco.__version__.partition(".")[0] != trained.partition(".")[0]:
         raise InputError(
             f"mujoco = {mujoco.__version__} differs from the {trained} that the policies of "
@@ -189,9 +187,32 @@ def policy_file(environment: Environment) -> Path:
     return file
 
 
+def card(environment: Environment) -> dict:
+    """How the environment's policies were trained and what they score.
+
+    Raises InputError if there are none, or if the card is not as `write_card` left it.
+    """
+    file = policy_file(environment).with_suffix(".json")
+    found = disk.read_json(file)
+    told = found.pop("card_sha256", None) if isinstance(found, dict) else None
+    if told is None or told != _digest_of(found):
+        raise InputError(f"File '{file}' is damaged: a card of policies, as shipped, is needed.")
+    return found
+
+
+def write_card(environment: Environment, content: dict) -> None:
+    """Write the card of the environment's policies, with a sha256 of all that it says."""
+    file = POLICIES / f"{environment.name}.json"
+    disk.write_json(file, content | {"card_sha256": _digest_of(content)})
+
+
+def _digest_of(content: dict) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def digest(environment: Environment) -> str:
     """The sha256 of the environment's policies; InputError if there are none."""
-    return sha256(policy_file(environment).read_bytes()).hexdigest()
+    return disk.sha256(policy_file(environment))
 
 
 # Data
@@ -265,8 +286,18 @@ def collect(
     ones appear as often as they happen and the mean score of the set is unbiased.
     """
     n = min(max(transitions // (4 * HORIZON), 1), SIMULATORS)
-    share = -(-transitions // n)
-    worlds = simulators(environment, n, version)
+    with contextlib.closing(simulators(environment, n, version)) as worlds:
+        columns = _played(worlds, actor, -(-transitions // n), rng)
+    made = Trajectories(*columns)
+    n_episodes = 1 + np.searchsorted(made.bounds[:, 1], transitions)
+    return made.take(np.arange(n_episodes))
+
+
+def _played(
+    worlds: gym.vector.VectorEnv, actor: Actor, share: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """The columns of `Trajectories`: each simulator's episodes up to the one that fills `share`."""
+    n = worlds.num_envs
     observations, _ = worlds.reset(seed=rng.integers(2**31, size=n).tolist())
     steps, lengths = [], np.zeros(n, dtype=int)  # lengths: where a full share ends, 0 until then
     while not lengths.all():
@@ -278,12 +309,9 @@ def collect(
         ends = (terminals | timeouts) & (len(steps) >= share) & (lengths == 0)
         lengths[ends] = len(steps)
         observations = following
-    worlds.close()
     columns = [np.stack(column, axis=1) for column in zip(*steps, strict=True)]  # [n, steps, ...]
     kept = np.arange(len(steps)) < lengths[:, None]
-    made = Trajectories(*(column[kept] for column in columns))
-    n_episodes = 1 + np.searchsorted(made.bounds[:, 1], transitions)
-    return made.take(np.arange(n_episodes))
+    return [column[kept] for column in columns]
 
 
 def check_parameters(chosen: SimpleNamespace) -> None:

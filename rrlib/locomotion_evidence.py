@@ -148,6 +148,9 @@ def bootstrap(
 ) -> tuple[float, float, float]:
     """A number read off mean scores, and its 95 % interval (percentile bootstrap over episodes).
 
+    The interval is that of the draws, as they are: where the number is a skewed one, such as a
+    ratio, it may leave the value itself out. It is (NaN, NaN) where nothing varies.
+
     Args:
         samples: per name the scores of each seed's episodes; a mean is over seeds of their means.
             Episodes are drawn again within a seed, so the interval is that of these models.
@@ -165,8 +168,8 @@ def bootstrap(
 
     value = read({k: np.mean([a.mean() for a in v]) for k, v in samples.items()})
     drawn = read({k: np.mean([means(a) for a in v], axis=0) for k, v in samples.items()})
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(value), float(min(low, value)), float(max(high, value))
+    low, high = np.percentile(drawn, [2.5, 97.5]) if np.ptp(drawn) else (np.nan, np.nan)
+    return float(value), float(low), float(high)
 
 
 def held_out(

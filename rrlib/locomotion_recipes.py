@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import denoisers, locomotion, recipes, store, training, trajectories
+from rrlib import denoisers, locomotion, recipe_costs, recipes, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
 from rrlib.perceptron import PlanPerceptron
@@ -26,8 +26,8 @@ class LocomotionData:
         policies: sha256 of the shipped policies, so that other policies make other data.
 
     Raises:
-        InputError: environment or kind is unknown, transitions are too few, or no policies are
-            shipped.
+        InputError: environment or kind is unknown, transitions are too few or more than this
+            machine can hold, or no policies are shipped.
     """
 
     environment: str
@@ -39,6 +39,7 @@ class LocomotionData:
     def __post_init__(self) -> None:
         locomotion.check_set(self.kind, self.transitions)
         world = locomotion.load(self.environment)
+        recipe_costs.check_robot_data(self.environment, self.transitions)
         digest = "" if self.kind == "random" else locomotion.digest(world)
         object.__setattr__(self, "policies", digest)
 
@@ -104,6 +105,9 @@ class LocomotionDiffuser:
         horizon: steps of a plan.
         hidden, blocks: of the perceptron (`perceptron.PlanPerceptron`).
         channels: per resolution, of Diffuser's temporal U-Net; empty for the perceptron.
+
+    Raises:
+        InputError: training would take more memory than there is, or months.
     """
 
     data: Data
@@ -117,6 +121,9 @@ class LocomotionDiffuser:
     batch: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_training(self.environment, self.horizon, self)
 
     @property
     def environment(self) -> locomotion.Environment:
@@ -166,3 +173,22 @@ class LocomotionDiffuser:
             network = PlanPerceptron(*shape, self.hidden, self.blocks)
         scheduler = denoisers.cosine_scheduler(self.diffusion_steps, clip=False)
         return Denoiser(network.to(device), scheduler)
+
+
+def check_training(environment: locomotion.Environment, horizon: int, recipe) -> None:
+    """Raise InputError if a recipe's training would take too much.
+
+    Args:
+        environment: whose plans.
+        horizon: of the plans.
+        recipe: with `channels`, `hidden`, `blocks`, `batch` and `steps`, of any network of plans.
+    """
+    shape = {"batch": recipe.batch, "horizon": horizon}
+    if recipe.channels:
+        shape["channels"] = recipe.channels
+        each = recipe_costs.u_net_step(**shape)
+    else:
+        shape |= {"hidden": recipe.hidden, "blocks": recipe.blocks}
+        width = environment.observation + environment.action
+        each = recipe_costs.perceptron_step(**shape, width=width)
+    recipe_costs.check_training(each, recipe.steps, **shape)

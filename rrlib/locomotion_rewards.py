@@ -10,10 +10,10 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rrlib import extraction, locomotion, recipes, rollouts, steering, store, training
+from rrlib import extraction, locomotion, recipe_costs, recipes, rollouts, steering, store, training
 from rrlib.denoisers import Denoiser
 from rrlib.extraction import Comparisons, Pool
-from rrlib.locomotion_recipes import LocomotionDiffuser
+from rrlib.locomotion_recipes import LocomotionDiffuser, check_training
 from rrlib.perceptron import PlanPotential
 from rrlib.recipes import Split
 from rrlib.rewards import (
@@ -42,6 +42,9 @@ class LocomotionPool:
         spread: given observations get normal noise of a deviation drawn from 0 to this, in the
             normaliser's units, in which data have 1/2; 0 leaves them as they are.
         visited: rollouts; what they did makes a third of the plans, none if there are none.
+
+    Raises:
+        InputError: they would take more memory than there is.
     """
 
     base: LocomotionDiffuser
@@ -50,6 +53,9 @@ class LocomotionPool:
     spread: float = 0.5
     seed: int = 0
     visited: "tuple[LocomotionRollouts, ...]" = ()
+
+    def __post_init__(self) -> None:
+        _check_plans(self.base, self.plans)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -89,6 +95,9 @@ class LocomotionReward:
         scalar: a plain perceptron of as many layers and one output instead.
         channels: per resolution, of Diffuser's value function (Table 2) instead; empty for none.
         first_action: weight of the first action's squared error, as in the planners' own loss.
+
+    Raises:
+        InputError: the fit would take more memory than there is, or months.
     """
 
     pool: LocomotionPool
@@ -103,6 +112,9 @@ class LocomotionReward:
     batch: int = 256
     learning_rate: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_training(self.pool.base.environment, self.pool.base.horizon, self)
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the reward, write `reward.safetensors`."""
@@ -139,6 +151,9 @@ class LocomotionDiscriminator:
     """The rival: the same network tells the expert's noised plans from the base's.
 
     Its logit estimates the log ratio of the densities at x_t, from data alone.
+
+    Raises:
+        InputError: the fit would take more memory than there is, or months.
     """
 
     base: LocomotionDiffuser
@@ -152,6 +167,10 @@ class LocomotionDiscriminator:
     batch: int = 256
     learning_rate: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_training(self.base.environment, self.base.horizon, self)
+        _check_plans(self.base, self.plans)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network, write `reward.safetensors`."""
@@ -184,6 +203,11 @@ class LocomotionDiscriminator:
         return _value(self.base, extraction.units(self.base.blank("cpu"), "score"), self)
 
 
+def _check_plans(base: LocomotionDiffuser, plans: int) -> None:
+    width = base.environment.observation + base.environment.action
+    recipe_costs.check_pool(plans, base.horizon, width)
+
+
 def _value(base: LocomotionDiffuser, unit: Tensor, like) -> ConditionalReward:
     torch.manual_seed(like.seed)
     observation = base.environment.observation
@@ -211,6 +235,9 @@ class LocomotionRollouts:
         denoising: steps of a plan's sampling, see `steering.denoise`; None takes all.
         executed, episodes, steps, version, seed: see `rollouts.play`.
         workers: processes; the result does not depend on them.
+
+    Raises:
+        InputError: the episodes would take more memory than there is, or months.
     """
 
     base: LocomotionDiffuser
@@ -226,6 +253,12 @@ class LocomotionRollouts:
     version: int = 5
     seed: int = 0
     workers: int = field(default=1, compare=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.weight) if isinstance(self.weight, tuple) else 1
+        denoising = self.denoising or self.base.diffusion_steps
+        name = self.base.data.environment
+        recipe_costs.check_rollouts(name, self.episodes * n, self.steps, denoising)
 
     def make(self, folder: Path, device: str) -> None:
         """Play and write `returns.safetensors`."""

@@ -61,9 +61,16 @@ class Evidence:
 
 
 def plan_rewards(reward: RelativeReward, plans: Tensor) -> np.ndarray:
-    """rho of plans [n, H, 6] at t = 0, [n]."""
+    """rho of plans [n, H, 6] at t = 0, [n], computed where the reward is."""
+    plans = _beside(reward, plans)
     with torch.no_grad():
-        return reward(plans, torch.zeros(len(plans), dtype=torch.long)).numpy()
+        t = torch.zeros(len(plans), dtype=torch.long, device=plans.device)
+        return reward(plans, t).cpu().numpy()
+
+
+def _beside(reward: RelativeReward, plans: Tensor) -> Tensor:
+    """Plans on the device of a reward's network."""
+    return plans.to(next(reward.network.parameters(), plans).device)
 
 
 def judge(
@@ -84,7 +91,8 @@ def judge(
         seed: of the split of their trajectories for the logistic regression.
     """
     shape = world.walls.shape
-    steps = per_step(reward, base.plans[..., 2:], base.plans[..., :2]).numpy()
+    plans = _beside(reward, base.plans)
+    steps = per_step(reward, plans[..., 2:], plans[..., :2]).cpu().numpy()
     heat = metrics.heat_map(base.cells.reshape(-1, 2), steps.ravel(), shape)
     peak = metrics.peak(heat)
     visits = metrics.log_visit_ratio(base.cells.reshape(-1, 2), expert.cells.reshape(-1, 2), shape)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rrlib import denoisers, extraction, maze, recipes, store, training, trajectories
+from rrlib import denoisers, extraction, maze, recipe_costs, recipes, store, training, trajectories
 from rrlib.denoisers import Denoiser, PlanNetwork
 from rrlib.errors import InputError
 from rrlib.extraction import Comparisons
@@ -30,6 +30,9 @@ class MazeData:
         goal: the expert's only target in cell units; None draws one per episode (the base).
         episodes: started at once.
         length: steps of an episode; the ball rests at its target once it is there.
+
+    Raises:
+        InputError: they would take more memory than there is, or months.
     """
 
     maze: str
@@ -37,6 +40,9 @@ class MazeData:
     episodes: int = 1_000
     length: int = 300
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        recipe_costs.check_maze_data(self.episodes, self.length)
 
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""
@@ -92,6 +98,9 @@ class MazeDiffuser:
         patch: steps that enter the U-Net as one.
         given: share of the plans that are trained with ends given, see `denoisers.plan_loss`.
         start: a diffuser whose weights it begins from; None begins at random.
+
+    Raises:
+        InputError: training would take more memory than there is, or months.
     """
 
     data: MazeData | MazeFile
@@ -106,6 +115,11 @@ class MazeDiffuser:
     given: float = 0.5
     start: "MazeDiffuser | None" = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = "batch", "horizon", "channels", "patch"
+        shape = {name: getattr(self, name) for name in names}
+        recipe_costs.check_training(recipe_costs.u_net_step(**shape), self.steps, **shape)
 
     def split(self) -> Split:
         """Its plans; held out are fresh trajectories, or the paper's tenth of a file's."""
@@ -158,6 +172,9 @@ class MazePool:
     Attributes:
         plans: compared.
         ends: whether both models are given the first and last observation of each plan.
+
+    Raises:
+        InputError: they would take more memory than there is, or months.
     """
 
     base: MazeDiffuser
@@ -165,6 +182,9 @@ class MazePool:
     plans: int = 8_000
     ends: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        recipe_costs.check_pool(self.plans, self.base.horizon, OBSERVATION + ACTION)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -185,6 +205,9 @@ class MazeRewards:
     """rho extracted from a base and an expert diffuser by Algorithm 1, MLPs as in Table 2.
 
     One per seed, trained together on one pool.
+
+    Raises:
+        InputError: the fits would take months.
     """
 
     pool: MazePool
@@ -199,6 +222,13 @@ class MazeRewards:
     batch: int = 512  # windows, each reward
     learning_rate: float = 1e-3
     seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        row = self.window // max(self.average, 1)
+        each = recipe_costs.perceptron_step(
+            self.batch * len(self.seeds), row, OBSERVATION + ACTION, max(self.hidden, default=1), 0
+        )
+        recipe_costs.check_training(each, self.steps, batch=self.batch, seeds=len(self.seeds))
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rrlib import maze, steering
 from rrlib.denoisers import Denoiser, given
+from rrlib.errors import InputError
 from rrlib.maze import Maze
 from rrlib.rewards import RelativeReward
 from rrlib.trajectories import Normaliser
@@ -28,12 +29,12 @@ def plans_from(
 
     Args:
         model: a base or an expert, trained with `denoisers.plan_loss`.
-        first: where the balls are.
+        first: where the balls are, on any device.
         horizon: H, steps of a plan.
-        generator: of the noise.
+        generator: of the noise, on the model's device; so are the plans.
         reward, weight: steer the model; None samples the model itself.
     """
-    shape = (len(first), horizon, first.shape[1] + maze.ACTION)
+    shape, first = (len(first), horizon, first.shape[1] + maze.ACTION), first.to(generator.device)
     return steering.sample(
         given(model, first), shape, generator, reward=reward, weight=weight if reward else 0.0
     )
@@ -59,6 +60,9 @@ def drive(
         starts: positions at rest in cell units, [n, 2].
         steps: of an episode, 0.01 s each.
         every: steps that are carried out of each plan.
+
+    Raises:
+        InputError: plans are not finite.
     """
     n = len(starts)
     states = np.concatenate([world.to_xy(starts), np.zeros((n, 2))], 1)
@@ -70,7 +74,12 @@ def drive(
             # A plan's numbers are actions first; those of the present step are not asked.
             row = np.concatenate([np.zeros((n, maze.ACTION)), states], 1)[:, None]
             first = normaliser.normalise(row.astype(np.float32))[:, 0, maze.ACTION :]
-            plans = normaliser.denormalise(planner(torch.from_numpy(first)).numpy())
+            plans = normaliser.denormalise(planner(torch.from_numpy(first)).cpu().numpy())
+            if not np.isfinite(plans[:, :every]).all():  # MuJoCo would push no ball at all
+                raise InputError(
+                    "planner: its plans are not finite; finite ones are needed (a smaller weight, "
+                    "if they are steered)."
+                )
         push, wanted = plans[:, k, : maze.ACTION], plans[:, k, maze.ACTION :]
         push = push + stiff * (wanted[:, :2] - states[:, :2])
         push = push + damped * (wanted[:, 2:] - states[:, 2:])

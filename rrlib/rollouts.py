@@ -7,8 +7,10 @@ ended is asked no more, and the batch shrinks.
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import torch
@@ -66,7 +68,7 @@ def planner(
         if expert:
             options = {**guidance, "reward": steering.ExactDifference(model, given(expert, first))}
         if isinstance(weight, torch.Tensor):
-            options = {**options, "weight": weight[episodes].to(first.device)}
+            options = {**options, "weight": weight[episodes]}  # the sampler moves it
         shape = len(first), horizon, width
         plans = steering.sample(model, shape, generator, first=first, **options)
         return normaliser.denormalise(plans.cpu().numpy())[..., : environment.action]
@@ -113,7 +115,8 @@ def play(
         starts: different ones; episode k begins like episode k - starts. None: all differ.
 
     Raises:
-        InputError: a number is out of range, more workers than cores, or plans are too short.
+        InputError: a number is out of range, more workers than cores, plans are too short or not
+            finite, or a worker process was killed.
     """
     check(episodes, steps, executed, workers)
     distinct = starts or episodes
@@ -132,6 +135,11 @@ def play(
                 raise InputError(
                     f"executed = {executed} is out of range: plans have {made.shape[1]} actions."
                 )
+            if not np.isfinite(made).all():  # MuJoCo would take no action at all
+                raise InputError(
+                    "plan: its actions are not finite; a planner of finite plans is needed (a "
+                    "smaller weight, if it is steered)."
+                )
             actions[going] = np.clip(made[:, :executed], -1, 1)
             mine = ([part[rows] for rows in owners] for part in (going, actions))
             found = zip(*everywhere("step", *mine), strict=True)
@@ -146,7 +154,8 @@ class _Block:
     """Some of the episodes, each in an environment of its own; it keeps what happens."""
 
     def __init__(self, environment: Environment, seeds: list[int], steps: int, version: int):
-        self.worlds = locomotion.simulators(environment, len(seeds), version).envs
+        self.simulators = locomotion.simulators(environment, len(seeds), version)
+        self.worlds = self.simulators.envs
         self.seeds, self.steps = seeds, steps
         self.episodes: list[list[tuple]] = [[] for _ in seeds]
 
@@ -176,37 +185,59 @@ class _Block:
         """Per episode: observation, action, reward, whether it fell, whether it was the last."""
         return self.episodes
 
+    def close(self) -> None:
+        """Give the simulators back."""
+        self.simulators.close()
+
 
 @contextlib.contextmanager
 def _served(blocks: list[tuple]) -> Iterator[Callable[..., list]]:
     """Calls a method of every block, each with its own arguments: `everywhere(name, *columns)`.
 
-    A single block lives here, several live in a process each and work at once.
+    A single block lives here, several live in a process each and work at once. Whatever happens,
+    simulators are closed and processes ended; what a block raises is raised here.
     """
     if len(blocks) == 1:
-        block = _Block(*blocks[0])
-        yield lambda name, *columns: [getattr(block, name)(*(c[0] for c in columns))]
+        with contextlib.closing(_Block(*blocks[0])) as block:
+            yield lambda name, *columns: [getattr(block, name)(*(c[0] for c in columns))]
         return
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         pools = [
-            stack.enter_context(ProcessPoolExecutor(1, context, _open, block)) for block in blocks
+            stack.enter_context(ProcessPoolExecutor(1, context, _end_with_parent)) for _ in blocks
         ]
 
         def everywhere(name: str, *columns: list) -> list:
             rows = zip(*columns, strict=True) if columns else [()] * len(pools)
             asked = [pool.submit(_ask, name, *row) for pool, row in zip(pools, rows, strict=True)]
-            return [future.result() for future in asked]
+            try:
+                return [future.result() for future in asked]
+            except BrokenProcessPool:
+                raise InputError(
+                    f"workers = {len(pools)}: one of these processes was ended from outside, as "
+                    "happens when memory is short; fewer workers or episodes are needed."
+                ) from None
 
+        everywhere("open", *zip(*blocks, strict=True))
         yield everywhere
+        everywhere("close")
 
 
 _BLOCK: list[_Block] = []  # of a worker process
 
 
-def _open(*block) -> None:
-    _BLOCK.append(_Block(*block))
-
-
 def _ask(name: str, *arguments):
+    if name == "open":
+        _BLOCK.append(_Block(*arguments))
+        return None
     return getattr(_BLOCK[0], name)(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, even by SIGKILL."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import mujoco
 import numpy as np
 import pytest
-from matplotlib.animation import FuncAnimation
+from matplotlib.animation import AbstractMovieWriter
 from numpy.testing import assert_allclose
 
 from rrlib import gaits, locomotion
@@ -48,19 +48,43 @@ def test_a_robot_gets_as_far_as_its_speed_says():
     assert_allclose(np.diff(x), 2.0 * 0.008)
 
 
-def test_strips_and_films_show_an_episode_to_its_end():
+def test_strips_show_an_episode_to_its_end():
     hopper = locomotion.load("hopper")
     observations, *_ = episode("hopper", 6)
     found = gaits.outlines(hopper, observations)
     _, axes = plt.subplots(1, 3)
     gaits.strip(axes, found, (0, 5, 9), "C0")
     assert [len(ax.collections) for ax in axes] == [1, 1, 0]
-    figure, axes = plt.subplots(1, 2)
-    film = gaits.animate(figure, axes, [found, found[:3]], ["C0", "C1"], every=2)
-    assert isinstance(film, FuncAnimation)
-    film._func(2)
-    drawn = [ax.collections[0].get_paths()[0].vertices[:-1] for ax in axes]
-    assert_allclose(drawn[0], found[4][0])
-    assert_allclose(drawn[1], found[2][0])
     plt.close("all")
-    film._draw_was_started = True  # never shown, which matplotlib would warn of
+
+
+class Frames(AbstractMovieWriter):
+    """Keeps what each frame of a film shows: the limbs of every panel, and where it looks."""
+
+    def grab_frame(self, **_):
+        shown = [(ax.collections[0].get_paths(), ax.get_xlim()) for ax in self.fig.axes]
+        self.frames.append([([p.vertices[:-1] for p in paths], x) for paths, x in shown])
+
+    def setup(self, *arguments, **options):
+        super().setup(*arguments, **options)
+        self.frames = []
+
+    def finish(self):
+        pass
+
+
+def test_films_show_each_episode_to_its_end_and_follow_the_robot(tmp_path):
+    observations, *_ = episode("hopper", 6)
+    found = gaits.outlines(locomotion.load("hopper"), observations)
+    figure, axes = plt.subplots(1, 2)
+    episodes = found, found[:3]
+    film = gaits.animate(figure, axes, episodes, ["C0", "C1"], every=2)
+    frames = Frames()
+    film.save(tmp_path / "film", frames)
+    assert len(frames.frames) == 3  # of 6 steps, every other
+    for k, panels in enumerate(frames.frames):
+        for (limbs, looks), whole in zip(panels, episodes, strict=True):
+            now = whole[min(2 * k, len(whole) - 1)]
+            assert_allclose(limbs, now)
+            assert_allclose(looks, now[0, :, 0].mean() + np.array([-0.9, 0.9]))
+    plt.close("all")

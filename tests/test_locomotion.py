@@ -1,6 +1,8 @@
 """Scores against D4RL's constants, actors against sbx and torch, data against the simulator."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import gymnasium as gym
@@ -25,7 +27,7 @@ every_shipped = pytest.mark.parametrize("name", SHIPPED)
 
 
 def card(name: str) -> dict:
-    return json.loads((locomotion.POLICIES / f"{name}.json").read_text(encoding="utf-8"))
+    return locomotion.card(locomotion.load(name))
 
 
 def random_data(name: str, transitions: int = 300, seed: int = 0) -> Trajectories:
@@ -100,6 +102,21 @@ def test_actor_is_torchs_squashed_gaussian(layers):
     for moment in (1, 2, 3):
         ours = (draws.reshape(5, n, 3) ** moment).mean(1)
         np.testing.assert_allclose(ours, (theirs**moment).mean(1), atol=5 / np.sqrt(n))
+
+
+@pytest.mark.parametrize(("log_std", "deviation"), [(-30, -20), (-10, -10), (1, 1), (5, 2)])
+def test_an_actors_deviation_is_clipped_as_sacs(log_std, deviation):
+    """SAC clips the logarithmic deviation to [-20, 2]; of a mean of 0, before tanh."""
+    head = np.zeros((1, 2), "f4"), np.array([0, log_std], "f4")
+    draws = Policy((head,)).act(np.zeros((4_000, 1)), np.random.default_rng(0)).astype(float)
+    # The median is what tanh leaves in its place: 0.6745 deviations of a normal.
+    middle = np.arctanh(np.median(np.abs(draws[np.abs(draws) < 1])))
+    if deviation < 2:
+        np.testing.assert_allclose(middle, 0.6745 * np.exp(deviation), rtol=0.05)
+    else:
+        np.testing.assert_allclose(
+            np.mean(np.abs(draws) < np.tanh(5.0)), 0.5014, atol=0.03
+        )  # P(|N| < 5 / e^2)
 
 
 @every_shipped
@@ -329,9 +346,56 @@ def test_damaged_policies_and_another_mujoco(name, tmp_path, monkeypatch):
     file = locomotion.policy_file(world)
     monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
     (tmp_path / file.name).write_bytes(file.read_bytes()[:-1] + b"!")
-    (tmp_path / f"{name}.json").write_text(json.dumps({"sha256": ""}))
-    with pytest.raises(InputError, match="is damaged"):
+    shutil.copy(file.with_suffix(".json"), tmp_path)
+    with pytest.raises(InputError, match=r"^Policy file '.*safetensors' is damaged"):
         locomotion.load_policies(world)
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """One of the damages that files meet: a flip, a cut, bytes put in, a stretch lost."""
+    at, kind = int(rng.integers(len(content))), rng.integers(5)
+    if kind == 0:
+        return content[:at] + bytes([content[at] ^ (1 << rng.integers(8))]) + content[at + 1 :]
+    if kind == 1:
+        return content[:at]
+    if kind == 2:
+        return content[:at] + rng.bytes(int(rng.integers(1, 9))) + content[at:]
+    if kind == 3:
+        return content[:at] + content[at + int(rng.integers(1, 40)) :]
+    return bytes(len(content)) if at % 2 else b"[" * len(content)
+
+
+def test_a_damaged_card_is_named_in_one_sentence(tmp_path, monkeypatch):
+    """300 damages: each is refused, or changes nothing that the card says (white space)."""
+    hopper, rng = locomotion.load("hopper"), np.random.default_rng(0)
+    file, said = locomotion.policy_file(hopper), card("hopper")
+    whole = file.with_suffix(".json").read_bytes()
+    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    shutil.copy(file, tmp_path)
+    refused = 0
+    for content in [*(mutated(whole, rng) for _ in range(300)), b"", b"[]", b"{}", b'"x"', b"1"]:
+        (tmp_path / "hopper.json").write_bytes(content)
+        try:
+            assert locomotion.card(hopper) == said
+        except InputError as error:
+            refused += 1
+            assert re.fullmatch(r"File '\S+hopper\.json' is damaged: [^.]+\.", str(error))
+    assert refused > 250
+    with pytest.raises(InputError, match=r"hopper\.json' is damaged"):
+        locomotion.load_policies(hopper)
+    (tmp_path / "hopper.json").unlink()
+    with pytest.raises(InputError, match=r"hopper\.json' cannot be read \(No such file"):
+        locomotion.card(hopper)
+
+
+def test_a_card_is_what_was_written(tmp_path, monkeypatch):
+    hopper, said = locomotion.load("hopper"), card("hopper")
+    file = locomotion.policy_file(hopper)
+    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    shutil.copy(file, tmp_path)
+    locomotion.write_card(hopper, said)
+    assert locomotion.card(hopper) == said
+    assert (tmp_path / "hopper.json").read_bytes() == file.with_suffix(".json").read_bytes()
 
 
 # The recipe

@@ -78,3 +78,61 @@ def test_cells_are_those_of_the_plans(world):
     expert = sample(world, GOAL, 5)
     assert expert.cells.shape == (5, HORIZON, 2)
     assert np.allclose(world.to_xy(expert.cells), expert.plans[..., 2:4].numpy(), atol=1e-5)
+
+
+class OnAccelerator(torch.Tensor):
+    """What a GPU gives: NumPy cannot have it before it is moved."""
+
+    def numpy(self):
+        raise TypeError("can't convert a tensor of another device to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+class Elsewhere(nn.Module):
+    """A network on another device; torch's own "meta" is one that every machine has."""
+
+    window, strided = 1, False
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, device="meta"))
+
+    def per_window(self, x, t):
+        assert x.device == t.device == self.weight.device
+        return torch.rand(x.shape[:2]).as_subclass(OnAccelerator)
+
+    def forward(self, x, t):
+        return self.per_window(x, t).mean(1)
+
+
+def test_a_reward_is_judged_on_its_own_device(world):
+    reward = RelativeReward(Elsewhere(), "mean", "mu_base")
+    base, expert = sample(world, None), sample(world, GOAL)
+    assert type(maze_evidence.plan_rewards(reward, base.plans)) is np.ndarray
+    evidence = maze_evidence.judge(world, GOAL, reward, base, expert, seed=0)
+    assert 0.3 < evidence.auc < 0.7
+
+
+def test_plans_are_scored_at_t_0_and_seeds_split_trajectories(world, monkeypatch):
+    """Scored without noise; the seed is that of the split, trajectories are the plans' own."""
+    seen, split = [], {}
+
+    class Asked(Near):
+        def per_window(self, x, t):
+            seen.append(t)
+            return super().per_window(x, t)
+
+    def separability(*arguments):
+        split["arguments"] = arguments
+        return metrics.Separability(0.5, 0.5, 1)
+
+    monkeypatch.setattr(metrics, "separability", separability)
+    reward = RelativeReward(Asked(1.0, world.to_xy(GOAL)), "mean", "mu_base")
+    base, expert = sample(world, None, 50), sample(world, GOAL, 40)
+    maze_evidence.judge(world, GOAL, reward, base, expert, seed=7)
+    assert sorted(len(t) for t in seen) == [40, 50, 50] and not torch.cat(seen).any()
+    rho_base, rho_expert, of_base, of_expert, seed = split["arguments"]
+    assert (len(rho_base), len(rho_expert), seed) == (50, 40, 7)
+    assert of_base is base.owner and of_expert is expert.owner

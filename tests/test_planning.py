@@ -1,5 +1,7 @@
 """Plans carried out, against trajectories that were recorded."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.testing import assert_close
 
 from rrlib import maze, planning
 from rrlib.denoisers import Denoiser, PlanNetwork, cosine_scheduler
+from rrlib.errors import InputError
 from rrlib.rewards import RelativeReward, WindowReward
 from rrlib.training import stream
 from rrlib.trajectories import Normaliser
@@ -99,3 +102,68 @@ def test_reached_is_the_first_step_within_reach():
     positions[2, 7] = world.to_xy((1.0, 1.44))
     positions[2, 3] = world.to_xy((1.0, 1.46))  # PointMaze's reach is 0.45
     assert planning.reached(world, positions, goal).tolist() == [10, 4, 7]
+
+
+class OnAccelerator(torch.Tensor):
+    """What a GPU gives: NumPy cannot have it before it is moved."""
+
+    def numpy(self):
+        raise TypeError("can't convert a tensor of another device to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_plans_may_come_from_another_device(recorded):
+    world, normaliser, plans = recorded
+    made = torch.from_numpy(normaliser.normalise(plans)).as_subclass(OnAccelerator)
+    starts = world.to_cells(plans[:, 0, 2:4])
+    planning.drive(world, lambda first: made, normaliser, starts, 3, 3)
+
+
+def test_plans_are_made_where_the_noise_is(monkeypatch):
+    seen = {}
+
+    def given(model, first):
+        seen["first"] = first.device.type
+        return model
+
+    def sample(model, shape, generator, **guidance):
+        seen.update(shape=shape, **guidance)
+
+    monkeypatch.setattr(planning, "given", given)
+    monkeypatch.setattr(planning.steering, "sample", sample)
+    noise = SimpleNamespace(device=torch.device("meta"))
+    planning.plans_from("model", torch.zeros(3, 4), 16, noise, "reward", 2.0)
+    assert seen == {"first": "meta", "shape": (3, 16, 6), "reward": "reward", "weight": 2.0}
+    planning.plans_from("model", torch.zeros(3, 4), 16, noise, None, 2.0)
+    assert seen["weight"] == 0.0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_plans_that_are_not_finite_are_refused(recorded, value):
+    world, normaliser, plans = recorded
+    starts = world.to_cells(plans[:, 0, 2:4])
+    made = torch.from_numpy(normaliser.normalise(plans))
+    made[1, 2, 0] = value
+    with pytest.raises(InputError, match=r"^planner: its plans are not finite"):
+        planning.drive(world, lambda first: made, normaliser, starts, 10, 10)
+
+
+def test_the_controller_is_the_one_that_is_documented(recorded, monkeypatch):
+    """action = the plan's + 10 (position wanted - position) + 1 (velocity wanted - velocity)."""
+    world, normaliser, plans = recorded
+    pushes = []
+
+    def step(world, states, push, accelerations):
+        pushes.append((states.copy(), push))
+        return states + 0.01, accelerations
+
+    monkeypatch.setattr(maze, "step", step)
+    starts = world.to_cells(plans[:, 0, 2:4])
+    made = torch.from_numpy(normaliser.normalise(plans))
+    planning.drive(world, lambda first: made, normaliser, starts, 4, 2)
+    for (states, push), k in zip(pushes, (0, 1, 0, 1), strict=True):
+        row = plans[:, k].astype(float)
+        wanted = row[:, :2] + 10 * (row[:, 2:4] - states[:, :2]) + (row[:, 4:] - states[:, 2:])
+        np.testing.assert_allclose(push, wanted, atol=1e-4)

@@ -24,8 +24,8 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"disk", "keys"},
-    {"tensor_files", "hdf5"},
+    {"disk", "keys", "costs"},
+    {"tensor_files", "hdf5", "recipe_costs"},
     {"data_files"},
     {
         "rules",

@@ -1,5 +1,13 @@
 """Rollouts against a plain loop over Gymnasium's environments; planners against the sampler."""
 
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -102,6 +110,109 @@ def test_what_cannot_be_played_is_named(numbers, named):
     options = {"episodes": 1, "steps": 10, "executed": 1, "workers": 1} | numbers
     with pytest.raises(InputError, match=named):
         rollouts.play(HOPPER, closed_form, options.pop("episodes"), 0, **options)
+
+
+class Wrong(Exception):
+    """No user's fault."""
+
+
+@pytest.fixture
+def closings(monkeypatch):
+    """How often simulators were made and closed."""
+    counts = {"made": 0, "closed": 0}
+    make = locomotion.simulators
+
+    def simulators(*arguments):
+        made = make(*arguments)
+        counts["made"] += 1
+        close = made.close
+
+        def counted():
+            counts["closed"] += not made.closed
+            close()
+
+        made.close = counted
+        return made
+
+    monkeypatch.setattr(locomotion, "simulators", simulators)
+    return counts
+
+
+def failing(observations: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    raise Wrong
+
+
+def test_simulators_are_closed_whatever_happens(closings):
+    rollouts.play(HOPPER, closed_form, 2, 0, steps=3)
+    assert closings == {"made": 1, "closed": 1}
+    with pytest.raises(Wrong):
+        rollouts.play(HOPPER, failing, 2, 0, steps=3)
+    assert closings == {"made": 2, "closed": 2}
+    locomotion.collect(HOPPER, lambda x: np.zeros((len(x), 3)), 5, np.random.default_rng(0))
+    assert closings == {"made": 3, "closed": 3}
+    with pytest.raises(Wrong):
+        locomotion.collect(HOPPER, lambda x: failing(x, x), 5, np.random.default_rng(0))
+    assert closings == {"made": 4, "closed": 4}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_plans_that_are_not_finite_are_refused(value):
+    with pytest.raises(InputError, match=r"^plan: its actions are not finite"):
+        rollouts.play(HOPPER, lambda o, e: closed_form(o) * value, 2, 0, steps=3)
+
+
+def test_what_goes_wrong_in_a_worker_is_said_here(monkeypatch):
+    """Threads in the place of processes, which take seconds to start."""
+
+    class Threads(ThreadPoolExecutor):
+        def __init__(self, n, context, initializer):
+            super().__init__(n)
+
+    monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(rollouts, "ProcessPoolExecutor", Threads)
+    with pytest.raises(InputError, match=r"^version = 3 is out of range: allowed is 4 or 5\.$"):
+        rollouts.play(HOPPER, closed_form, 2, 0, steps=3, workers=2, version=3)
+
+
+def test_a_worker_that_is_killed_is_named_and_no_process_is_left(monkeypatch):
+    monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
+
+    def plan(observations, episodes):
+        one = multiprocessing.active_children()[0]
+        one.kill()
+        one.join()
+        return closed_form(observations)
+
+    with pytest.raises(InputError, match=r"^workers = 2: one of these processes was ended"):
+        rollouts.play(HOPPER, plan, 2, 0, steps=3, workers=2)
+    assert not multiprocessing.active_children()
+
+
+KILLED = """
+import os, signal
+from rrlib import locomotion, rollouts
+def plan(observations, episodes):
+    os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    os.cpu_count = lambda: 2
+    rollouts.play(locomotion.load("hopper"), plan, 2, 0, workers=2)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """They hold its standard output, which ends when the last of them does."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        try:
+            process.communicate(timeout=300)
+        finally:  # if it fails, they must not stay
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
 
 
 def denoiser(seed: int) -> Denoiser:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from rrlib import locomotion, store
+from rrlib import disk, locomotion
 from rrlib.locomotion import Actor, Environment, Policy
 
 MEDIUM = 40.0  # normalised score; D4RL's medium policies have 42 to 62
@@ -58,19 +58,21 @@ def play(environment: Environment, actor: Actor, transitions: int, seed: int) ->
     return locomotion.scores(environment, locomotion.collect(environment, actor, transitions, rng))
 
 
-def drawn(one: Policy) -> Actor:
-    """The policy with its noise."""
-    return partial(one.act, rng=np.random.default_rng(CHOICE))
+def drawn(one: Policy, seed: int) -> Actor:
+    """The policy with its noise, of a seed."""
+    return partial(one.act, rng=np.random.default_rng(seed))
 
 
 def choose(environment: Environment, files: list[Path]) -> list[Path]:
     """The files to ship: replay snapshots up to the medium level, then the expert."""
     policies = {file: policy(read_snapshot(file)) for file in files}
     for medium in files:
-        score = play(environment, drawn(policies[medium]), FEW, CHOICE).mean()
+        score = play(environment, drawn(policies[medium], CHOICE), FEW, CHOICE).mean()
         print(f"{medium.stem} with noise {score:.1f}", flush=True)
         if score >= MEDIUM:
             break
+    else:
+        raise SystemExit(f"no snapshot scores {MEDIUM:g} with its noise: train longer")
     replay = files[: files.index(medium) + 1]
     places = np.linspace(len(replay) - 1, 0, min(SNAPSHOTS, len(replay))).round().astype(int)
     best = {}
@@ -86,25 +88,24 @@ def ship(environment: Environment, run: Path) -> None:
     files = choose(environment, snapshots)
     layers = [read_snapshot(file) for file in files]
     stacked = {name: np.stack([one[name] for one in layers]) for name in layers[0]}
-    locomotion.POLICIES.mkdir(exist_ok=True)
-    file = locomotion.POLICIES / f"{environment.name}.safetensors"
-    save_file(stacked, file)
+    with disk.atomic(locomotion.POLICIES / f"{environment.name}.safetensors") as file:
+        save_file(stacked, file)
     card = json.loads((run / "training.json").read_text(encoding="utf-8"))
     card |= {"steps": int(snapshots[-1].stem), "snapshots": [], "sets": {}}
     card["sha256"] = locomotion.digest(environment)
     card["score"] = (
         "mean over whole episodes of D4RL's normalised score, 95 % interval of Student's t"
     )
-    store.write_json(file.with_suffix(".json"), card)
+    locomotion.write_card(environment, card)
     for source, one in zip(files, locomotion.load_policies(environment), strict=True):
-        scores = {"mode": one.act, "drawn": drawn(one)}
+        scores = {"mode": one.act, "drawn": drawn(one, REPORT)}
         scores = {name: measured(play(environment, a, FEW, REPORT)) for name, a in scores.items()}
         card["snapshots"].append({"steps": int(source.stem)} | scores)
     for kind in locomotion.KINDS:
         data = locomotion.make_trajectories(environment, kind, MANY, REPORT)
         card["sets"][kind] = measured(locomotion.scores(environment, data))
         print(kind, card["sets"][kind], flush=True)
-    store.write_json(file.with_suffix(".json"), card)
+    locomotion.write_card(environment, card)
 
 
 if __name__ == "__main__":

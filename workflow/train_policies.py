@@ -22,6 +22,8 @@ from sbx import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from rrlib import disk
+
 # Networks and batches are half as wide as SAC usually has them, and the actor learns at every other
 # update, which together make a step on one core eight times faster; a small actor ships easily.
 # The learnt entropy coefficient fell to 0.02 within 100 000 steps of Hopper, and the agent kept to
@@ -74,9 +76,10 @@ def save(agent: SAC, folder: Path) -> None:
     filled = agent.num_timesteps // N_ENVIRONMENTS  # nothing is ever overwritten
     buffer = {name: getattr(agent.replay_buffer, name)[:filled] for name in BUFFER}
     counts = {"steps": np.array(agent.num_timesteps), "updates": np.array(agent._n_updates)}
-    temporary = folder / "checkpoint.part.npz"
-    np.savez(temporary, **buffer, **counts, **{f"leaf.{name}": v for name, v in leaves.items()})
-    temporary.replace(folder / "checkpoint.npz")
+    leaves = {f"leaf.{name}": leaf for name, leaf in leaves.items()}
+    # An open file, since a path gets ".npz" appended.
+    with disk.atomic(folder / "checkpoint.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **buffer, **counts, **leaves)
 
 
 def restore(agent: SAC, folder: Path) -> None:

@@ -1,0 +1,301 @@
+"""Every field of a maze recipe reaches what it names: calls are recorded, nothing is trained."""
+
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rrlib import (
+    denoisers,
+    extraction,
+    maze,
+    maze_experiments,
+    maze_recipes,
+    maze_sizes,
+    store,
+    training,
+    trajectories,
+)
+from rrlib.extraction import Comparisons
+from rrlib.maze_recipes import (
+    FRESH_SEED,
+    MazeData,
+    MazeDiffuser,
+    MazeFile,
+    MazePool,
+    MazeRewards,
+)
+from rrlib.trajectories import Normaliser, Trajectories
+
+RULER, SHOWN = MazeData("umaze", None, 30, 40, 2), MazeData("umaze", (3.0, 1.0), 25, 40, 6)
+FIT = {"steps": 17, "batch": 5, "learning_rate": 0.03, "seed": 9}
+SHAPE = {"horizon": 8, "channels": (8, 16), "diffusion_steps": 6, "given": 0.3}
+BASE = MazeDiffuser(RULER, RULER, **SHAPE, **FIT)
+EXPERT = MazeDiffuser(SHOWN, RULER, **SHAPE, **FIT | {"seed": 10})
+POOL = MazePool(BASE, EXPERT, plans=12, seed=3)
+REWARDS = MazeRewards(
+    POOL, window=4, hidden=(8,), steps=21, batch=6, learning_rate=0.02, seeds=(5, 7)
+)
+
+
+def made(seed: int, middle: float, episodes: int = 10, length: int = 12) -> Trajectories:
+    """Episodes around `middle`, so that one can tell whose a plan is."""
+    rng, n = np.random.default_rng(seed), episodes * length
+    ends = np.arange(n) % length == length - 1
+    rows = middle + rng.uniform(-0.1, 0.1, (n, 6)).astype("f4")
+    still = np.zeros(n, bool)
+    return Trajectories(rows[:, 2:], rows[:, :2], np.ones(n, "f4"), still, ends)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stand-ins for what is slow: name -> arguments and keywords of its only call."""
+    found = SimpleNamespace(obtained=[])
+
+    def of(recipe: MazeData) -> Trajectories:
+        return made(recipe.seed % 97 + recipe.episodes, 1.0 if recipe.goal else -1.0)
+
+    def obtain(recipe, device="cpu"):
+        found.obtained.append((recipe, device))
+        if isinstance(recipe, MazeData):
+            return of(recipe)
+        if isinstance(recipe, MazeDiffuser):
+            return recipe.blank(device)
+        draws = training.stream(0, 0)
+        x, base, expert = (torch.randn(7, 8, 6, generator=draws) for _ in range(3))
+        return Comparisons(x, torch.arange(7) % 6, base, expert)
+
+    def record(module, name, result=None):
+        def stand_in(*args, **kwargs):
+            assert not hasattr(found, name)
+            setattr(found, name, SimpleNamespace(args=args, **kwargs))
+            return result(*args, **kwargs) if result else None
+
+        monkeypatch.setattr(module, name, stand_in)
+
+    monkeypatch.setattr(store, "obtain", obtain)
+    monkeypatch.setattr(training, "finish", lambda progress, label: None)
+    found.files = []
+    monkeypatch.setattr(maze_recipes, "save_file", lambda _, file: found.files.append(file.name))
+    record(training, "train", lambda _, loss, **k: loss(training.stream(k["seed"], 1)))
+    record(extraction, "fit")
+    record(denoisers, "plan_loss")
+    record(extraction, "algorithm1", lambda *a, **k: Comparisons(*[torch.zeros(1)] * 4))
+    found.of = of
+    return found
+
+
+@pytest.mark.parametrize("goal", [None, (3.0, 1.0)])
+def test_data_are_made_as_the_recipe_says(goal, monkeypatch, tmp_path):
+    found, seeds = {}, []
+    monkeypatch.setattr(maze, "make_trajectories", lambda *args: found.update(args=args))
+    monkeypatch.setattr(trajectories, "write_hdf5", lambda file, data: found.update(file=file))
+    for seed in (0, 5):
+        MazeData("umaze", goal, 12, 34, seed).make(tmp_path, "cpu")
+        world, *asked, own = found["args"]
+        assert (world.name, asked) == ("umaze", [12, 34, goal])
+        assert own == training.derived_seed(seed, f"umaze {goal}")
+        seeds.append(own)
+    assert seeds[0] != seeds[1] and found["file"] == tmp_path / "trajectories.hdf5"
+
+
+def test_data_are_made_with_the_papers_controller_by_default(monkeypatch):
+    """Appendix E's data: p 3, d -0.548 (FACTS of the paper's code)."""
+    seen = []
+    control = maze.control
+
+    def watched(world, states, targets, gains=(None, None)):
+        seen.append(gains)
+        return control(world, states, targets, gains)
+
+    monkeypatch.setattr(maze, "control", watched)
+    maze.make_trajectories(maze.load("open"), 2, 3)
+    assert seen == [(3.0, -0.548)] * 3
+
+
+@pytest.mark.parametrize("half", [BASE, EXPERT], ids=["base", "expert"])
+def test_a_diffuser_is_trained_as_the_recipe_says(half, calls, tmp_path):
+    half.make(tmp_path, "cpu")
+    assert (calls.train.steps, calls.train.learning_rate) == (17, 0.03)
+    assert calls.train.seed == half.seed and calls.files == ["denoiser.safetensors"]
+    assert calls.train.checkpoint == tmp_path / "checkpoints" / "denoiser.safetensors"
+    denoiser, plans, width, _, given = calls.plan_loss.args
+    assert calls.train.args[0] is denoiser.network and (width, given) == (4, 0.3)
+    assert torch.equal(plans, half.split().draw(5, training.stream(half.seed, 1)))
+    split = half.split()
+    assert np.array_equal(split.train.observations, calls.of(half.data).observations)
+    fresh = replace(half.data, episodes=300, seed=half.data.seed + FRESH_SEED)
+    assert np.array_equal(split.held_out.observations, calls.of(fresh).observations)
+    assert (fresh, "cpu") in calls.obtained
+    # In one scale, the ruler's, for base and expert alike.
+    assert np.array_equal(split.normaliser.low, Normaliser.fit(calls.of(RULER)).low)
+    assert np.array_equal(split.normaliser.high, Normaliser.fit(calls.of(RULER)).high)
+    assert split.horizon == 8
+
+
+def test_a_diffusers_network_is_the_recipes():
+    one = BASE.blank("cpu")
+    assert (one.steps, one.scheduler.config.clip_sample) == (6, True)
+    assert tuple(one.network.unet.config.block_out_channels) == (8, 16)
+    assert replace(BASE, patch=2).blank("cpu").network.patch == 2
+    weights = [
+        next(replace(BASE, seed=seed).blank("cpu").network.parameters()) for seed in (0, 0, 1)
+    ]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
+
+
+def test_an_expert_begins_at_its_start(calls, tmp_path):
+    replace(EXPERT, start=BASE).make(tmp_path, "cpu")
+    ours, base = calls.train.args[0].state_dict(), BASE.blank("cpu").network.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in base.items())
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_pool_asks_both_models_about_plans_of_both(ends, calls, tmp_path):
+    replace(POOL, ends=ends).make(tmp_path, "cpu")
+    asked = calls.algorithm1
+    *models, of_base, of_expert = asked.args
+    assert (asked.size, asked.seed, asked.ends) == (12, 3, 4 if ends else 0)
+    draws = training.stream(3, "data")
+    for model, plans, half in zip(models, (of_base, of_expert), (BASE, EXPERT), strict=True):
+        assert torch.equal(plans, half.split().draw(12, draws))
+        weights = (next(m.network.parameters()) for m in (model, half.blank("cpu")))
+        assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("target", ["score", "mean"])
+@pytest.mark.parametrize("place", ["x_t", "mu_base"])
+@pytest.mark.parametrize("cut", [{}, {"strided": True}, {"average": 2}], ids=str)
+def test_rewards_are_fitted_as_the_recipe_says(target, place, cut, calls, tmp_path):
+    recipe = replace(REWARDS, target=target, place=place, **cut)
+    recipe.make(tmp_path, "cpu")
+    fit = calls.fit
+    assert (fit.steps, fit.batch, fit.learning_rate, fit.seed) == (21, 2 * 6, 0.02, 5)
+    assert fit.checkpoint == tmp_path / "checkpoints" / "rewards.safetensors"
+    assert calls.files == ["reward-5.safetensors", "reward-7.safetensors"]
+    stack, pool = fit.args
+    read = store.obtain(POOL).read(BASE.blank("cpu"), target, place)
+    wanted = read.cut(4, recipe.strided).average(recipe.average)
+    assert torch.equal(pool.x, wanted.x) and torch.equal(pool.target, wanted.target)
+    unit = extraction.displacement_units(BASE.blank("cpu"), target)
+    for seed, network in zip((5, 7), stack.members(), strict=True):
+        assert torch.equal(network.unit, unit)
+        own = replace(recipe, window=4 // recipe.average, average=1)._network(seed)
+        assert torch.equal(network.g[0].weight, own.g[0].weight)
+        assert network.hidden == (8,) and network.window == 4 // recipe.average
+    assert recipe._network(5).activation == "silu"
+    assert replace(recipe, activation="leaky_relu")._network(5).activation == "leaky_relu"
+
+
+CHOSEN = SimpleNamespace(
+    maze=("umaze", "large"),
+    n_goals=2,
+    goal=None,
+    seed=4,
+    episodes=123,
+    horizon=256,
+    size="medium",
+    diffuser_steps=40,
+    dataset_path="",
+)
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "paper"])
+def test_an_experiment_is_what_its_parameters_and_its_size_say(size):
+    chosen = SimpleNamespace(**vars(CHOSEN) | {"size": size})
+    found = maze_experiments.experiments(chosen, n_seeds=3, reward_steps=7)
+    names = [(e.world.name, e.goal) for e in found]
+    assert names == [(name, goal) for name in CHOSEN.maze for goal in maze.GOALS[name][:2]]
+    lengths = {"umaze": 300, "large": 600}
+    for e in found:
+        own, name = maze_sizes.sizes(size, e.world.name), e.world.name
+        assert e.base.data == e.base.ruler == MazeData(name, None, 123, lengths[name], 4)
+        assert e.expert.data == MazeData(name, e.goal, 123, lengths[name], 4)
+        assert e.expert.ruler == e.base.data
+        for half in (e.base, e.expert):
+            wanted = {f: getattr(own, f) for f in maze_experiments.SHAPE}
+            assert {f: getattr(half, f) for f in wanted} == wanted
+            assert (half.horizon, half.seed) == (256, 4)
+        share = {"small": 30, "medium": 20, "paper": 40}[size]  # of the base's 40 steps
+        assert (e.base.steps, e.expert.steps, e.base.start) == (40, share, None)
+        assert e.expert.start == (None if size == "paper" else e.base)
+        assert e.rewards.pool == MazePool(e.base, e.expert, own.plans, seed=4)
+        wanted = {"window": own.window, "hidden": own.hidden, "average": own.average, "steps": 7}
+        wanted |= {"batch": own.reward_batch, "learning_rate": own.reward_rate}
+        wanted |= {"seeds": (4, 5, 6), "target": "mean", "place": "mu_base", "strided": False}
+        assert {f: getattr(e.rewards, f) for f in wanted} == wanted
+    assert set(maze_experiments.SHAPE) == {f.name for f in fields(MazeDiffuser)} - {
+        *("data", "ruler", "horizon", "steps", "start", "seed")
+    }
+
+
+def test_a_file_takes_the_place_of_the_bases_data_and_is_the_ruler(monkeypatch):
+    monkeypatch.setattr(MazeFile, "at", lambda name, path, *_, **__: MazeFile(name, path, path))
+    chosen = SimpleNamespace(**vars(CHOSEN) | {"maze": ("umaze",), "dataset_path": "mine"})
+    for e in maze_experiments.experiments(chosen):
+        file = MazeFile("umaze", "mine", "mine")
+        assert e.base.data == e.base.ruler == e.expert.ruler == file
+        assert e.expert.data == MazeData("umaze", e.goal, 123, 300, 4)
+
+
+def test_a_tenth_of_a_files_episodes_is_held_out_by_the_diffusers_seed(calls, monkeypatch):
+    data, file = made(0, 1.0, episodes=20), MazeFile("umaze", "mine", "mine")
+    monkeypatch.setattr(store, "obtain", lambda recipe, device="cpu": data)
+    for seed in (0, 1):
+        split = replace(BASE, data=file, ruler=file, seed=seed).split()
+        train, held_out = trajectories.split(data, 0.1, seed)
+        assert held_out.n_episodes == 2
+        assert np.array_equal(split.train.observations, train.observations)
+        assert np.array_equal(split.held_out.observations, held_out.observations)
+
+
+def test_plans_that_judge_come_from_seeds_of_their_own(calls):
+    e = maze_experiments.MazeExperiment((3.0, 1.0), BASE, EXPERT, REWARDS)
+    normaliser = e.normaliser
+    assert np.array_equal(normaliser.low, Normaliser.fit(calls.of(RULER)).low)
+    for half in (BASE, EXPERT):
+        for seed in (0, 8):
+            found = e.sample(half, normaliser, 77, 6, seed)
+            fresh = replace(half.data, episodes=77, seed=FRESH_SEED + seed)
+            assert fresh.seed not in (RULER.seed, SHOWN.seed)
+            split = maze_experiments.Split(calls.of(fresh), calls.of(fresh), normaliser, 8)
+            assert torch.equal(found.plans, split.held_out_plans(6, seed)[0])
+
+
+def test_what_the_paper_and_its_code_fix():
+    """Table 2 and 3, and the authors' code: see the ledger."""
+    for name in maze.LAYOUTS:
+        found = maze_sizes.sizes("paper", name)
+        assert (found.batch, found.learning_rate, found.expert_share) == (128, 2e-4, 1.0)
+        assert (found.plans, found.average, found.given) == (100_000, 1, 0.25)
+    assert maze.PAPER_GAINS == (3.0, -0.548) and maze.D4RL_GAINS == (10.0, -1.0)
+    assert (maze.MAX_SPEED, maze.RADIUS, maze.NEAR) == (5.0, 0.1, 0.45)
+
+
+@pytest.mark.parametrize("name", list(maze.LAYOUTS))
+def test_the_balls_physics_are_point_mazes(name):
+    """Time step, mass, damping, gear and radius as D4RL and gymnasium-robotics have them."""
+    model = maze.load(name).model
+    assert model.opt.timestep == pytest.approx(0.01)
+    assert model.body("particle").mass[0] == pytest.approx(4.19, abs=0.01)
+    assert model.dof_damping[:2].tolist() == [1, 1]
+    assert model.actuator_gear[:, 0].tolist() == [100, 100]
+    assert model.geom("particle_geom").size[0] == pytest.approx(0.1)
+
+
+GOALS = {
+    "open": "(1,1) (1,5) (1.3,1.7) (2,3) (2.3,4.3) (2.7,3.1) (3,1) (3,5)",
+    "umaze": "(1,1) (1,2) (1,3) (1.3,2.7) (2,3) (3,1) (3,2) (3,3)",
+    "medium": "(1,1) (1,6) (2,2) (4,4) (4,6) (5,3) (6,1) (6,6)",
+    "large": "(1,1) (1,10) (3,6) (3,8) (5,2) (5,4) (7,1) (7,10)",
+}
+
+
+@pytest.mark.parametrize("name", list(maze.LAYOUTS))
+def test_the_goals_are_the_papers(name):
+    written = [f"({row:g},{column:g})" for row, column in maze.GOALS[name]]
+    assert " ".join(written) == GOALS[name]
+    assert maze.goals(maze.load(name), 3) == maze.GOALS[name][:3]
+    assert maze.goals(maze.load(name), 3, (1.0, 1.0)) == ((1.0, 1.0),)
