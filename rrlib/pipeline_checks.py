@@ -28,11 +28,19 @@ FURTHER = {
 }
 
 
+def _defaults(kind: type) -> dict[str, Any]:
+    parameters = inspect.signature(kind.__init__).parameters
+    return {key: value.default for key, value in parameters.items() if key != "self"}
+
+
+# Of a class that does not say: Stable Diffusion's own schedule ends at the noise of t = 0.
+FAMILY = _defaults(DDIMScheduler) | {"set_alpha_to_one": False}
+
+
 def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
     """The schedule of a scheduler of another class as DDIM, as the pipelines of diffusers have it.
 
     Stable Diffusion's latents are not pixels: they are never clipped, and steps are counted from 1.
-    Its own schedule ends at the noise of t = 0; that holds where a class does not say otherwise.
 
     Args:
         name: of the scheduler's class.
@@ -43,10 +51,9 @@ def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
     """
     if name not in SCHEDULERS:
         raise ValueError(f"its scheduler {shown(name)} has no DDIM steps")
-    own = inspect.signature(getattr(diffusers, name).__init__).parameters
-    defaults = {key: value.default for key, value in own.items() if key in _DDIM}
-    told = {key: value for key, value in config.items() if key in _DDIM}
-    settings = {"set_alpha_to_one": False} | defaults | told
+    own = _defaults(getattr(diffusers, name))
+    told = {key: config[key] for key in FAMILY if key in config}
+    settings = FAMILY | {key: own[key] for key in FAMILY if key in own} | told
     settings |= {"clip_sample": False, "steps_offset": 1}
     steps = settings["num_train_timesteps"]
     if not _whole(steps, 1, MOST_STEPS):
@@ -59,6 +66,10 @@ def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
             f"its scheduler's timestep_spacing={shown(settings['timestep_spacing'])} is none of "
             f"{', '.join(SPACINGS)}"
         )
+    if settings["timestep_spacing"] == "linspace":
+        # DDIM's step goes down by a fixed number of levels, and levels of this kind are further
+        # apart: each network would be asked at another level than its latents have.
+        settings["timestep_spacing"] = "leading"
     for key in ("thresholding", "use_flow_sigmas"):  # of pixels; of another kind of noise
         if config.get(key):
             raise ValueError(f"its scheduler's {key}={shown(config[key])} is not for such latents")
@@ -86,9 +97,6 @@ def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
             "grow from little to nearly all"
         )
     return found
-
-
-_DDIM = set(inspect.signature(DDIMScheduler.__init__).parameters) - {"self"}
 
 
 def schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
