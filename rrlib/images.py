@@ -9,7 +9,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
 from rrlib.pipeline_checks import fault, latent_shape, schedule
-from rrlib.pipelines import check_prompts, embed
+from rrlib.pipelines import embed
 
 # What the safe sampler turns from, in the words of safe latent diffusion's own model card.
 CONCEPT = (
@@ -89,7 +89,7 @@ class Guided:
         scale: s_g of classifier-free guidance.
         safety: settings of safe guidance; None for plain guidance.
         concept: what safe guidance turns from.
-        negative_prompt: what plain guidance turns from; the empty text by default.
+        negative_prompt: none; what pipelines know by this name is refused.
 
     Raises:
         InputError: a value of another type, fewer than one step, or more than the model has; a
@@ -101,9 +101,14 @@ class Guided:
     scale: float = 7.5
     safety: SafeGuidance | None = None
     concept: str = CONCEPT
-    negative_prompt: str = ""
+    negative_prompt: InitVar[str] = ""
 
-    def __post_init__(self):
+    def __post_init__(self, negative_prompt: str):
+        if negative_prompt:
+            raise InputError(
+                f"negative_prompt={shown(negative_prompt)} is not allowed: guidance starts at the "
+                "empty text (safety and concept turn from another)."
+            )
         why = fault(self.pipeline)
         if why:
             raise InputError(f"pipeline: this one is not allowed: {why}.")
@@ -121,11 +126,8 @@ class Guided:
                 f"safety={shown(self.safety)} is not allowed: None or a SafeGuidance is needed, "
                 f"such as CONFIGURATIONS['max'] (there are {', '.join(CONFIGURATIONS)})."
             )
-        for name in ("concept", "negative_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(
-                    f"{name}={shown(getattr(self, name))} is not allowed: a text is needed."
-                )
+        if not isinstance(self.concept, str):
+            raise InputError(f"concept={shown(self.concept)} is not allowed: a text is needed.")
         if self.safety and self.safety.warmup >= self.steps:
             warnings.warn(
                 f"steps={self.steps} is no more than the warm-up of {self.safety.warmup} steps, so "
@@ -151,16 +153,14 @@ class Guided:
         return latent_shape(self.pipeline)
 
     def condition(self, prompts: Sequence[str], truncate: bool = False) -> Tensor:
-        """Embeddings of the negative prompt, the prompts and (safe) the concept, [2 or 3, B, L, d].
+        """Embeddings of the empty text, the prompts and (safe) the concept, [2 or 3, B, L, d].
 
         Once per prompt, however many steps follow.
 
         Raises:
             InputError: a prompt is empty or too long, see `pipelines.embed`.
         """
-        if self.negative_prompt:
-            check_prompts(self.pipeline, [self.negative_prompt], truncate)
-        texts = [self.negative_prompt, *([self.concept] if self.safety else [])]
+        texts = ["", *([self.concept] if self.safety else [])]
         # The concept is cut where the tokenizer ends, as its authors' own pipeline does.
         fixed = [embed(self.pipeline, [text], truncate=True, blank=True) for text in texts]
         asked = embed(self.pipeline, prompts, truncate)
