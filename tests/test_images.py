@@ -123,6 +123,28 @@ def test_a_sampler_meets_the_denoiser_contract(pipeline):
     assert_close(guided.advance(x, epsilon, 3), step, atol=1e-4, rtol=1e-4)
 
 
+def test_a_denoiser_knows_whether_its_step_is_of_the_warm_up(pipeline):
+    guided = Guided(pipeline, 10, 4.0, images.SafeGuidance(3, 5000, 1.0, 0.5, 0.7), "cross")
+    plain = Guided(pipeline, 10, 4.0)
+    texts = guided.condition(PROMPTS)
+    x, t = noise(guided), torch.tensor([500, 500])
+    found = {step: guided.denoiser(texts, step).epsilon(x, t) for step in (2, 3)}
+    usual = plain.denoiser(texts[:2]).epsilon(x, t)
+    assert_close(found[2], usual)
+    assert (found[3] - usual).abs().max() > 1e-3
+
+
+def test_a_sampler_cuts_long_prompts_only_when_told(pipeline):
+    for safety in (None, CONFIGURATIONS["max"]):
+        guided = Guided(pipeline, 10, safety=safety)  # whose concept is longer than the tokenizer
+        with pytest.raises(InputError, match="of 9 tokens is not allowed"):
+            guided.condition(["red " * 7])
+        cut = guided.condition(["red " * 7], truncate=True)
+        assert torch.equal(cut, guided.condition(["red " * 6]))
+        assert torch.equal(cut[0], pipelines.embed(pipeline, [""], blank=True))
+        assert len(cut) == (3 if safety else 2)
+
+
 def test_a_shift_is_added_to_every_step(pipeline):
     guided = Guided(pipeline, 4)
     texts, x = guided.condition(PROMPTS), noise(guided)
@@ -328,6 +350,12 @@ def test_a_pair_shares_latents_and_schedule(pipeline):
     larger = miniature.pipeline(miniature.Size(**vars(TINY) | {"pixels": 32}), WORDS, 0)
     with pytest.raises(InputError, match=r"latents .*\(4, 16, .* are not allowed"):
         pipelines.check_pair(pipeline, larger)
+    other = miniature.pipeline(TINY, WORDS, 0)
+    other.vae.register_to_config(scaling_factor=0.5)
+    with pytest.raises(
+        InputError, match=r"\(4, 8, 8, 0.5\) are not allowed: the base's \(4, 8, 8, "
+    ):
+        pipelines.check_pair(pipeline, other)
     other = miniature.pipeline(TINY, WORDS, 0)
     other.scheduler = DDIMScheduler.from_config(other.scheduler.config, beta_end=0.02)
     with pytest.raises(InputError, match=r"beta_end=0.02 is not allowed: the base's 0.012"):
