@@ -119,7 +119,11 @@ def _verify(folder: Path) -> None:
         fault = "is missing" if name in files else "is none of the pipeline's"
         raise InputError(f"File '{folder / name}' {fault}.")
     for name, path in found.items():
-        if disk.sha256(path) != files[name]:
+        try:
+            told = disk.sha256(path)
+        except OSError as error:
+            raise InputError(f"File '{path}' cannot be read ({disk.reason(error)}).") from None
+        if told != files[name]:
             raise InputError(
                 f"File '{path}' is damaged: its content is not what '{CARD}' says of it."
             )
