@@ -25,8 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = [
     {"errors", "host"},
     {"disk", "keys", "costs", "schedules", "plan_networks"},
-    {"tensor_files", "hdf5", "recipe_costs"},
-    {"data_files"},
+    {"tensor_files", "hdf5", "recipe_costs", "pipeline_checks"},
+    {"data_files", "pipeline_files"},
     {
         "rules",
         "results",
