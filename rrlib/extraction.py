@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rrlib.denoisers import Denoiser, given, held
 from rrlib.errors import InputError
-from rrlib.rewards import Place, Target, windows
+from rrlib.rewards import Place, Target, unit_of, windows
 from rrlib.training import Progress, stream, train
 
 
@@ -66,12 +66,15 @@ class Pool:
         return Pool(x, self.t, target)
 
     def scale(self, steps: int) -> Tensor:
-        """Root mean square of the target's entries at each t, [T]; 1 where the pool has no t."""
+        """Root mean square of the target's entries at each t, [T].
+
+        0 where both models agree at all points of a t, and where the pool has no point of it.
+        """
         squares = self.target.flatten(1).square().mean(1)
         total = torch.zeros(steps, dtype=squares.dtype, device=squares.device)
         count = total.index_add(0, self.t, torch.ones_like(squares))
         total = total.index_add(0, self.t, squares)
-        return torch.where(count > 0, total / count.clamp(min=1), 1.0).sqrt().clamp(min=1e-12)
+        return (total / count.clamp(min=1)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,39 @@ def displacement_units(base: Denoiser, target: Target) -> Tensor:
     return read(one, none, t)
 
 
+def step_weights(scale: Tensor, unit: Tensor | None = None) -> Tensor:
+    """What errors are multiplied by at each t before they are squared, [T].
+
+    The inverse of the target's scale, so that each t counts alike; 0 where the scale is 0, since a
+    step at which the models agree says nothing. A step at which they agree but for rounding says
+    little more, and its inverse would drown all others: below a thousandth of what is usual (the
+    median, rounding left out) the weight falls with the scale instead.
+
+    Args:
+        scale: of the target at each t, [T], such as `Pool.scale`.
+        unit: what a unit of the network's output is worth at each t, [T]; scales are compared in
+            it. None takes 1.
+
+    Raises:
+        InputError: a scale is not finite, or all are 0.
+    """
+    if not torch.isfinite(scale).all():
+        step = int((~torch.isfinite(scale)).nonzero()[0])
+        raise InputError(
+            f"pool: a target of {float(scale[step])} at t = {step} is not allowed: finite "
+            "differences of the two models are needed."
+        )
+    if not (scale > 0).any():
+        raise InputError(
+            "pool: targets that are all 0 are not allowed: two models that differ somewhere are "
+            "needed."
+        )
+    told = scale if unit is None else scale / unit.to(scale).abs()
+    usual = told[(scale > 0) & (told > 1e-6 * told[scale > 0].max())].median()
+    faded = (told / (1e-3 * usual)).clamp(max=1).square()
+    return torch.where(scale > 0, scale.reciprocal() * faded, 0.0)
+
+
 def fit(
     network: nn.Module,
     pool: Pool,
@@ -342,21 +378,28 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
 ) -> Iterator[Progress]:
-    """Fit `network` to a pool by L_RRF, each t weighed by the inverse square of its target's scale.
+    """Fit `network` to a pool by L_RRF, each t weighed by the square of its `step_weights`.
 
     Weighing changes no minimiser (each t has its own), only how well a finite network meets each.
+    At a step where both models agree throughout nothing is fitted: there the reward says what its
+    neighbours in t say.
 
     Args:
         network: a reward, changed in place.
         pool: of x [N, h, D] or [N, D]; cut into windows already, if the reward is windowed.
         steps, batch, learning_rate, seed, checkpoint: see `training.train`.
+
+    Raises:
+        InputError: see `step_weights`.
     """
-    scale = pool.scale(int(pool.t.max()) + 1)
+    steps_seen = int(pool.t.max()) + 1
+    unit = unit_of(network)
+    weights = step_weights(pool.scale(steps_seen), None if unit is None else unit[:steps_seen])
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pool), (batch,), generator=generator, device=pool.t.device)
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
-        weight = scale[t].reciprocal()
+        weight = weights[t]
         wide = weight.reshape(-1, *[1] * (x.ndim - 1))
         return loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
 
@@ -371,8 +414,9 @@ def fit(
 
 
 def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> Tensor:
-    """Share of the target's energy that grad rho explains at each t, [T]; NaN where no t.
+    """Share of the target's energy that grad rho explains at each t, [T].
 
+    NaN where there is nothing to explain: both models agree there, or the pool has no such t.
     Ask it of a pool that the reward was not fitted to.
     """
     left = torch.zeros(steps, dtype=pool.target.dtype, device=pool.target.device)
@@ -383,7 +427,7 @@ def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> 
         error = (gradient - pool.target[rows]).flatten(1).square().sum(1)
         left.index_add_(0, pool.t[rows], error)
         total.index_add_(0, pool.t[rows], pool.target[rows].flatten(1).square().sum(1))
-    return 1 - left / total
+    return torch.where(total > 0, 1 - left / total, torch.nan)
 
 
 def check_schedules(base: Denoiser, expert: Denoiser) -> None:

@@ -40,6 +40,15 @@ def windows(x: Tensor, window: int, strided: bool = False) -> Tensor:
     return x.unflatten(1, (-1, window))
 
 
+def unit_of(network: nn.Module) -> Tensor | None:
+    """What a unit of a network's output is worth at each t, [T]; None where it does not say.
+
+    Of a network that wraps others, the first one's.
+    """
+    found = (value for name, value in network.named_buffers() if name.split(".")[-1] == "unit")
+    return next(found, None)
+
+
 class WindowReward(nn.Module):
     """rho(x_t, t) = mean over contiguous windows of g(window, t), g an MLP (Table 2, appendix E).
 

@@ -404,15 +404,98 @@ def test_scale_is_the_root_mean_square_at_each_t():
     scale = pool.scale(STEPS)
     for t in range(STEPS):
         entries = pool.target[pool.t == t]
-        literal = entries.square().mean().sqrt() if len(entries) else torch.tensor(1.0)
+        literal = entries.square().mean().sqrt() if len(entries) else torch.tensor(0.0)
         assert_close(scale[t], literal.double())
-    assert (scale[-2:] == 1).all()
+    assert (scale[-2:] == 0).all()
 
 
-def test_scale_of_a_target_of_nothing_can_be_divided_by():
+def test_scale_is_nothing_where_the_models_agree():
+    pool = random_pool(40)
+    agree = pool.t < STEPS // 2
+    target = torch.where(agree[:, None, None], 0.0, pool.target)
+    scale = Pool(pool.x, pool.t, target).scale(STEPS)
+    assert (scale[: STEPS // 2] == 0).all()
+    assert (scale[pool.t[~agree]] > 0.1).all()
+
+
+def test_steps_weigh_the_inverse_of_their_scale_and_nothing_where_they_say_nothing():
+    scale = torch.tensor([0.0, 2.0, 0.5, 1e-7, 1.0, 0.0, 0.25])
+    weights = extraction.step_weights(scale)
+    assert torch.equal(weights[[1, 2, 4, 6]], torch.tensor([0.5, 2.0, 1.0, 4.0]))
+    assert weights[0] == weights[5] == 0
+    assert 0 < weights[3] < 1  # agreement but for rounding: the inverse would be ten million
+
+
+@pytest.mark.parametrize("few", [1, 15])
+def test_agreement_but_for_rounding_does_not_become_what_is_usual(few):
+    """Were it in the median, most steps of a long warm-up would set the measure."""
+    scale = torch.ones(STEPS)
+    scale[:few] = 1e-8
+    weights = extraction.step_weights(scale)
+    assert (weights[:few] < 0.1).all() and (weights[few:] == 1).all()
+
+
+def test_scales_are_compared_in_the_networks_units():
+    """A target that fades as its unit does is all there."""
+    unit = torch.logspace(0, -8, STEPS)
+    inverse = (3 * unit).reciprocal()
+    assert torch.equal(extraction.step_weights(3 * unit, unit), inverse)
+    assert extraction.step_weights(3 * unit)[-1] < 0.1 * inverse[-1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_targets_that_are_not_finite_are_named(bad):
+    scale = torch.ones(STEPS)
+    scale[4] = bad
+    with pytest.raises(InputError, match=rf"^pool: a target of {bad} at t = 4 is not allowed: "):
+        extraction.step_weights(scale)
+
+
+def agreeing(steps: int, size: float, seed: int) -> Pool:
+    """Target 1 along both axes, but `size` at the first `steps` steps."""
+    generator = stream(seed, "agreeing")
+    x = torch.randn(4000, 2, generator=generator)
+    t = torch.randint(STEPS, (4000,), generator=generator)
+    return Pool(x, t, torch.where(t < steps, size, 1.0)[:, None].expand(-1, 2).contiguous())
+
+
+def explained_at_the_others(pool: Pool, fresh: Pool) -> torch.Tensor:
+    torch.manual_seed(0)
+    network = WindowReward(2, 1, torch.ones(STEPS), hidden=(32, 16))
+    options = {"steps": 300, "batch": 128, "learning_rate": 3e-3, "seed": 0}
+    for _ in extraction.fit(network, pool, **options):
+        pass
+    return extraction.explained(network, fresh, STEPS)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(5, 0.0), (12, 1e-8)])
+def test_steps_at_which_the_models_agree_spoil_no_fit(steps, size):
+    whole = agreeing(steps, size, 0)
+    differ = whole.t >= steps
+    without = Pool(whole.x[differ], whole.t[differ], whole.target[differ])
+    fresh = agreeing(steps, size, 1)
+    found, wanted = (explained_at_the_others(pool, fresh) for pool in (whole, without))
+    assert wanted[steps:].min() > 0.99
+    assert_close(found[steps:], wanted[steps:], rtol=0, atol=0.005)
+    assert found[:steps].isnan().all() == (size == 0)
+
+
+def test_a_pair_without_any_difference_is_refused_before_the_fit():
     pool = random_pool()
-    scale = Pool(pool.x, pool.t, torch.zeros_like(pool.target)).scale(STEPS)
-    assert (scale > 0).all() and scale.reciprocal().isfinite().all()
+    nothing = Pool(pool.x, pool.t, torch.zeros_like(pool.target))
+    with pytest.raises(InputError, match=r"^pool: targets that are all 0 are not allowed: two mod"):
+        extraction.fit(reward(), nothing, steps=5, batch=4, learning_rate=1e-3, seed=0)
+
+
+def test_explained_says_nothing_where_there_is_nothing_to_explain():
+    pool = random_pool(40)
+    target = torch.where(pool.t[:, None, None] < 8, 0.0, pool.x)
+    found = extraction.explained(
+        lambda x, t: x.square().sum((1, 2)) / 2, Pool(pool.x, pool.t, target), STEPS
+    )
+    seen = torch.bincount(pool.t, minlength=STEPS) > 0
+    assert found[:8].isnan().all() and seen[:8].any()
+    assert_close(found[8:][seen[8:]], torch.ones_like(found[8:][seen[8:]]))
 
 
 @pytest.mark.parametrize("batch", [3, 4096])
