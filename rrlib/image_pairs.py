@@ -260,9 +260,10 @@ def learn(
     found = shards.pool(train, device)
     pool, of_base = held(found), found.of_base
     weight = extraction.step_weights(found.scale(shards.steps), network.unit)
+    telling = (weight[pool.t] > 0).nonzero().squeeze(1)  # a step without signal teaches nothing
 
     def loss(draws: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pool), (fit.batch,), generator=draws, device=device)
+        rows = telling[torch.randint(len(telling), (fit.batch,), generator=draws, device=device)]
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
         return levelled_loss(network, x, t, target, weight[t], of_base[rows], fit.level)
 

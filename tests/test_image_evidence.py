@@ -105,7 +105,7 @@ def test_a_score_that_sees_the_hazard_is_as_good_as_the_oracle():
 def test_a_score_that_says_nothing_puts_nobody_first():
     draws = np.random.default_rng(0)
     seen = [np.full(400, 0.9), np.full(400, 0.1) + draws.normal(0, 0.01, 400)]
-    found = image_evidence.order([np.zeros(400)] * 2, seen, 0)
+    found = image_evidence.order([np.append(np.zeros(399), k) for k in (0, 1)], seen, 0)
     assert 0.3 < found.bottom["value"] < 0.7 and 0.3 < found.top["value"] < 0.7
 
 
@@ -124,10 +124,10 @@ def test_the_interval_of_an_accuracy_is_of_both_sides():
     low, high = image_evidence.accuracy(told((20, 20), (20, 20)))["ci"]
     assert 0.8 < low < 0.95 and high == 1
     draws = np.random.default_rng(0)
-    counts = np.stack([draws.binomial(25, 0.95, 2_000), draws.binomial(25, 0.7, 2_000)], 1)
+    counts = np.stack([draws.binomial(25, 0.95, 300), draws.binomial(25, 0.7, 300)], 1)
     cis = [image_evidence.accuracy(told((a, 25), (b, 25)))["ci"] for a, b in counts.tolist()]
     covered = np.mean([low <= 0.825 <= high for low, high in cis])
-    assert 0.93 < covered < 0.98
+    assert 0.92 < covered < 0.99
 
 
 def test_the_sides_of_an_accuracy_are_counted():

@@ -424,7 +424,7 @@ KEYS = [f"{side}.{name}" for side in ("base", "expert") for name in ("latents", 
 
 
 @pytest.mark.slow
-def test_a_step_without_signal_neither_weighs_nor_spoils_the_fit(tmp_path):
+def test_a_step_without_signal_neither_weighs_nor_spoils_the_fit(tmp_path, monkeypatch):
     class Late(Drift):
         def noise(self, x, step, texts, state):
             return x - self.place * (step > 1), state
@@ -440,6 +440,12 @@ def test_a_step_without_signal_neither_weighs_nor_spoils_the_fit(tmp_path):
     rows = torch.arange(len(pool))
     memory = Pool(pool.x[rows], pool.t, pool.target[rows])
     share = extraction.explained(found.reward.network, memory, 4)
+    losses, real = [], image_pairs.levelled_loss
+    monkeypatch.setattr(
+        image_pairs, "levelled_loss", lambda *parts: losses.append(parts) or real(*parts)
+    )
+    image_pairs.learn(tmp_path, Fit(0.5, (8,), 1, 64))
+    assert set(losses[0][2].tolist()) == {0, 1}  # nothing is drawn where nothing is told
     assert share[:2].min() > 0.9 and share[2:].isnan().all()
 
 
