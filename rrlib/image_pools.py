@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rrlib import image_pairs, image_weights, pipelines, scenes, store, training
+from rrlib.errors import InputError, shown
 from rrlib.image_pairs import Fit, ImageReward
 from rrlib.image_recipes import MiniDiffusion
 from rrlib.images import CONFIGURATIONS, Guided
@@ -78,8 +79,18 @@ class Elsewhere:
         store.write_json(folder / "pipeline.json", asdict(self))
 
     def load(self, folder: Path, device: str) -> StableDiffusionPipeline:
-        """The pipeline."""
-        return pipelines.load_pipeline(self.model_id, device, getattr(torch, self.dtype))
+        """The pipeline.
+
+        Raises:
+            InputError: it is no longer what it was when the recipe was written.
+        """
+        found = pipelines.load_pipeline(self.model_id, device, getattr(torch, self.dtype))
+        if digest(found) != self.digest:
+            raise InputError(
+                f"model_id={shown(self.model_id)} has changed since this run began: the pipeline "
+                "that it began with is needed."
+            )
+        return found
 
 
 Model = Shipped | Elsewhere | MiniDiffusion

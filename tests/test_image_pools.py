@@ -115,6 +115,9 @@ def test_other_parts_of_a_pipeline_are_another_recipe(models, tmp_path):
     other = Elsewhere.at(str(tmp_path), "cpu", "float32")
     assert store.key(other) != store.key(models[0])
     assert store.key(ImagePool(other, PROMPTS)) != store.key(ImagePool(models[0], PROMPTS))
+    with pytest.raises(InputError, match="has changed since this run began"):
+        replace(models[0], model_id=str(tmp_path)).load(tmp_path, "cpu")
+    assert replace(models[0], model_id=other.model_id, digest=other.digest).load(tmp_path, "cpu")
     same = Elsewhere.at(models[0].model_id, "cpu", "float32")
     assert store.key(ImagePool(same, PROMPTS)) == store.key(ImagePool(models[0], PROMPTS))
 
