@@ -5,171 +5,233 @@ p(x_{t-1} | x_t).
 They say the same thing in four ways; every conversion between them is here and nowhere else.
 """
 
+import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from diffusers import DDPMScheduler, UNet1DModel
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
+from rrlib.plan_networks import ChannelsFirst, PlanNetwork, check_horizon
+from rrlib.schedules import (
+    Schedule,
+    check_times,
+    cosine_scheduler,
+    kept_steps,
+    narrow,
+    wide,
+)
+
+# What has a file of its own by now is found here all the same.
+__all__ = [
+    "ChannelsFirst",
+    "Denoiser",
+    "PlanNetwork",
+    "between",
+    "check_horizon",
+    "control_loss",
+    "cosine_scheduler",
+    "given",
+    "held",
+    "kept_steps",
+    "plan_loss",
+]
 
 
-def cosine_scheduler(steps: int, clip: bool = True) -> DDPMScheduler:
-    """The cosine schedule (Nichol and Dhariwal, s = 0.008) with x0 as the network's output.
-
-    Args:
-        steps: diffusion steps T, at least 2.
-        clip: keep x0 in [-1, 1], the range of normalised plans (so do the paper's authors).
-    """
-    if steps < 2:
-        raise InputError(f"steps={steps} is not allowed: at least 2 diffusion steps are needed.")
-    return DDPMScheduler(
-        steps, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=clip
-    )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Denoiser:
     """A diffusion model.
 
+    Readings are in the precision of x_t, computed in no less than float32.
+
     Attributes:
-        network: (x_t [B, ...], t [B] int64) -> prediction [B, ...], x0 or epsilon as the
-            scheduler's `prediction_type` says ("sample" or "epsilon").
-        scheduler: diffusers' DDPMScheduler; t runs over 0 .. T - 1, and t = 0 is the least noise.
+        network: (x_t [B, ...], t [B] int64) -> prediction [B, ...], or an object with it as
+            `sample` (as diffusers' networks answer): x0, epsilon or v as the scheduler's
+            `prediction_type` says ("sample", "epsilon" or "v_prediction"). With a third argument
+            it is told which steps of a plan are given, bool [B, H].
+        scheduler: diffusers' DDPMScheduler, or another of models of the same kind, see
+            `schedules`; t runs over 0 .. T - 1, and t = 0 is the least noise.
+        known: observations [B, do] that are given at steps of the plan, see `given`.
+
+    Raises:
+        InputError: a scheduler of another kind; when asked, a t that is no step, or an x_t that
+            the network cannot take.
     """
 
-    network: Callable[[Tensor, Tensor], Tensor]
+    network: Callable[..., Tensor]
     scheduler: DDPMScheduler
+    known: tuple[tuple[int, Tensor], ...] = ()
 
     def __post_init__(self):
-        kind = self.scheduler.config.prediction_type
-        if kind not in ("sample", "epsilon"):
-            raise InputError(
-                f"scheduler: prediction_type={kind!r} is not allowed: "
-                "'sample' or 'epsilon' is needed."
-            )
+        _ = self.schedule  # a scheduler that cannot be read is refused here
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The scheduler's tables, this model's own."""
+        return Schedule.of(self.scheduler)
 
     @property
     def steps(self) -> int:
         """T, the number of diffusion steps."""
-        return self.scheduler.config.num_train_timesteps
-
-    def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """table[t] shaped [B, 1, ...] to multiply `like` [B, ...]."""
-        return table.to(like)[t].reshape(-1, *[1] * (like.ndim - 1))
+        return len(self.schedule.abar)
 
     def abar(self, t: Tensor, like: Tensor) -> Tensor:
-        """alpha-bar at t, [B, 1, ...]."""
-        return self._at(self.scheduler.alphas_cumprod, t, like)
+        """alpha-bar at t, [B, 1, ...] to multiply `like` [B, ...]; float32 at least."""
+        return _at(self.schedule.tables(like)[0], t, like)
 
     def noise(self, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of x_t given x_0 [B, ...] at t [B] (the forward process, appendix A.2)."""
+        check_times(t, self.steps)
         draw = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        return self.scheduler.add_noise(x0, draw, t)
+        abar = self.abar(t, x0)
+        return narrow(abar.sqrt() * x0 + (1 - abar).sqrt() * draw, x0)
+
+    def predict(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
+        """What the network itself says, [B, ...]; `given` [B, H] is for one that is told."""
+        if not isinstance(x, Tensor):
+            kind = type(x).__name__
+            raise InputError(f"x_t: {kind} is not allowed: a torch tensor is needed.")
+        check_times(t, self.steps)
+        told = () if given is None or not self._is_told else (given,)
+        try:
+            out = self.network(x, t, *told)
+        except RuntimeError:
+            _check_input(self.network, x)
+            raise
+        out = getattr(out, "sample", out)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(
+                f"network: an answer of {what} to x_t of shape {tuple(x.shape)} is not allowed: "
+                "one prediction for each number is needed (of a learned variance, cut it off)."
+            )
+        return out
+
+    @cached_property
+    def _is_told(self) -> bool:
+        """Whether the network takes a third argument: what is given."""
+        try:
+            found = inspect.signature(getattr(self.network, "forward", self.network)).parameters
+        except (TypeError, ValueError):  # written in C: it says nothing of its arguments
+            return False
+        third = [*found.values()][2:3] or [p for p in found.values() if p.kind == p.VAR_POSITIONAL]
+        # Others than these, with a default, mean something else (such as `return_dict`).
+        return any(p.name in ("given", "marks") or p.default is p.empty for p in third)
+
+    def answer(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """`x0` in no less than float32, whatever the precision of x_t: what readings start from."""
+        if not self.known:
+            return self._clean(self.predict(x_t, t), x_t, t)
+        marks = torch.zeros(x_t.shape[:2], dtype=torch.bool, device=x_t.device)
+        for step, _ in self.known:
+            marks[:, step] = True
+        seen = self._put(x_t)
+        return self._put(self._clean(self.predict(seen, t, marks), seen, t))
+
+    def _clean(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x0 from the network's prediction at x_t."""
+        out = out.to(wide(out))
+        if self.schedule.prediction == "epsilon":
+            abar = self.abar(t, x_t)
+            out = (x_t - (1 - abar).sqrt() * out) / abar.sqrt()
+        elif self.schedule.prediction == "v_prediction":
+            abar = self.abar(t, x_t)
+            out = abar.sqrt() * x_t - (1 - abar).sqrt() * out
+        limit = self.schedule.clip
+        return out if limit is None else out.clamp(-limit, limit)
+
+    def _put(self, x: Tensor) -> Tensor:
+        """x with what is given in its place."""
+        x = x.clone()
+        for step, observation in self.known:
+            x[:, step, -observation.shape[-1] :] = observation
+        return x
 
     def x0(self, x_t: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t], [B, ...], clipped where the scheduler clips."""
-        out = self.network(x_t, t)
-        if self.scheduler.config.prediction_type == "epsilon":
-            abar = self.abar(t, x_t)
-            out = (x_t - (1 - abar).sqrt() * out) / abar.sqrt()
-        if self.scheduler.config.clip_sample:
-            limit = self.scheduler.config.clip_sample_range
-            out = out.clamp(-limit, limit)
-        return out
+        return narrow(self.answer(x_t, t), x_t)
 
     def score(self, x_t: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x_t), [B, ...]."""
-        return self.score_from_x0(self.x0(x_t, t), x_t, t)
+        return narrow(self.score_from_x0(self.answer(x_t, t), x_t, t), x_t)
 
     def epsilon(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The predicted noise, [B, ...]: minus the score times sqrt(1 - abar_t)."""
-        return -self.score(x_t, t) * (1 - self.abar(t, x_t)).sqrt()
+        score = self.score_from_x0(self.answer(x_t, t), x_t, t)
+        return narrow(-score * (1 - self.abar(t, x_t)).sqrt(), x_t)
 
     def mean(self, x_t: Tensor, t: Tensor) -> Tensor:
         """mu(x_t, t), the mean of p(x_{t-1} | x_t), [B, ...] (Eq. 17); x0 itself at t = 0."""
-        return self.mean_from_x0(self.x0(x_t, t), x_t, t)
+        return narrow(self.mean_from_x0(self.answer(x_t, t), x_t, t), x_t)
 
     def score_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The score that belongs to an x0, [B, ...] (Tweedie's formula)."""
+        """The score that belongs to an x0, [B, ...] (Tweedie's formula); float32 at least."""
         abar = self.abar(t, x_t)
         return (abar.sqrt() * x0 - x_t) / (1 - abar)
 
     def mean_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The mean that belongs to an x0, [B, ...]: of q(x_{t-1} | x_t, x_0)."""
+        """The mean that belongs to an x0, [B, ...]: of q(x_{t-1} | x_t, x_0); float32 at least."""
         abar, before = self.abar(t, x_t), self._abar_before(t, x_t)
         alpha = abar / before
         return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
 
     def mean_per_score(self, t: Tensor, like: Tensor) -> Tensor:
-        """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times it is a mean difference."""
+        """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times it is a mean difference.
+
+        Raises:
+            InputError: the last step is noise alone, where scores do not differ and means do.
+        """
+        if self.schedule.abar[-1] == 0:
+            raise InputError(
+                "scheduler: a last step of noise alone (zero terminal SNR) is not allowed where "
+                "scores are turned into means: target='mean' and displacement_units are needed."
+            )
         alpha = self.abar(t, like) / self._abar_before(t, like)
         return (1 - alpha) / alpha.sqrt()
 
     def deviation(self, t: Tensor, like: Tensor) -> Tensor:
-        """sigma_t of p(x_{t-1} | x_t), [B, 1, ...] (the smaller of DDPM's two choices)."""
-        abar, before = self.abar(t, like), self._abar_before(t, like)
-        return ((1 - abar / before) * (1 - before) / (1 - abar)).sqrt()
+        """sigma_t of p(x_{t-1} | x_t), [B, 1, ...]: the smaller of DDPM's two choices.
+
+        The larger one where the scheduler's `variance_type` says so; float32 at least.
+        """
+        return _deviation(self, self.abar(t, like), self._abar_before(t, like))
 
     def _abar_before(self, t: Tensor, like: Tensor) -> Tensor:
-        table = self.scheduler.alphas_cumprod
-        return self._at(torch.cat([table.new_ones(1), table[:-1]]), t, like)
+        return _at(self.schedule.tables(like)[1], t, like)
 
 
-class PlanNetwork(nn.Module):
-    """Diffuser's temporal U-Net (diffusers' UNet1DModel) for plans [B, H, D].
-
-    Args:
-        width: D, numbers per time step (actions, then observations).
-        channels: per resolution; the horizon is halved between two resolutions.
-        patch: time steps that enter the U-Net as one; it then works on H / patch of them, and
-            costs that much less.
-
-    It can be told which time steps are given: one more input channel says so.
-    """
-
-    def __init__(self, width: int, channels: tuple[int, ...] = (32, 128, 256), patch: int = 1):
-        super().__init__()
-        levels = len(channels)
-        self.patch = patch
-        self.unet = UNet1DModel(
-            in_channels=(width + 1) * patch,
-            out_channels=width * patch,
-            time_embedding_type="positional",
-            use_timestep_embedding=True,
-            flip_sin_to_cos=False,
-            freq_shift=1,
-            act_fn="mish",
-            norm_num_groups=8,
-            layers_per_block=1,
-            downsample_each_block=False,
-            block_out_channels=channels,
-            down_block_types=("DownResnetBlock1D",) * levels,
-            up_block_types=("UpResnetBlock1D",) * (levels - 1),
-            mid_block_type="MidResTemporalBlock1D",
-            out_block_type="OutConv1DBlock",
-        )
-
-    def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
-        """Prediction [B, H, D] for x [B, H, D] at t [B].
-
-        given: bool [B, H], the steps whose observations are clean; None for none.
-        """
-        mark = x.new_zeros(x.shape[:2]) if given is None else given.to(x)
-        patches = torch.cat([x, mark[..., None]], -1).unflatten(1, (-1, self.patch)).flatten(2)
-        out = self.unet(patches.mT, t).sample.mT  # [B, H / patch, patch D]
-        return out.reshape(x.shape)
+def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """table[t] shaped [B, 1, ...]."""
+    return table[t].reshape(-1, *[1] * (like.ndim - 1))
 
 
-def check_horizon(horizon: int, channels: tuple[int, ...], patch: int = 1) -> None:
-    """Raise InputError unless `horizon` can be cut and halved as the network does."""
-    factor = patch * 2 ** (len(channels) - 1)
-    if horizon < factor or horizon % factor:
+def _deviation(denoiser: Denoiser, abar: Tensor, before: Tensor) -> Tensor:
+    """Of a step from abar to `before`; 0 where that is x_0."""
+    if denoiser.schedule.large:
+        return (1 - abar / before).sqrt() * (before < 1)
+    return ((1 - abar / before) * (1 - before) / (1 - abar)).sqrt()
+
+
+def _check_input(network: Callable, x: Tensor) -> None:
+    """Raise InputError if an error of the network's comes from the kind or the layout of x."""
+    parts = network.parameters() if isinstance(network, nn.Module) else ()
+    wanted = next((p for p in parts if p.dtype.is_floating_point), None)
+    for name in ("dtype", "device"):
+        if wanted is not None and getattr(wanted, name) != getattr(x, name):
+            raise InputError(
+                f"x_t of {getattr(x, name)} is not allowed: the network's own {name}, "
+                f"{getattr(wanted, name)}, is needed."
+            ) from None
+    channels = getattr(getattr(network, "config", None), "in_channels", None)
+    if channels is not None and x.ndim == 3 and x.shape[1] != channels:
         raise InputError(
-            f"horizon={horizon} is not allowed: a positive multiple of {factor} is needed by "
-            f"a network of {len(channels)} resolutions."
-        )
+            f"x_t of shape {tuple(x.shape)} is not allowed: {channels} channels on the second axis "
+            "are needed, or denoisers.ChannelsFirst(network) for plans [B, H, D]."
+        ) from None
 
 
 def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Denoiser:
@@ -178,23 +240,28 @@ def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Deno
     What is given is clean at every t, whatever x_t says there.
 
     Args:
-        denoiser: of a PlanNetwork that was trained with `plan_loss`.
+        denoiser: of a PlanNetwork that was trained with `plan_loss`, or of any network of plans
+            [B, H, D]; one that takes no third argument is not told.
         first, last: observations [B, do], normalised.
     """
-    ends = {0: first} if last is None else {0: first, -1: last}
+    ends = ((0, first),) if last is None else ((0, first), (-1, last))
+    made = copy.copy(denoiser)  # with its tables, wherever they are by now
+    object.__setattr__(made, "known", (*denoiser.known, *ends))
+    return made
 
-    def put(x: Tensor) -> Tensor:
-        x = x.clone()
-        for step, observation in ends.items():
-            x[:, step, -observation.shape[-1] :] = observation
-        return x
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        marks = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        marks[:, list(ends)] = True
-        return put(denoiser.network(put(x), t, marks))
-
-    return Denoiser(network, denoiser.scheduler)
+def _check_plans(denoiser: Denoiser, x0: Tensor, observation: int) -> None:
+    """Raise InputError unless the losses of plans mean something."""
+    if denoiser.schedule.prediction != "sample":
+        raise InputError(
+            f"scheduler: prediction_type={denoiser.schedule.prediction!r} is not allowed: these "
+            "losses are of x0, 'sample' is needed."
+        )
+    if not 1 <= observation <= x0.shape[-1]:
+        raise InputError(
+            f"observation={observation} is not allowed: from 1 to the plans' {x0.shape[-1]} "
+            "numbers are needed."
+        )
 
 
 def plan_loss(
@@ -211,7 +278,13 @@ def plan_loss(
         observation: do, numbers per observation.
         generator: of t, noise and what is given.
         share: of the plans that have an observation given.
+
+    Raises:
+        InputError: a network that predicts something else, or a number out of range.
     """
+    _check_plans(denoiser, x0, observation)
+    if not 0 <= share <= 1:
+        raise InputError(f"share={share} is not allowed: a number from 0 to 1 is needed.")
     device = x0.device
     t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=device)
     x_t = denoiser.noise(x0, t, generator)
@@ -221,7 +294,7 @@ def plan_loss(
     clean = marks[..., None] & (
         torch.arange(x0.shape[-1], device=device) >= x0.shape[-1] - observation
     )
-    return (denoiser.network(torch.where(clean, x0, x_t), t, marks) - x0).square().mean()
+    return (denoiser.predict(torch.where(clean, x0, x_t), t, marks) - x0).square().mean()
 
 
 def control_loss(
@@ -239,14 +312,18 @@ def control_loss(
         observation: do, numbers per observation.
         generator: of t and noise.
         first_action: weight of the squared error of the first action; all others weigh 1.
+
+    Raises:
+        InputError: a network that predicts something else, or no such observation.
     """
+    _check_plans(denoiser, x0, observation)
     t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=x0.device)
     marks = torch.zeros(x0.shape[:2], dtype=torch.bool, device=x0.device)
     marks[:, 0] = True
     weight = torch.ones_like(x0[0])
     weight[0, :-observation], weight[0, -observation:] = first_action, 0.0
     x_t = held(denoiser.noise(x0, t, generator), x0[:, 0, -observation:])
-    return ((denoiser.network(x_t, t, marks) - x0).square() * weight).mean()
+    return ((denoiser.predict(x_t, t, marks) - x0).square() * weight).mean()
 
 
 def held(x: Tensor, first: Tensor) -> Tensor:
@@ -256,20 +333,6 @@ def held(x: Tensor, first: Tensor) -> Tensor:
     return x
 
 
-def kept_steps(steps: int, denoising: int) -> list[int]:
-    """The `denoising` of T = `steps` steps that a shorter sampling visits, from T - 1 down to 0.
-
-    Raises:
-        InputError: fewer than 2 steps, unless T is visited whole, or more than T.
-    """
-    if not min(2, steps) <= denoising <= steps:
-        raise InputError(
-            f"denoising={denoising} is not allowed: a number from 2 to {steps}, the steps that the "
-            "models were trained with, is needed."
-        )
-    return [round(k * (steps - 1) / (denoising - 1)) for k in reversed(range(denoising))]
-
-
 def between(
     denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: int, before: int
 ) -> tuple[Tensor, Tensor]:
@@ -277,8 +340,8 @@ def between(
 
     With before = t - 1 it is `Denoiser.mean_from_x0` and `Denoiser.deviation`; before = -1 is x_0.
     """
-    table = denoiser.scheduler.alphas_cumprod.to(x_t)
+    table = denoiser.schedule.tables(x_t)[0]
     abar, earlier = table[t], table[before] if before >= 0 else table.new_ones(())
     alpha = abar / earlier
     mean = (earlier.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - earlier) * x_t) / (1 - abar)
-    return mean, ((1 - alpha) * (1 - earlier) / (1 - abar)).sqrt()
+    return mean, _deviation(denoiser, abar, earlier)

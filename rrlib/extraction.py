@@ -6,245 +6,47 @@ diffusion models again.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.denoisers import Denoiser, given, held
+from rrlib.comparisons import (
+    algorithm1,
+    algorithm2,
+    check_schedules,
+    compare,
+    control_comparisons,
+    drawn,
+    noised,
+)
+from rrlib.denoisers import Denoiser, held
 from rrlib.errors import InputError
-from rrlib.rewards import Place, Target, unit_of, windows
-from rrlib.training import Progress, stream, train
+from rrlib.pools import Comparisons, Pool
+from rrlib.rewards import Place, Target, WindowReward, unit_of
+from rrlib.training import Progress, train
 
-
-@dataclass(frozen=True)
-class Pool:
-    """Where base and expert were compared, and by how much they differed.
-
-    Attributes:
-        x: points where the reward's gradient is taken, [N, ...].
-        t: diffusion steps, [N].
-        target: expert minus base, [N, ...].
-    """
-
-    x: Tensor
-    t: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def to(self, device: str) -> "Pool":
-        """The same pool on a device."""
-        return Pool(self.x.to(device), self.t.to(device), self.target.to(device))
-
-    def cut(self, window: int, strided: bool = False) -> "Pool":
-        """The pool of windows of `window` steps, [N H / h, h, D], for a windowed reward.
-
-        With rho = mean of g over H / h windows, grad rho on a window is (h / H) grad g there, so
-        fitting grad rho to the target is fitting grad g to H / h times the target, each window by
-        itself. See `rewards.windows`.
-        """
-        x, target = (windows(part, window, strided) for part in (self.x, self.target))
-        count = x.shape[1]
-        t = self.t.repeat_interleave(count)
-        return Pool(x.flatten(0, 1), t, target.flatten(0, 1) * count)
-
-    def average(self, count: int) -> "Pool":
-        """The pool [N, h / count, D] of means of `count` steps, of a pool of windows [N, h, D].
-
-        For a reward that sees only such means (`rewards.WindowReward`). Times the root of `count`
-        they are a projection, y = A x with orthonormal rows, so |A^T grad_y rho - target|^2 is
-        |grad_y rho - A target|^2 plus what no such reward can change.
-        """
-        x, target = (
-            part.unflatten(1, (-1, count)).mean(2) * count**0.5 for part in (self.x, self.target)
-        )
-        return Pool(x, self.t, target)
-
-    def scale(self, steps: int) -> Tensor:
-        """Root mean square of the target's entries at each t, [T].
-
-        0 where both models agree at all points of a t, and where the pool has no point of it.
-        """
-        squares = self.target.flatten(1).square().mean(1)
-        total = torch.zeros(steps, dtype=squares.dtype, device=squares.device)
-        count = total.index_add(0, self.t, torch.ones_like(squares))
-        total = total.index_add(0, self.t, squares)
-        return (total / count.clamp(min=1)).sqrt()
-
-
-@dataclass(frozen=True)
-class Comparisons:
-    """Both models' x0 at the same points, from which either target is read, at either place.
-
-    Attributes:
-        x: noised samples x_t, [N, ...].
-        t: diffusion steps, [N].
-        base, expert: E[x_0 | x_t] by each model, [N, ...].
-    """
-
-    x: Tensor
-    t: Tensor
-    base: Tensor
-    expert: Tensor
-
-    def read(self, model: Denoiser, target: Target, place: Place) -> Pool:
-        """The pool that a reward is fitted to.
-
-        Args:
-            model: either model; only its schedule counts.
-            target: "score" (Eq. 14) or "mean" (Eq. 45 with its sign turned).
-            place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
-
-        Raises:
-            InputError: another target or place.
-        """
-        for name, value, kind in (("target", target, Target), ("place", place, Place)):
-            if value not in get_args(kind):
-                allowed = " or ".join(map(repr, get_args(kind)))
-                raise InputError(f"{name}={value!r} is not allowed: {allowed} is needed.")
-        convert = model.score_from_x0 if target == "score" else model.mean_from_x0
-        mean = model.mean_from_x0(self.base, self.x, self.t) if place == "mu_base" else self.x
-        mine, other = (convert(x0, self.x, self.t) for x0 in (self.base, self.expert))
-        return Pool(mean, self.t, other - mine)
-
-
-@torch.no_grad()
-def compare(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
-    """Ask both models about x_t [B, ...] at t [B]."""
-    return Comparisons(x_t, t, base.x0(x_t, t), expert.x0(x_t, t))
-
-
-def algorithm1(
-    base: Denoiser,
-    expert: Denoiser,
-    base_data: Tensor,
-    expert_data: Tensor,
-    *,
-    size: int,
-    seed: int,
-    batch: int = 256,
-    ends: int = 0,
-) -> Comparisons:
-    """Algorithm 1's comparisons: x_0 from both training sets in equal parts, t uniform, x_t noised.
-
-    Args:
-        base, expert: diffusion models of one schedule.
-        base_data, expert_data: [n, ...] training samples, normalised alike.
-        size: comparisons N.
-        seed: of the draws.
-        batch: samples per call of the models.
-        ends: give both models the first and last observation of each plan, this many numbers wide
-            (see `denoisers.given`); 0 gives none.
-    """
-    check_schedules(base, expert)
-    parts = []
-    for start in range(0, size, batch):
-        generator = stream(seed, f"pool {start}", str(base_data.device))
-        x0 = drawn(base_data, expert_data, min(batch, size - start), generator)
-        x_t, t = noised(base, x0, generator)
-        pair = (base, expert)
-        if ends:
-            pair = (given(model, x0[:, 0, -ends:], x0[:, -1, -ends:]) for model in pair)
-        parts.append(compare(*pair, x_t, t))
-    return _join(parts)
-
-
-def control_comparisons(
-    base: Denoiser,
-    expert: Denoiser,
-    base_data: Tensor,
-    expert_data: Tensor,
-    observation: int,
-    *,
-    size: int,
-    seed: int,
-    batch: int = 256,
-) -> Comparisons:
-    """Algorithm 1's comparisons of two planners, both given the first observation of each plan.
-
-    As when they control (`steering.denoise` with `first`), x_t has that observation in its place.
-
-    Args:
-        base, expert, base_data, expert_data, size, seed, batch: see `algorithm1`.
-        observation: do, numbers per observation.
-    """
-    check_schedules(base, expert)
-    parts = []
-    for start in range(0, size, batch):
-        generator = stream(seed, f"pool {start}", str(base_data.device))
-        x0 = drawn(base_data, expert_data, min(batch, size - start), generator)
-        x_t, t = noised(base, x0, generator)
-        first = x0[:, 0, -observation:]
-        parts.append(compare(given(base, first), given(expert, first), held(x_t, first), t))
-    return _join(parts)
-
-
-def _join(parts: list[Comparisons]) -> Comparisons:
-    fields = ((part.x, part.t, part.base, part.expert) for part in parts)
-    return Comparisons(*map(torch.cat, zip(*fields, strict=True)))
-
-
-@torch.no_grad()
-def algorithm2(
-    base: Denoiser,
-    expert: Denoiser,
-    shape: tuple[int, ...],
-    *,
-    runs: int,
-    seed: int,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Comparisons:
-    """Algorithm 2's comparisons (appendix D): x_t from the models' own sampling, no data needed.
-
-    Half of the runs are denoised by the base, half by the expert, and at every step both models are
-    compared on the same x_t. What is noted is the difference of scores or of means at x_t; the
-    paper's difference of two random steps has that mean if both share their noise.
-
-    Args:
-        base, expert: diffusion models of one schedule.
-        shape: of one sample.
-        runs: denoisings, an even number of at least 2, of T comparisons each.
-        seed: of the draws.
-        device, dtype: of the samples.
-    """
-    check_schedules(base, expert)
-    if runs < 2 or runs % 2:
-        raise InputError(f"runs={runs} is not allowed: an even number of at least 2 is needed.")
-    parts = []
-    for name, model in (("base", base), ("expert", expert)):
-        generator = stream(seed, f"runs of the {name}", device)
-        options = {"generator": generator, "device": device, "dtype": dtype}
-        x = torch.randn(runs // 2, *shape, **options)
-        for step in reversed(range(base.steps)):
-            t = torch.full((len(x),), step, device=device)
-            found = compare(base, expert, x, t)
-            parts.append(found)
-            mean = model.mean_from_x0(getattr(found, name), x, t)
-            x = mean + model.deviation(t, x) * torch.randn(x.shape, **options)
-    return _join(parts)
-
-
-def drawn(base_data: Tensor, expert_data: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """n samples x_0, half of them from each data set, the base's first."""
-    device = base_data.device
-    half = n // 2
-    picks = [
-        torch.randint(len(data), (count,), generator=generator, device=device)
-        for data, count in ((base_data, n - half), (expert_data, half))
-    ]
-    return torch.cat([base_data[picks[0]], expert_data[picks[1]]])
-
-
-def noised(model: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x_t of each x_0 [n, ...] at its own t, uniform over 0 .. T - 1, and these t."""
-    t = torch.randint(model.steps, (len(x0),), generator=generator, device=x0.device)
-    return model.noise(x0, t, generator), t
+# Comparisons have a file of their own; the method is found here as a whole.
+__all__ = [
+    "Comparisons",
+    "Pool",
+    "algorithm1",
+    "algorithm2",
+    "check_schedules",
+    "compare",
+    "control_comparisons",
+    "discriminator_loss",
+    "displacement_units",
+    "drawn",
+    "explained",
+    "fit",
+    "literal_loss",
+    "loss",
+    "noised",
+    "step_weights",
+    "units",
+]
 
 
 def loss(
@@ -390,8 +192,11 @@ def fit(
         steps, batch, learning_rate, seed, checkpoint: see `training.train`.
 
     Raises:
-        InputError: see `step_weights`.
+        InputError: a pool that does not suit the network, or see `step_weights`.
     """
+    if batch < 1:
+        raise InputError(f"batch={batch} is not allowed: at least 1 is needed.")
+    _check_suits(network, pool)
     steps_seen = int(pool.t.max()) + 1
     unit = unit_of(network)
     weights = step_weights(pool.scale(steps_seen), None if unit is None else unit[:steps_seen])
@@ -413,6 +218,39 @@ def fit(
     )
 
 
+def _check_suits(network: nn.Module, pool: Pool) -> None:
+    """Raise InputError unless the pool can be what the network is fitted to, and note its kind."""
+    first = next((p for p in network.parameters() if p.dtype.is_floating_point), None)
+    x = pool.x
+    for name in ("dtype", "device"):
+        if first is not None and str(getattr(x, name)) != str(getattr(first, name)):
+            raise InputError(
+                f"pool of {getattr(x, name)} is not allowed: the network's own {name}, "
+                f"{getattr(first, name)}, is needed."
+            )
+    unit = unit_of(network)
+    if unit is not None and int(pool.t.max()) >= len(unit):
+        raise InputError(
+            f"pool: t={int(pool.t.max())} is not allowed: the network has units for {len(unit)} "
+            "steps, of one schedule with the pool's."
+        )
+    if isinstance(x, Tensor) and not torch.isfinite(x).all():
+        raise InputError("pool: points that are not finite are not allowed: numbers are needed.")
+    cut = getattr(pool, "windows", None)  # (window, strided), where windows were cut
+    for part in network.modules():
+        if cut and isinstance(part, WindowReward) and (part.window, part.strided) != cut:
+            raise InputError(
+                f"pool: windows of {_told(*cut)} are not allowed: the network's own, of "
+                f"{_told(part.window, part.strided)}, are needed."
+            )
+        if unit_of(part) is not None:
+            part.fitted = getattr(pool, "kind", None)  # `RelativeReward` holds its maker to it
+
+
+def _told(window: int, strided: bool) -> str:
+    return f"{window} {'strided' if strided else 'contiguous'} steps"
+
+
 def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> Tensor:
     """Share of the target's energy that grad rho explains at each t, [T].
 
@@ -428,13 +266,3 @@ def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> 
         left.index_add_(0, pool.t[rows], error)
         total.index_add_(0, pool.t[rows], pool.target[rows].flatten(1).square().sum(1))
     return torch.where(total > 0, 1 - left / total, torch.nan)
-
-
-def check_schedules(base: Denoiser, expert: Denoiser) -> None:
-    """Raise InputError unless both models share one schedule: else x_t means two things."""
-    mine, other = base.scheduler.alphas_cumprod, expert.scheduler.alphas_cumprod
-    if mine.shape != other.shape or not torch.equal(mine, other):
-        raise InputError(
-            f"expert: its schedule ({len(other)} steps) is not allowed: the base's own schedule "
-            f"({len(mine)} steps) is needed."
-        )

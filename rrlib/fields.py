@@ -122,7 +122,7 @@ def line_integral(
     return float(np.einsum("end,ed,n->", vectors, edges, weights / 2))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdgeGrid:
     """Fields on the E edges of a grid of n^d nodes, in L2(p); made by `edge_grid`.
 

@@ -92,10 +92,17 @@ class PlanPotential(nn.Module):
 
     def __init__(self, width: int, horizon: int, unit: Tensor, hidden: int = 512, blocks: int = 2):
         super().__init__()
+        self.width, self.horizon = width, horizon
+        self.hidden, self.blocks = hidden, blocks
         self.f = PlanPerceptron(width + 1, horizon, len(unit), hidden, blocks)
         self.register_buffer("unit", unit.clone())
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """rho, [B], for x_t [B, H, D] and t [B]; InputError for plans of another shape."""
+        if x_t.shape[1:] != (self.horizon, self.width):
+            raise InputError(
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of shape "
+                f"{(self.horizon, self.width)} are needed."
+            )
         x = torch.cat([x_t, torch.ones_like(x_t[..., :1])], -1)
         return (x * self.f(x, t)).flatten(1).sum(1) * self.unit.to(x)[t]

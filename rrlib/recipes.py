@@ -25,7 +25,7 @@ from rrlib.trajectories import Normaliser, Trajectories
 Method = Literal["algorithm1", "algorithm2", "discriminator"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianReward:
     """rho of two Gaussian mixtures in d dimensions (chapter 04).
 
@@ -87,7 +87,7 @@ class GaussianReward:
             return
         pool = self.comparisons(self.pool, self.seed)
         # Targets are differences of nearly equal numbers at large t, hence float64 until here.
-        pool = Pool(pool.x.float(), pool.t, pool.target.float()).to(device)
+        pool = Pool(pool.x.float(), pool.t, pool.target.float(), pool.kind).to(device)
         fit_reward(self, network, pool, folder, "reward on Gaussians")
 
     def load(self, folder: Path, device: str) -> RelativeReward:
@@ -118,7 +118,7 @@ class GaussianReward:
         return WindowReward(self.base.means.shape[1], 1, unit, self.hidden)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Plans of one data set, split by trajectory before anything is learnt.
 

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from diffusers import UNet1DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown
+from rrlib.plan_networks import PlanValue as PlanValue  # beside the networks of plans
+from rrlib.schedules import check_times
 
 Target = Literal["score", "mean"]
 Place = Literal["x_t", "mu_base"]
@@ -43,10 +44,18 @@ def windows(x: Tensor, window: int, strided: bool = False) -> Tensor:
 def unit_of(network: nn.Module) -> Tensor | None:
     """What a unit of a network's output is worth at each t, [T]; None where it does not say.
 
-    Of a network that wraps others, the first one's.
+    Of a network that wraps or stacks others, the first one's.
     """
-    found = (value for name, value in network.named_buffers() if name.split(".")[-1] == "unit")
-    return next(found, None)
+    buffers = network.named_buffers() if isinstance(network, nn.Module) else ()
+    found = (value for name, value in buffers if name.split(".")[-1] == "unit")
+    unit = next(found, None)
+    return unit if unit is None or unit.ndim == 1 else unit[0]
+
+
+def _check_kind(name: str, value: str, kind) -> None:
+    if value not in get_args(kind):
+        allowed = " or ".join(map(repr, get_args(kind)))
+        raise InputError(f"{name}={shown(value)} is not allowed: {allowed} is needed.")
 
 
 class WindowReward(nn.Module):
@@ -83,6 +92,7 @@ class WindowReward(nn.Module):
             raise InputError(
                 f"average={average} is not allowed: a divisor of the window {window} is needed."
             )
+        _check_kind("activation", activation, Activation)
         self.width, self.window, self.strided, self.average = width, window, strided, average
         self.hidden, self.activation = hidden, activation
         smooth = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}[activation]
@@ -117,63 +127,6 @@ class WindowReward(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """rho, [B], for x_t [B, H, D] (or [B, D]) and t [B]."""
         return self.per_window(x_t, t).mean(1)
-
-
-class PlanValue(nn.Module):
-    """rho(x_t, t) of a whole plan: Diffuser's value function (diffusers' UNet1DModel; Table 2).
-
-    Args:
-        width: D, numbers per time step.
-        unit: what a unit of the output is worth at each t, [T]; see `extraction.units`.
-        channels: per resolution, multiples of 32; up to patch * 2 ** (1 + resolutions) steps fit.
-        patch: steps that enter the network as one.
-
-    SiLU instead of Mish, see `WindowReward`.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        unit: Tensor,
-        channels: tuple[int, ...] = (64, 64, 128, 128),
-        patch: int = 1,
-    ):
-        super().__init__()
-        self.width, self.patch, self.longest = width, patch, patch * 2 ** (1 + len(channels))
-        self.unet = UNet1DModel(
-            in_channels=width * patch,
-            out_channels=width * patch,
-            time_embedding_type="positional",
-            use_timestep_embedding=True,
-            flip_sin_to_cos=False,
-            freq_shift=1,
-            act_fn="silu",
-            layers_per_block=1,
-            downsample_each_block=True,
-            block_out_channels=channels,
-            down_block_types=("DownResnetBlock1D",) * len(channels),
-            up_block_types=(),
-            mid_block_type="ValueFunctionMidBlock1D",
-            out_block_type="ValueFunction",
-        )
-        _replace_mish(self.unet)
-        self.register_buffer("unit", unit.clone())
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """rho, [B], for x_t [B, H, D] and t [B].
-
-        Raises:
-            InputError: another width, or a horizon beyond the network's or no multiple of `patch`.
-        """
-        horizon = x_t.shape[1]
-        if x_t.shape[-1] != self.width or horizon > self.longest or horizon % self.patch:
-            raise InputError(
-                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} and "
-                f"a multiple of {self.patch}, at most {self.longest}, steps are needed."
-            )
-        patches = x_t.unflatten(1, (-1, self.patch)).flatten(2)
-        out = self.unet(patches.mT, t * (100.0 / len(self.unit))).sample.squeeze(-1)
-        return out * self.unit.to(out)[t]
 
 
 class ConditionalReward(nn.Module):
@@ -215,14 +168,6 @@ class Rescaled(nn.Module):
         return self.network(y * self.scale, t)
 
 
-def _replace_mish(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.Mish):
-            setattr(module, name, nn.SiLU())
-        else:
-            _replace_mish(child)
-
-
 @dataclass(frozen=True)
 class RelativeReward:
     """A fitted reward together with what its gradient means.
@@ -232,14 +177,43 @@ class RelativeReward:
         target: the gradient is a difference of "score"s (Eq. 14) or of "mean"s (Eq. 45 with its
             sign turned), expert minus base.
         place: where the gradient was fitted: at "x_t" (Eq. 14), or at "mu_base" = mean_base(x_t).
+
+    Raises:
+        InputError: another target or place than there are, or than `extraction.fit` fitted the
+            network to; when asked, a t that is no step.
     """
 
     network: nn.Module
     target: Target
     place: Place
 
+    def __post_init__(self):
+        _check_kind("target", self.target, Target)
+        _check_kind("place", self.place, Place)
+        for part in self.network.modules() if isinstance(self.network, nn.Module) else ():
+            for name, mine, fitted in zip(
+                ("target", "place"),
+                (self.target, self.place),
+                getattr(part, "fitted", None) or (self.target, self.place),
+                strict=True,
+            ):
+                if mine != fitted:
+                    raise InputError(
+                        f"{name}={mine!r} is not allowed: the network was fitted to a pool of "
+                        f"{name}={fitted!r}, which is needed."
+                    )
+
+    @property
+    def steps(self) -> int | None:
+        """T of the schedule that it was fitted on; None where its network does not say."""
+        unit = unit_of(self.network)
+        return None if unit is None else len(unit)
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """rho, [B], in the precision of x whatever the network's."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"x: {type(x).__name__} is not allowed: a torch tensor is needed.")
+        check_times(t, self.steps or torch.iinfo(torch.long).max)
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
         return self.network(x.to(dtype), t).to(x.dtype)
 
@@ -271,8 +245,15 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
         weights: one for each; a negative one steers away.
 
     Raises:
-        InputError: another number of weights than rewards, or rewards of two targets or places.
+        InputError: another number of weights than rewards, or rewards of two targets, places or
+            schedules.
     """
+    lengths = {reward.steps for reward in rewards} - {None}
+    if len(lengths) > 1:
+        raise InputError(
+            f"rewards: of {' and '.join(map(str, sorted(lengths)))} diffusion steps are not "
+            "allowed: rewards of one schedule are needed."
+        )
     kinds = {(reward.target, reward.place) for reward in rewards}
     if len(kinds) != 1 or len(weights) != len(rewards):
         raise InputError(
@@ -289,14 +270,41 @@ def per_step(reward: RelativeReward, states: Tensor, actions: Tensor) -> Tensor:
         states: [B, H, do], normalised.
         actions: [B, H, da], normalised.
 
+    Of a sum it is the sum of its rewards' own.
+
     Raises:
-        InputError: the horizon is no multiple of the reward's window.
+        InputError: the horizon is no multiple of the reward's window, states and actions do not
+            belong together, or the reward is of a kind that values whole plans only.
     """
+    for name, part in (("states", states), ("actions", actions)):
+        shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+        if not isinstance(part, Tensor) or part.ndim != 3 or part.shape[:2] != states.shape[:2]:
+            raise InputError(f"{name}: {shape} is not allowed: tensors [B, H, ...] are needed.")
     plans = torch.cat([actions, states], -1)
-    t = torch.zeros(len(plans), dtype=torch.long, device=plans.device)
-    network = reward.network
+    network = getattr(reward, "network", reward)
+    dtype = (
+        next((p.dtype for p in network.parameters()), plans.dtype)
+        if network is not reward
+        else plans.dtype
+    )
     with torch.no_grad():
-        g = network.per_window(plans, t)
-    return (
-        g.repeat(1, network.window) if network.strided else g.repeat_interleave(network.window, 1)
+        return _per_step(network, plans.to(dtype)).to(plans.dtype)
+
+
+def _per_step(network: nn.Module, plans: Tensor) -> Tensor:
+    """What a network says of each step of plans [B, H, D], [B, H]."""
+    if isinstance(network, WindowReward):
+        t = torch.zeros(len(plans), dtype=torch.long, device=plans.device)
+        g, window = network.per_window(plans, t), network.window
+        return g.repeat(1, window) if network.strided else g.repeat_interleave(window, 1)
+    if isinstance(network, WeightedSum):
+        parts = zip(network.weights, network.networks, strict=True)
+        return sum(weight * _per_step(part, plans) for weight, part in parts)
+    if isinstance(network, ConditionalReward):  # it changes gradients, no values
+        return _per_step(network.network, plans)
+    if isinstance(network, Rescaled):
+        return _per_step(network.network, plans * network.scale)
+    raise InputError(
+        f"reward: {type(network).__name__} is not allowed: it values a plan as a whole, and a "
+        "WindowReward is needed to value each step."
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from rrlib.comparisons import check_schedules
 from rrlib.denoisers import Denoiser, given, held
 from rrlib.errors import InputError
 from rrlib.rewards import Place
@@ -38,8 +39,9 @@ def difference_jacobians(
         place: x is "x_t", or "mu_base" (the chain rule turns one into the other).
 
     Raises:
-        InputError: `step` is no step of the schedule.
+        InputError: `step` is no step of the schedule, or models of two schedules.
     """
+    check_schedules(base, expert)
     if not 0 <= step < base.steps:
         raise InputError(
             f"step={step} is not allowed: a step from 0 to {base.steps - 1} is needed."

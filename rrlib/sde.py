@@ -8,9 +8,11 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.schedules import Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianMixture:
     """A mixture of K Gaussians in d dimensions, which the forward process keeps a mixture.
 
@@ -78,11 +80,20 @@ def score_denoiser(score: Callable[[Tensor, Tensor], Tensor], scheduler: DDPMSch
 
     Args:
         score: (x [B, d], abar [B]) -> [B, d].
-        scheduler: one whose network predicts x0.
+        scheduler: one whose network predicts x0, and that does not clip it.
+
+    Raises:
+        InputError: another scheduler.
     """
+    schedule = Schedule.of(scheduler)
+    if schedule.prediction != "sample" or schedule.clip is not None:
+        raise InputError(
+            f"scheduler: prediction_type={schedule.prediction!r} with clip_sample="
+            f"{schedule.clip is not None} is not allowed: 'sample' without a clip is needed."
+        )
 
     def posterior_mean(x: Tensor, t: Tensor) -> Tensor:
-        abar = scheduler.alphas_cumprod.to(x)[t]
+        abar = schedule.tables(x)[0][t]
         noise = 1 - abar[:, None]
         return (x + noise * score(x, abar)) / abar[:, None].sqrt()
 

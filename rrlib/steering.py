@@ -8,9 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser, between, held, kept_steps
+from rrlib.comparisons import check_schedules
+from rrlib.denoisers import Denoiser, between, held
 from rrlib.errors import InputError
 from rrlib.rewards import Place, RelativeReward
+from rrlib.schedules import kept_steps, narrow, wide
 
 Onto = Literal["mean", "x_t"]
 
@@ -30,6 +32,14 @@ class ExactDifference:
     expert: Denoiser
     target = "mean"
     place = "x_t"
+
+    def __post_init__(self):
+        check_schedules(self.base, self.expert)
+
+    @property
+    def steps(self) -> int:
+        """T of their schedule."""
+        return self.base.steps
 
     def gradient(self, x: Tensor, t: Tensor) -> Tensor:
         """Expert's mean minus base's at (x, t), [B, ...]."""
@@ -98,6 +108,13 @@ def check(
     denoising: int | None = None,
 ) -> tuple[Place | None, list[int]]:
     """Where the gradient is taken, and the steps taken; InputError if `denoise` would refuse."""
+    if reward and reward.steps not in (None, denoiser.steps):
+        raise InputError(
+            f"reward: {reward.steps} diffusion steps are not allowed: it was fitted on another "
+            f"schedule than the denoiser's of {denoiser.steps}, and one for both is needed."
+        )
+    if reward and reward.target == "score":
+        denoiser.mean_per_score(torch.zeros(1, dtype=torch.long), torch.zeros(1))
     for scale in weight.tolist() if isinstance(weight, Tensor) else [weight]:
         if not 0 <= scale < float("inf"):
             raise InputError(
@@ -121,10 +138,10 @@ def check(
         raise InputError(
             f"until={until} is not allowed: a step from 0 to {denoiser.steps - 1} is needed."
         )
-    return place, kept_steps(denoiser.steps, denoising or denoiser.steps)
+    return place, kept_steps(denoiser.steps, denoiser.steps if denoising is None else denoising)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Guide:
     reward: RelativeReward | ExactDifference
     weight: float | Tensor
@@ -151,20 +168,20 @@ def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Call
     t = torch.full((len(x),), step, device=x.device)
     steered = guide is not None and step >= guide.until
     if steered and guide.onto == "x_t":
-        x = keep(x + guide.shift(denoiser, x, t))
-    x0 = denoiser.x0(x, t)
+        x = keep(narrow(x + guide.shift(denoiser, x, t), x))
+    x0 = denoiser.answer(x, t)
     mean, deviation = between(denoiser, x0, x, step, before)
     if steered and guide.onto == "mean":
         one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
-        shift = guide.shift(denoiser, x if guide.place == "x_t" else one, t)
+        shift = guide.shift(denoiser, x if guide.place == "x_t" else narrow(one, x), t)
         mean = mean + shift * _lengthened(denoiser, x, step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return mean + deviation * draw
+    return narrow(mean + deviation * draw, x)
 
 
 def _lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Tensor:
     """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1, []."""
-    zero = like.new_zeros(())
+    zero = like.new_zeros((), dtype=wide(like))
     far, near = (between(denoiser, zero + 1, zero, step, to)[0] for to in (before, step - 1))
     return far / near
 

@@ -126,7 +126,10 @@ class Stack(nn.Module):
         parameters, buffers = stack_module_state(list(members))
         self.names = list(parameters)
         self.weights = nn.ParameterList(p.detach().clone() for p in parameters.values())
-        self.fixed = buffers
+        # Named as in a member, so that they move along and a fit finds the units.
+        self.fixed = nn.Module()
+        for name, value in buffers.items():
+            self.fixed.register_buffer(name.replace(".", "/"), value.clone(), persistent=False)
         self._member = [copy.deepcopy(members[0])]  # a list: its own weights are not parameters
 
     def __len__(self) -> int:
@@ -134,18 +137,26 @@ class Stack(nn.Module):
 
     def forward(self, *batch: Tensor) -> Tensor:
         """What each member says of its own share of the batch, [K B, ...]."""
+        if len(batch[0]) % len(self):
+            raise InputError(
+                f"batch of {len(batch[0])} is not allowed: a multiple of the {len(self)} modules "
+                "is needed."
+            )
         cut = [part.unflatten(0, (len(self), -1)) for part in batch]
 
         def one(state: dict[str, Tensor], *inputs: Tensor) -> Tensor:
             return functional_call(self._member[0], state, inputs)
 
-        state = dict(zip(self.names, self.weights, strict=True)) | self.fixed
-        return vmap(one)(state, *cut).flatten(0, 1)
+        return vmap(one)(self._state(), *cut).flatten(0, 1)
+
+    def _state(self) -> dict[str, Tensor]:
+        fixed = {name.replace("/", "."): value for name, value in self.fixed.named_buffers()}
+        return dict(zip(self.names, self.weights, strict=True)) | fixed
 
     def members(self) -> list[nn.Module]:
         """The modules, one by one."""
-        state = dict(zip(self.names, self.weights, strict=True)) | self.fixed
-        found = [copy.deepcopy(self._member[0]) for _ in range(len(self))]
+        state, like = self._state(), self.weights[0]
+        found = [copy.deepcopy(self._member[0]).to(like) for _ in range(len(self))]
         for k, member in enumerate(found):
             member.load_state_dict({name: value[k].detach() for name, value in state.items()})
         return found

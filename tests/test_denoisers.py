@@ -1,11 +1,14 @@
 """Denoisers against diffusers' own scheduler, closed forms and finite differences."""
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
+from rrlib import steering
 from rrlib.denoisers import (
+    ChannelsFirst,
     Denoiser,
     PlanNetwork,
     check_horizon,
@@ -23,7 +26,10 @@ STEPS = 20
 
 def scheduler(prediction: str = "sample", clip: bool = False) -> DDPMScheduler:
     return DDPMScheduler(
-        STEPS, beta_schedule="squaredcos_cap_v2", prediction_type=prediction, clip_sample=clip
+        num_train_timesteps=STEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=prediction,
+        clip_sample=clip,
     )
 
 
@@ -42,11 +48,16 @@ def batch(step: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, 
     return x, torch.full((5,), step)
 
 
+PREDICTIONS = ("sample", "epsilon", "v_prediction")
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large"])
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("prediction", ["sample", "epsilon"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("step", [0, 1, STEPS // 2, STEPS - 1])
-def test_x0_mean_and_deviation_make_the_step_of_diffusers(prediction, clip, step):
-    denoiser = toy(prediction, clip)
+def test_x0_mean_and_deviation_make_the_step_of_diffusers(prediction, clip, step, variance):
+    table = DDPMScheduler.from_config(scheduler(prediction, clip).config, variance_type=variance)
+    denoiser = Denoiser(toy(prediction, clip).network, table)
     x, t = batch(step)
     theirs = denoiser.scheduler.step(
         denoiser.network(x, t), step, x, generator=torch.Generator().manual_seed(4)
@@ -111,6 +122,25 @@ def test_epsilon_and_x0_of_a_known_draw_give_the_velocity_of_diffusers():
     assert_close(velocity, table.get_velocity(x0, draw, t), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_that_of_diffusers_to_the_bit_and_leaves_the_scheduler_alone(dtype):
+    denoiser = toy("sample", False)
+    x0, _ = batch(0, dtype)
+    t, table = torch.tensor([0, 4, 9, 15, 19]), denoiser.scheduler.alphas_cumprod
+    ours = denoiser.noise(x0, t, stream(0, 7))
+    assert denoiser.scheduler.alphas_cumprod is table  # diffusers' own moves it
+    draw = torch.randn(x0.shape, generator=stream(0, 7), dtype=dtype)
+    assert torch.equal(ours, scheduler().add_noise(x0, draw, t))
+
+
+def test_a_denoisers_tables_are_its_own():
+    denoiser = toy("epsilon", False)
+    x, t = batch(7)
+    before = denoiser.score(x, t)
+    denoiser.scheduler.alphas_cumprod.mul_(0.5)
+    assert torch.equal(denoiser.score(x, t), before)
+
+
 def test_noise_is_the_forward_process():
     denoiser = toy("sample", False)
     x0, _ = batch(0)
@@ -166,9 +196,8 @@ def test_plan_network_keeps_the_shape_where_check_horizon_says_so(channels, patc
         try:
             check_horizon(horizon, channels, patch)
         except InputError:
-            with pytest.raises((AssertionError, RuntimeError)):  # what check_horizon saves from
-                out = network(torch.randn(2, horizon, 5), torch.tensor([0, 7]))
-                assert out.shape == (2, horizon, 5)
+            with pytest.raises(InputError, match=f"^horizon={horizon} is not allowed"):
+                network(torch.randn(2, horizon, 5), torch.tensor([0, 7]))
             continue
         allowed.append(horizon)
         out = network(torch.randn(2, horizon, 5), torch.tensor([0, 7]))
@@ -241,6 +270,190 @@ def test_the_papers_plan_network_has_as_many_parameters_as_its_repository():
     assert count < 3.685e6  # with them too
 
 
+# Other schedulers and networks
+
+
+def made(kind, **options):
+    return getattr(diffusers, kind)(STEPS, **options)
+
+
+@pytest.mark.filterwarnings("ignore:__array__")  # of their own
+@pytest.mark.parametrize(
+    "kind",
+    ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
+     "LMSDiscreteScheduler", "DEISMultistepScheduler", "HeunDiscreteScheduler",
+     "KDPM2DiscreteScheduler"],
+)  # fmt: skip
+def test_whatever_samples_the_model_is_read_at_its_own_noise(kind):
+    """Euler and Heun noise by sigma: their own `add_noise` is none of x_t's."""
+    options = {"beta_start": 0.001, "beta_end": 0.2, "beta_schedule": "linear"}
+    mine = Denoiser(lambda x, t: x.tanh(), made(kind, **options))
+    peer = DDPMScheduler(STEPS, clip_sample=False, **options)
+    x, _ = batch(0)
+    t = torch.tensor([0, 4, 9, 15, 19])
+    draw = torch.randn(x.shape, generator=stream(0, 7))
+    assert torch.equal(mine.noise(x, t, stream(0, 7)), peer.add_noise(x, draw, t))
+    clip = kind == "DDIMScheduler"  # its default
+    for i, step in enumerate(t.tolist()):
+        x0 = peer.step(x[i : i + 1].tanh(), step, x[i : i + 1]).pred_original_sample
+        x0 = x0.clamp(-1, 1) if clip else x0
+        assert_close(mine.x0(x, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5)
+
+
+class Own:
+    """A scheduler that says nothing of itself."""
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: diffusers.FlowMatchEulerDiscreteScheduler(STEPS), "no table alphas_cumprod"),
+        (lambda: diffusers.ScoreSdeVeScheduler(STEPS), "no table alphas_cumprod"),
+        (lambda: diffusers.CMStochasticIterativeScheduler(STEPS), "no table alphas_cumprod"),
+        (lambda: diffusers.EDMEulerScheduler(num_train_timesteps=STEPS), "no table alphas_cumprod"),
+        (Own, "no table alphas_cumprod"),
+        (lambda: diffusers.LCMScheduler(1000), "distilled model"),
+        (lambda: diffusers.TCDScheduler(1000), "distilled model"),
+        (lambda: DDPMScheduler(STEPS, thresholding=True), "thresholding=True"),
+        (lambda: DDPMScheduler(STEPS, variance_type="learned_range"), "variance_type='learned_ran"),
+        (lambda: DDPMScheduler(STEPS, variance_type="fixed_large_log"), "variance_type='fixed_lar"),
+        (lambda: DDPMScheduler(STEPS, prediction_type="flow"), "prediction_type='flow' is none of"),
+        (lambda: DDPMScheduler(STEPS, rescale_betas_zero_snr=True), "zero terminal SNR"),
+        (lambda: DDPMScheduler(STEPS, trained_betas=[0.0] * STEPS), "do not fall from below 1"),
+        (lambda: diffusers.EulerDiscreteScheduler(STEPS, prediction_type="v_prediction",
+                                                  timestep_type="continuous"), "other noise lev"),
+    ],
+)  # fmt: skip
+def test_a_scheduler_of_another_kind_of_model_is_refused_at_once(make, reason):
+    made = make()
+    with pytest.raises(InputError) as caught:
+        Denoiser(lambda x, t: x, made)
+    message = str(caught.value)
+    assert message.startswith(f"scheduler: {type(made).__name__} is not allowed: ")
+    assert reason in message and message.endswith(("needed.", "is needed."))
+    assert message.count(". ") == 0  # one sentence
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_a_last_step_of_noise_alone_is_read_by_its_limit(prediction):
+    table = DDPMScheduler(
+        STEPS, rescale_betas_zero_snr=True, prediction_type=prediction, clip_sample=False
+    )
+    assert table.alphas_cumprod[-1] == 0
+    denoiser = Denoiser(lambda x, t: x.tanh(), table)
+    x, t = batch(STEPS - 1)
+    assert_close(denoiser.x0(x, t), x.tanh() if prediction == "sample" else -x.tanh())
+    assert_close(denoiser.score(x, t), -x)
+    assert denoiser.mean(x, t).isfinite().all() and denoiser.deviation(t, x).isfinite().all()
+    with pytest.raises(InputError, match=r"noise alone .* target='mean' and displacement_units"):
+        denoiser.mean_per_score(t, x)
+
+
+def test_a_scheduler_made_again_from_its_configuration_keeps_its_number_of_steps():
+    again = diffusers.DDIMScheduler.from_config(cosine_scheduler(50).config)
+    assert again.config.num_train_timesteps == 50 and len(again.alphas_cumprod) == 50
+
+
+def unet(channels: int) -> diffusers.UNet1DModel:
+    torch.manual_seed(0)
+    return diffusers.UNet1DModel(
+        in_channels=channels, out_channels=channels, block_out_channels=(32, 32),
+        down_block_types=("DownBlock1DNoSkip", "AttnDownBlock1D"),
+        up_block_types=("AttnUpBlock1D", "UpBlock1DNoSkip"), extra_in_channels=16,
+    )  # fmt: skip
+
+
+def test_a_network_of_diffusers_is_read_as_it_is_or_turned_to_plans():
+    network, t = unet(6), torch.tensor([3])
+    plans = torch.randn(1, 32, 6, generator=stream(0, 0))
+    with torch.no_grad():
+        straight = Denoiser(network, scheduler()).x0(plans.mT, t)
+        assert torch.equal(straight, network(plans.mT, t).sample)
+        turned = Denoiser(ChannelsFirst(network), scheduler())
+        assert torch.equal(turned.x0(plans, t), straight.mT)
+        # It is not told what is given: its own third argument means something else.
+        held = given(Denoiser(network, scheduler()), plans.mT[:, 0, :3])
+        assert torch.equal(held.x0(plans.mT, t)[:, 0, -3:], plans.mT[:, 0, :3])
+        with pytest.raises(InputError, match=r"\(1, 32, 6\) is not allowed: 6 channels .*Channels"):
+            Denoiser(network, scheduler()).x0(plans, t)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 8, 3, dtype=torch.float64), "x_t of torch.float64 is not all.*float32"),
+        (torch.zeros(2, 8, 3).numpy(), "x_t: ndarray is not allowed: a torch tensor is needed"),
+        (torch.zeros(2, 8, 5), r"x of shape \(2, 8, 5\) is not allowed: plans \[B, H, 3\]"),
+        (torch.zeros(2, 7, 3), "horizon=7 is not allowed"),
+    ],
+)  # fmt: skip
+def test_what_a_network_cannot_take_is_named(x, message):
+    torch.manual_seed(0)
+    denoiser = Denoiser(PlanNetwork(3, (8, 16)), scheduler())
+    with pytest.raises(InputError, match=message):
+        denoiser.x0(x, torch.tensor([1, 2]))
+
+
+def test_an_error_of_the_networks_own_is_left_as_it_is():
+    def network(x, t):
+        raise RuntimeError("my own")
+
+    with pytest.raises(RuntimeError, match="my own"):
+        Denoiser(network, scheduler()).x0(*batch(1))
+
+
+def test_an_answer_with_a_variance_is_refused():
+    model = Denoiser(lambda x, t: torch.cat([x, x], 1), scheduler())
+    with pytest.raises(InputError, match=r"answer of shape \(5, 16, 3\) to x_t of shape \(5, 8, 3"):
+        model.x0(*batch(1))
+
+
+@pytest.mark.parametrize("step", [-1, STEPS, -STEPS])
+def test_a_step_that_does_not_exist_is_refused_and_does_not_wrap(step):
+    denoiser, (x, _) = toy("sample", False), batch(1)
+    t = torch.tensor([0, 1, step, 3, 4])
+    for ask in (denoiser.x0, denoiser.score, denoiser.mean, denoiser.epsilon):
+        with pytest.raises(InputError, match=rf"^t={step} is not allowed: steps from 0 to 19"):
+            ask(x, t)
+    with pytest.raises(InputError, match=rf"^t={step} is not allowed"):
+        denoiser.noise(x, t, stream(0, 0))
+    with pytest.raises(InputError, match=r"^t of torch.float32 is not allowed"):
+        denoiser.x0(x, t.float())
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_in_half_precision_readings_are_those_of_single_but_for_rounding(prediction, dtype):
+    """At every t of a thousand: 1 - abar itself would round to 0 there."""
+    table = DDPMScheduler(1000, prediction_type=prediction, clip_sample=False)
+    mix = torch.randn(3, 3, generator=stream(1, 0))
+
+    def network(x, t):  # the rounding of its answer is not the readings' to mend
+        return (x.float() @ mix).tanh().half().bfloat16().to(x.dtype)
+
+    model, t = Denoiser(network, table), torch.arange(1000)
+    x = torch.randn(1000, 3, generator=stream(0, 0)).to(dtype)
+    for name in ("x0", "score", "mean", "epsilon"):
+        ours, theirs = (getattr(model, name)(part, t) for part in (x, x.float()))
+        assert ours.dtype == dtype and theirs.dtype == torch.float32
+        assert ours.isfinite().all()
+        assert torch.equal(ours, theirs.to(dtype)), name
+    noised = model.noise(x, t, stream(0, 1))
+    assert noised.dtype == dtype and noised.isfinite().all()
+    assert model.answer(x, t).dtype == torch.float32
+
+
+def test_sampling_in_half_precision_stays_there_and_near():
+    model = Denoiser(lambda x, t: 0.5 * x, cosine_scheduler(STEPS))
+    start = torch.randn(50, 3, generator=stream(0, 0)).bfloat16()
+    for _, x in steering.denoise(model, start, stream(1, 0)):
+        assert x.dtype == torch.bfloat16 and x.isfinite().all()
+
+
 # What is given
 
 
@@ -288,6 +501,53 @@ def test_given_holds_and_marks_what_is_given_and_leaves_the_rest_to_the_network(
         for end, observation in kept.items():
             answer[:, end, 1:] = observation
         assert torch.equal(ours, answer)
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_given_values_stand_in_x0_whatever_the_network_predicts(prediction, clip, told):
+    """At every t, and in score and mean as well: with x0 they are one reading."""
+    mix = torch.randn(3, 3, generator=stream(1, 0))
+    seen = []
+
+    def plainly(x, t):
+        seen.append(x)
+        return 3 * torch.tanh(x.cumsum(1) @ mix)
+
+    def network(x, t, marks=None):
+        return plainly(x, t)
+
+    plain = Denoiser(network if told else plainly, scheduler(prediction, clip))
+    kept = {0: torch.full((5, 2), 0.7), 7: torch.full((5, 2), -0.3)}
+    held = given(plain, *kept.values())
+    for step in range(STEPS):
+        x, t = batch(step)
+        x0 = held.x0(x, t)
+        abar, back = plain.abar(t, x), {}
+        back["score"] = (held.score(x, t) * (1 - abar) + x) / abar.sqrt()
+        back["epsilon"] = (x - held.epsilon(x, t) * (1 - abar).sqrt()) / abar.sqrt()
+        zero = plain.mean_from_x0(torch.zeros_like(x), x, t)
+        one = plain.mean_from_x0(torch.ones_like(x), x, t)
+        back["mean"] = (held.mean(x, t) - zero) / (one - zero)
+        for end, value in kept.items():
+            assert torch.equal(x0[:, end, 1:], value)
+        for name, found in back.items():  # as exact as that quotient is in float32
+            loose = 1e-6 if step < STEPS - 1 else 1e-2
+            assert_close(found, x0, rtol=loose * 30, atol=loose * 30, msg=name)
+        # Elsewhere it is the plain model's answer to what the network saw.
+        literal = plain.x0(seen[-1], t)
+        assert torch.equal(x0[:, 1:7], literal[:, 1:7])
+        assert torch.equal(x0[..., 0], literal[..., 0])
+
+
+def test_a_plan_can_be_given_more_afterwards():
+    first, last = ends(True).values()
+    model = given(given(marked(), first), first + 0.1, last)
+    x, t = batch(3)
+    assert torch.equal(model.x0(x, t)[:, 0, 1:], first + 0.1)
+    assert torch.equal(model.x0(x, t)[:, 7, 1:], last)
+    assert not marked().known
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -358,6 +618,30 @@ def test_plan_loss_gives_the_first_to_half_of_a_share_and_both_to_the_other_half
     clean = x == x0  # noise leaves nothing as it was
     assert torch.equal(clean[..., 1], marks) and torch.equal(clean[..., 2], marks)
     assert not clean[..., 0].any()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_losses_of_x0_refuse_a_network_that_predicts_something_else(prediction):
+    model, x0 = Denoiser(lambda x, t, given: x, scheduler(prediction)), torch.zeros(4, 8, 3)
+    message = rf"^scheduler: prediction_type='{prediction}' is not allowed: .* 'sample' is needed"
+    with pytest.raises(InputError, match=message):
+        plan_loss(model, x0, 2, stream(0, 0), 0.5)
+    with pytest.raises(InputError, match=message):
+        control_loss(model, x0, 2, stream(0, 0))
+
+
+@pytest.mark.parametrize(("observation", "share"), [(0, 0.5), (4, 0.5), (2, -0.1), (2, 1.1)])
+def test_losses_name_numbers_out_of_range(observation, share):
+    with pytest.raises(InputError, match=r"^(observation|share)=.* is not allowed"):
+        plan_loss(marked(), torch.zeros(4, 8, 3), observation, stream(0, 0), share)
+
+
+def test_the_first_action_weighs_ten_unless_told():
+    x0 = torch.randn(6, 4, 5, generator=stream(0, 0))
+    model = Denoiser(lambda x, t, given: x, scheduler())
+    default = control_loss(model, x0, 2, stream(3, 0))
+    assert torch.equal(default, control_loss(model, x0, 2, stream(3, 0), 10.0))
+    assert not torch.equal(default, control_loss(model, x0, 2, stream(3, 0), 9.0))
 
 
 def waves(n: int, seed: int) -> torch.Tensor:

@@ -237,7 +237,7 @@ def literal_draws(base: Denoiser, data, size: int, seed: int, batch: int):
 @pytest.mark.parametrize("target", TARGETS)
 def test_algorithm1_is_the_literal_comparison_batch_by_batch(target, place):
     base, expert = plan_pair()
-    data = plans(9, 3), plans(5, 4)
+    data = plans(9, 3).tanh(), plans(5, 4).tanh()
     found = extraction.algorithm1(base, expert, *data, size=23, seed=6, batch=8)
     pool = found.read(base, target, place)
     rows = []
@@ -285,7 +285,8 @@ def test_algorithm1_depends_on_the_seed_alone():
     base, expert = plan_pair()
 
     def found(seed):
-        return extraction.algorithm1(base, expert, plans(9, 3), plans(5, 4), size=10, seed=seed)
+        data = plans(9, 3).tanh(), plans(5, 4).tanh()
+        return extraction.algorithm1(base, expert, *data, size=10, seed=seed)
 
     assert torch.equal(found(1).x, found(1).x)
     assert not torch.equal(found(1).x, found(2).x)
@@ -311,7 +312,7 @@ def test_loss_is_the_double_loop_over_samples_and_coordinates(window):
 @pytest.mark.parametrize("target", TARGETS)
 def test_literal_loss_is_the_loss_of_the_pool_of_the_same_draws(target, place):
     base, expert = plan_pair()
-    network, data = reward(3), (plans(9, 3), plans(5, 4))
+    network, data = reward(3), (plans(9, 3).tanh(), plans(5, 4).tanh())
     found = extraction.algorithm1(base, expert, *data, size=8, seed=6, batch=8)
     pool = found.read(base, target, place)
     literal = extraction.literal_loss(
@@ -573,7 +574,7 @@ def other_length() -> DDPMScheduler:
 
 
 def other_values() -> DDPMScheduler:
-    return DDPMScheduler(STEPS, beta_schedule="linear", prediction_type="sample")
+    return DDPMScheduler(STEPS, prediction_type="sample", clip_sample=False)
 
 
 @pytest.mark.parametrize("other", [other_length, other_values])
@@ -581,12 +582,174 @@ def test_models_of_two_schedules_are_refused(other):
     base, expert = pair()
     expert = gaussian((1, 0)).denoiser(other())
     length = other().config.num_train_timesteps
-    with pytest.raises(InputError, match=rf"^expert: its schedule \({length} steps\)"):
+    beta = r"linear|squaredcos_cap_v2"
+    message = rf"^expert: its schedule \({length} steps, ({beta}), alpha-bar from 0.99\d+ to "
+    with pytest.raises(InputError, match=message):
         extraction.check_schedules(base, expert)
     data = torch.zeros(4, 2, dtype=torch.float64)
     with pytest.raises(InputError, match=r"^expert: its schedule"):
         extraction.algorithm1(base, expert, data, data, size=4, seed=0)
     extraction.check_schedules(base, pair()[1])  # equal, though not the same object
+
+
+def test_schedules_that_look_alike_say_where_they_differ():
+    base, betas = pair()[0], cosine_scheduler(STEPS, clip=False).betas.numpy().copy()
+    betas[[7, 8]] = betas[[8, 7]]
+    options = {"prediction_type": "sample", "clip_sample": False, "trained_betas": betas}
+    other = DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2", **options)
+    with pytest.raises(InputError, match=r"is needed \(they differ most at t=7, by .*\)\.$"):
+        extraction.check_schedules(base, gaussian((1, 0)).denoiser(other))
+
+
+@pytest.mark.parametrize("clipped", ["base", "expert"])
+def test_one_clip_and_no_other_is_refused(clipped):
+    models = {
+        name: Denoiser(lambda x, t: x.tanh(), cosine_scheduler(STEPS, clip=name == clipped))
+        for name in ("base", "expert")
+    }
+    with pytest.raises(InputError, match=r"^expert: (no clip|a clip at 1) of its x0 is not "):
+        extraction.check_schedules(*models.values())
+
+
+def clipping_pair() -> tuple[Denoiser, Denoiser]:
+    scheduler = cosine_scheduler(STEPS)
+    return (Denoiser(lambda x, t: x.tanh(), scheduler), Denoiser(lambda x, t: x.sin(), scheduler))
+
+
+GOOD = torch.rand(10, 6, 2, generator=stream(0, "good"))
+
+
+def spoilt(value: float) -> torch.Tensor:
+    data = GOOD.clone()
+    data[3, 2, 1] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"size": 0}, r"size=0 is not allowed: at least 1"),
+        ({"size": 2.5}, r"size=2.5 is not allowed"),
+        ({"batch": 0}, r"batch=0 is not allowed: at least 1"),
+        ({"base_data": GOOD[:0]}, r"base_data of shape \(0, 6, 2\) is not allowed"),
+        ({"expert_data": GOOD.numpy()}, r"expert_data of ndarray is not allowed"),
+        ({"base_data": GOOD.long()}, r"base_data of torch.int64 is not allowed"),
+        ({"expert_data": GOOD.double()}, r"expert_data of torch.float64 is not .* base's torch"),
+        ({"expert_data": GOOD[:, :4]}, r"expert_data: samples of shape \(4, 2\) .* \(6, 2\) is n"),
+        ({"base_data": spoilt(float("nan"))}, r"base_data: numbers that are not finite are not"),
+        ({"expert_data": spoilt(float("inf"))}, r"expert_data: numbers that are not finite are"),
+        ({"base_data": 3 * GOOD}, r"base_data: \d\d% of its numbers beyond 1, where the mod"),
+        ({"ends": 3}, r"ends=3 is not allowed for data of shape \(10, 6, 2\)"),
+    ],
+)  # fmt: skip
+def test_what_algorithm1_cannot_use_is_named(call, message):
+    call = {"base_data": GOOD, "expert_data": GOOD, "size": 4, "seed": 0, **call}
+    with pytest.raises(InputError, match="^" + message):
+        extraction.algorithm1(*clipping_pair(), **call)
+
+
+def test_a_few_numbers_beyond_the_clip_are_allowed():
+    """New data in the range of old: 1 of 120 here."""
+    pair = clipping_pair()
+    extraction.algorithm1(*pair, spoilt(1.1), GOOD, size=4, seed=0)
+
+
+@pytest.mark.parametrize("observation", [0, 3, -1])
+def test_control_comparisons_name_an_observation_that_is_none(observation):
+    with pytest.raises(InputError, match=rf"^observation={observation} is not allowed for data"):
+        extraction.control_comparisons(*marked_pair(), GOOD, GOOD, observation, size=4, seed=0)
+
+
+@pytest.mark.parametrize("side", ["base", "expert"])
+def test_a_model_that_answers_nan_is_stopped_at_once_and_named(side):
+    asked = []
+
+    def broken(x, t):
+        asked.append(len(x))
+        return torch.where((t < 9)[:, None, None], x, torch.nan)
+
+    scheduler = cosine_scheduler(STEPS)
+    models = {"base": lambda x, t: x.tanh(), "expert": lambda x, t: x.sin(), side: broken}
+    pair = [Denoiser(models[name], scheduler) for name in ("base", "expert")]
+    message = rf"^{side}: numbers that are not finite at t=(9|1\d) are not allowed"
+    with pytest.raises(InputError, match=message):
+        extraction.algorithm1(*pair, GOOD, GOOD, size=1000, seed=0, batch=50)
+    assert asked == [50]
+
+
+def test_a_pair_without_any_difference_is_refused_by_both_algorithms():
+    base = clipping_pair()[0]
+    for run in (
+        lambda: extraction.algorithm1(base, base, GOOD, GOOD, size=4, seed=0),
+        lambda: extraction.algorithm2(base, base, (6, 2), runs=2, seed=0),
+    ):
+        with pytest.raises(InputError, match=r"^expert: no difference from the base at any of "):
+            run()
+
+
+@pytest.mark.parametrize("shape", [(), 6, (6, 0), (6, -2), (6.0, 2), "six"])
+def test_algorithm2_names_a_shape_that_is_none(shape):
+    with pytest.raises(InputError, match=r"^shape=.* is not allowed: the sides of one sample"):
+        extraction.algorithm2(*clipping_pair(), shape, runs=2, seed=0)
+
+
+# What suits what
+
+
+def test_a_pool_knows_what_it_holds():
+    base, expert = clipping_pair()
+    pool = extraction.algorithm1(base, expert, GOOD, GOOD, size=4, seed=0).read(base, *KIND)
+    assert pool.kind == KIND and pool.windows is None
+    assert pool.cut(3, True).kind == KIND and pool.cut(3, True).windows == (3, True)
+    assert pool.cut(6).average(2).windows == (3, False)
+    assert pool.cut(6).to("cpu").windows == (6, False)
+
+
+KIND = ("mean", "mu_base")
+
+
+def test_tensors_in_a_pool_do_not_stop_a_comparison_of_pools():
+    pool = random_pool()
+    assert pool == pool and pool != random_pool()
+
+
+def fitted(network: WindowReward, pool: Pool, **options) -> None:
+    options = {"steps": 1, "batch": 4, "learning_rate": 1e-3, "seed": 0, **options}
+    for _ in extraction.fit(network, pool, **options):
+        pass
+
+
+def test_a_pool_of_other_windows_than_the_networks_is_refused():
+    with pytest.raises(InputError, match=r"^pool: windows of 6 contiguous steps .* of 3 contig"):
+        fitted(reward(3), random_pool().cut(6))
+    with pytest.raises(InputError, match=r"^pool: windows of 3 strided steps .* of 3 contiguous"):
+        fitted(reward(3), random_pool().cut(3, strided=True))
+    fitted(reward(3), random_pool().cut(3))
+    fitted(reward(3), random_pool())  # whole plans: the same fit, at a higher price
+
+
+def test_a_pool_that_does_not_suit_the_network_is_refused_before_the_first_step():
+    pool = random_pool()
+    late = Pool(pool.x, pool.t + STEPS, pool.target)
+    for bad, message in (
+        (Pool(pool.x.float(), pool.t, pool.target.float()), "pool of torch.float32 is not allowed"),
+        (late, r"pool: t=\d\d is not allowed: the network has units for 20 steps"),
+        (Pool(pool.x * torch.nan, pool.t, pool.target), "pool: points that are not finite"),
+    ):
+        with pytest.raises(InputError, match="^" + message):
+            extraction.fit(reward(), bad, steps=5, batch=4, learning_rate=1e-3, seed=0)
+    with pytest.raises(InputError, match=r"^batch=0 is not allowed"):
+        fitted(reward(), pool, batch=0)
+
+
+def test_a_reward_is_held_to_what_its_network_was_fitted_to():
+    network, pool = reward(), random_pool()
+    fitted(network, Pool(pool.x, pool.t, pool.target, KIND))
+    RelativeReward(network, *KIND)
+    with pytest.raises(InputError, match=r"^target='score' is not allowed: .* target='mean'"):
+        RelativeReward(network, "score", "mu_base")
+    with pytest.raises(InputError, match=r"^place='x_t' is not allowed: .* place='mu_base'"):
+        RelativeReward(network, "mean", "x_t")
 
 
 # Algorithm 2
@@ -653,6 +816,25 @@ def test_the_discriminators_loss_is_the_mean_cross_entropy():
     share = network(x_t, t).sigmoid()  # of "expert"; the last 3 of 7 are the expert's
     literal = -torch.cat([(1 - share[:4]).log(), share[4:].log()]).mean()
     assert_close(ours, literal, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_discriminator_sees_the_first_observation_as_it_is(width):
+    """Held as the planner holds it, and nothing else is: not noised, not the action."""
+    base, _ = plan_pair()
+    data, seen = (plans(9, 3), plans(5, 4)), []
+
+    def network(x, t):
+        seen.append(x)
+        return x.sum((1, 2))
+
+    extraction.discriminator_loss(network, base, *data, 7, stream(6, 0), observation=width)
+    generator = stream(6, 0)
+    x0 = extraction.drawn(*data, 7, generator)
+    x_t, _ = extraction.noised(base, x0, generator)
+    assert torch.equal(seen[0][:, 0, -width:], x0[:, 0, -width:])
+    assert torch.equal(seen[0][:, 1:], x_t[:, 1:])
+    assert torch.equal(seen[0][:, 0, :-width], x_t[:, 0, :-width])
 
 
 def test_the_log_ratio_has_the_least_cross_entropy():

@@ -24,7 +24,7 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"disk"},
+    {"disk", "schedules", "plan_networks"},
     {"tensor_files"},
     {
         "rules",
@@ -38,8 +38,9 @@ FLOORS = [
     }
     | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"}
     | {"pictures", "pipeline_digest"},
-    {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
+    {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields", "pools"}
     | {"reward_files", "image_rewards", "image_weights"},
+    {"comparisons"},
     {"extraction", "steering", "rotation", "image_extraction", "image_scoring"},
     {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"}
     | {"image_evidence", "image_checks"},

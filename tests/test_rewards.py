@@ -7,13 +7,16 @@ from torch.testing import assert_close
 
 from rrlib import extraction
 from rrlib.errors import InputError
+from rrlib.perceptron import PlanPotential
 from rrlib.rewards import (
+    ConditionalReward,
     PlanValue,
     RelativeReward,
     Rescaled,
     WindowReward,
     compose,
     per_step,
+    unit_of,
     windows,
 )
 from rrlib.training import Stack, stream
@@ -332,3 +335,86 @@ def test_plans_that_a_value_cannot_take_are_named(shape):
     network = PlanValue(3, torch.ones(2), (32,), 4)
     with pytest.raises(InputError, match=r"plans of width 3 and a multiple of 4, at most 16"):
         network(torch.zeros(shape), torch.tensor([0]))
+
+
+def test_each_step_of_a_sum_is_the_sum_of_its_rewards_steps():
+    one, two = (RelativeReward(reward(window), "mean", "x_t") for window in (3, 4))
+    x = plans()
+    found = per_step(compose([one, two], [2.0, -0.5]), x[..., 1:], x[..., :1])
+    parts = [per_step(part, x[..., 1:], x[..., :1]) for part in (one, two)]
+    assert_close(found, 2 * parts[0] - 0.5 * parts[1])
+
+
+def test_each_step_of_a_wrapped_reward_is_its_own():
+    x, inner = plans(), reward(3)
+    literal = per_step(RelativeReward(inner, "mean", "x_t"), x[..., 1:], x[..., :1])
+    held = RelativeReward(ConditionalReward(inner, 2), "mean", "x_t")
+    assert torch.equal(per_step(held, x[..., 1:], x[..., :1]), literal)
+    scale = torch.full((HORIZON, WIDTH), 2.0, dtype=torch.float64)
+    y = x / scale
+    rescaled = RelativeReward(Rescaled(inner, scale), "mean", "x_t")
+    assert_close(per_step(rescaled, y[..., 1:], y[..., :1]), literal)
+    single = per_step(RelativeReward(inner.float(), "mean", "x_t"), x[..., 1:], x[..., :1])
+    assert single.dtype == torch.float64  # as the reward itself
+
+
+@pytest.mark.parametrize(
+    "network",
+    [PlanValue(WIDTH, torch.ones(10), (32, 32, 32)), PlanPotential(WIDTH, HORIZON, torch.ones(10))],
+)
+def test_a_reward_of_whole_plans_says_that_it_has_no_steps(network):
+    name, x = type(network).__name__, plans()
+    message = rf"^reward: {name} is not allowed: it values a plan as a whole"
+    whole = RelativeReward(network, "mean", "x_t")
+    for found in (whole, compose([whole], [1.0])):
+        with pytest.raises(InputError, match=message):
+            per_step(found, x[..., 1:], x[..., :1])
+
+
+def test_states_and_actions_that_do_not_belong_together_are_named():
+    one, x = RelativeReward(reward(3), "mean", "x_t"), plans()
+    with pytest.raises(InputError, match=r"^actions: \(4, 6, 1\) is not allowed"):
+        per_step(one, x[..., 1:], x[:, :6, :1])
+    with pytest.raises(InputError, match=r"^states: ndarray is not allowed"):
+        per_step(one, x[..., 1:].numpy(), x[..., :1])
+
+
+@pytest.mark.parametrize("step", [-1, 10])
+def test_a_reward_refuses_a_step_that_does_not_exist(step):
+    one, t = RelativeReward(reward(3), "mean", "x_t"), torch.tensor([0, 1, step, 2])
+    for ask in (one, one.gradient):
+        with pytest.raises(InputError, match=rf"^t={step} is not allowed: steps from 0 to 9"):
+            ask(plans(), t)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(("means", "x_t"), "target='means'"), (("mean", "mu"), "place='mu' is not allowed: 'x_t' or")],
+)
+def test_another_target_or_place_is_named_when_a_reward_is_made(kind, message):
+    with pytest.raises(InputError, match="^" + message):
+        RelativeReward(reward(3), *kind)
+
+
+def test_rewards_of_two_schedules_do_not_add_up():
+    rewards = [
+        RelativeReward(WindowReward(WIDTH, 3, torch.ones(steps)), "mean", "x_t")
+        for steps in (10, 20)
+    ]
+    assert [r.steps for r in rewards] == [10, 20]
+    with pytest.raises(InputError, match=r"^rewards: of 10 and 20 diffusion steps are not allowed"):
+        compose(rewards, [1.0, 1.0])
+
+
+def test_networks_carry_what_they_were_made_with():
+    value = PlanValue(3, torch.ones(4), (32, 64), 2)
+    assert (value.width, value.channels, value.patch) == (3, (32, 64), 2)
+    potential = PlanPotential(3, 4, torch.ones(4), 16, 1)
+    made = potential.width, potential.horizon, potential.hidden, potential.blocks
+    assert made == (3, 4, 16, 1)
+    assert unit_of(ConditionalReward(value, 2)) is value.unit
+
+
+def test_an_unknown_activation_is_named():
+    with pytest.raises(InputError, match=r"^activation='relu' is not allowed: 'silu' or 'leaky_"):
+        reward(3, activation="relu")

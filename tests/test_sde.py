@@ -11,6 +11,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from torch.testing import assert_close
 
 from rrlib.denoisers import cosine_scheduler
+from rrlib.errors import InputError
 from rrlib.sde import (
     OU,
     SDE,
@@ -427,3 +428,11 @@ def test_euler_law_is_the_gaussian_recursion():
         mean, variance = factor * mean, factor**2 * variance + process.noise(t) ** 2 * step
     exact = MultivariateNormal(mean[None], variance[None, None]).log_prob(grid[:, None]).exp()
     assert_close(law, exact, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"clip_sample": True}, {"prediction_type": "epsilon"}])
+def test_a_closed_form_is_of_x0_without_a_clip(options):
+    scheduler = cosine_scheduler(20, clip=False)
+    scheduler.register_to_config(**options)
+    with pytest.raises(InputError, match=r"^scheduler: .* 'sample' without a clip is needed"):
+        mixture().denoiser(scheduler)

@@ -4,12 +4,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 from torch.testing import assert_close
 
 from rrlib.denoisers import Denoiser, cosine_scheduler, kept_steps
 from rrlib.errors import InputError
-from rrlib.rewards import RelativeReward
+from rrlib.rewards import RelativeReward, WindowReward
 from rrlib.sde import GaussianMixture, log_ratio
 from rrlib.steering import ExactDifference, denoise, sample
 from rrlib.training import stream
@@ -262,7 +263,52 @@ def test_an_exact_reward_turns_the_base_into_the_expert_in_fewer_steps_too(targe
         assert_close(ours, wanted, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("denoising", [1, STEPS + 1, -3])
+@pytest.mark.parametrize("denoising", [0, 1, STEPS + 1, -3])
 def test_too_few_or_too_many_steps_are_refused(denoising):
     with pytest.raises(InputError, match=f"denoising={denoising} is not allowed: .* 2 to {STEPS}"):
         denoise(BASE.denoiser(SCHEDULER), START, stream(0, 0), denoising=denoising)
+
+
+def test_a_schedule_of_one_step_is_visited_whole():
+    assert kept_steps(1, 1) == [0]
+    with pytest.raises(InputError, match="denoising=0 is not allowed"):
+        kept_steps(1, 0)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_longer_steps_have_the_deviation_that_the_scheduler_asks_for(variance):
+    scheduler = DDPMScheduler(
+        num_train_timesteps=20, prediction_type="sample", clip_sample=False, variance_type=variance
+    )
+    base, kept = Denoiser(lambda x, t: x.sin(), scheduler), kept_steps(20, 5)
+    ours = list(denoise(base, START.float(), torch.Generator().manual_seed(3), denoising=5))
+    scheduler.set_timesteps(timesteps=kept)
+    generator = torch.Generator().manual_seed(3)
+    for (step, x), (_, after) in pairwise(ours):
+        theirs = scheduler.step(x.sin(), step, x, generator=generator)
+        assert_close(after, theirs.prev_sample, rtol=1e-5, atol=2e-5)
+
+
+def test_a_reward_of_another_schedule_is_refused():
+    network = WindowReward(2, 1, torch.ones(STEPS + 5), hidden=(4,))
+    reward = RelativeReward(network, "mean", "x_t")
+    message = rf"^reward: {STEPS + 5} diffusion steps are not allowed: .* {STEPS}, "
+    with pytest.raises(InputError, match=message):
+        denoise(BASE.denoiser(SCHEDULER), START, stream(0, 0), reward=reward)
+
+
+def test_the_exact_difference_wants_one_schedule():
+    other = BASE.denoiser(cosine_scheduler(STEPS + 1, clip=False))
+    with pytest.raises(InputError, match=r"^expert: its schedule"):
+        ExactDifference(BASE.denoiser(SCHEDULER), other)
+
+
+def test_scores_cannot_steer_where_a_step_is_noise_alone():
+    table = DDPMScheduler(
+        num_train_timesteps=STEPS, rescale_betas_zero_snr=True, prediction_type="sample"
+    )
+    base = Denoiser(lambda x, t: x.tanh(), table)
+    with pytest.raises(InputError, match=r"^scheduler: a last step of noise alone"):
+        denoise(base, START, stream(0, 0), reward=RelativeReward(Exact("score"), "score", "x_t"))
+    means = RelativeReward(Exact("mean"), "mean", "x_t")
+    assert next(denoise(base, START, stream(0, 0), reward=means))[0] == STEPS - 1

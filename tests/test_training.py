@@ -88,6 +88,20 @@ def test_the_end_is_the_average_of_adams_weights(ema, decay):
     assert_close([p.detach() for p in module.parameters()], average, rtol=1e-3, atol=1e-4)
 
 
+def test_the_average_that_all_recipes_use_is_the_papers():
+    """The default, 0.995; a run long enough that the first steps' smaller decay is over."""
+    module, steps = network(), 1000
+    average = []
+    for item in train(
+        module, lambda draws: module[0].weight.square().sum(), steps=steps, **OPTIONS
+    ):
+        now = module[0].weight.detach().clone()
+        keep = min(0.995, item.step / (9 + item.step)) if average else 0.0
+        average = [keep * (average[0] if average else 0) + (1 - keep) * now]
+    assert_close(module[0].weight.detach(), average[0], rtol=1e-3, atol=1e-6)
+    assert (average[0] - now).abs().max() > 1e-4  # and not the weights of the last step
+
+
 def test_the_average_and_the_annealing_change_the_end():
     """Otherwise the test above could not tell them apart."""
     ends = [by_hand(30, *options)[0][0] for options in ((0.9, True), (0.0, True), (0.9, False))]
@@ -297,6 +311,19 @@ def test_a_stacks_parameters_are_its_members_and_nothing_else():
     stack = Stack([Scaled(k) for k in range(K)])
     assert [tuple(p.shape) for p in stack.parameters()] == [(K, 8, 2), (K, 8), (K, 1, 8), (K, 1)]
     assert list(stack.state_dict()) == [f"weights.{i}" for i in range(4)]
+
+
+def test_a_stacks_units_move_and_convert_with_it():
+    stack = Stack([Scaled(k) for k in range(K)]).float()
+    assert {value.dtype for value in (*stack.parameters(), *stack.buffers())} == {torch.float32}
+    assert [tuple(value.shape) for value in stack.buffers()] == [(K,)]
+    assert [member.scale.dtype for member in stack.members()] == [torch.float32] * K
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    batch = shares(stream(0, 0))
+    with pytest.raises(InputError, match=r"^batch of 47 is not allowed: a multiple of the 3 modu"):
+        Stack([Scaled(k) for k in range(K)])(*(part[:-1] for part in batch))
 
 
 def test_gradient_descent_on_a_stack_is_gradient_descent_on_each_member():

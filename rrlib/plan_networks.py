@@ -1,0 +1,150 @@
+"""Networks of plans: Diffuser's temporal U-Net, and diffusers' own networks turned to plans."""
+
+import torch
+from diffusers import UNet1DModel
+from torch import Tensor, nn
+
+from rrlib.errors import InputError
+
+
+class PlanNetwork(nn.Module):
+    """Diffuser's temporal U-Net (diffusers' UNet1DModel) for plans [B, H, D].
+
+    Args:
+        width: D, numbers per time step (actions, then observations).
+        channels: per resolution; the horizon is halved between two resolutions.
+        patch: time steps that enter the U-Net as one; it then works on H / patch of them, and
+            costs that much less.
+
+    It can be told which time steps are given: one more input channel says so.
+    """
+
+    def __init__(self, width: int, channels: tuple[int, ...] = (32, 128, 256), patch: int = 1):
+        super().__init__()
+        levels = len(channels)
+        self.width, self.channels, self.patch = width, channels, patch
+        self.unet = UNet1DModel(
+            in_channels=(width + 1) * patch,
+            out_channels=width * patch,
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            act_fn="mish",
+            norm_num_groups=8,
+            layers_per_block=1,
+            downsample_each_block=False,
+            block_out_channels=channels,
+            down_block_types=("DownResnetBlock1D",) * levels,
+            up_block_types=("UpResnetBlock1D",) * (levels - 1),
+            mid_block_type="MidResTemporalBlock1D",
+            out_block_type="OutConv1DBlock",
+        )
+
+    def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
+        """Prediction [B, H, D] for x [B, H, D] at t [B].
+
+        given: bool [B, H], the steps whose observations are clean; None for none.
+
+        Raises:
+            InputError: another width, or a horizon that the network cannot halve.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.width:
+            raise InputError(
+                f"x of shape {tuple(x.shape)} is not allowed: plans [B, H, {self.width}] are "
+                "needed."
+            )
+        check_horizon(x.shape[1], self.channels, self.patch)
+        mark = x.new_zeros(x.shape[:2]) if given is None else given.to(x)
+        patches = torch.cat([x, mark[..., None]], -1).unflatten(1, (-1, self.patch)).flatten(2)
+        out = self.unet(patches.mT, t).sample.mT  # [B, H / patch, patch D]
+        return out.reshape(x.shape)
+
+
+def check_horizon(horizon: int, channels: tuple[int, ...], patch: int = 1) -> None:
+    """Raise InputError unless `horizon` can be cut and halved as the network does."""
+    factor = patch * 2 ** (len(channels) - 1)
+    if horizon < factor or horizon % factor:
+        raise InputError(
+            f"horizon={horizon} is not allowed: a positive multiple of {factor} is needed by "
+            f"a network of {len(channels)} resolutions."
+        )
+
+
+class ChannelsFirst(nn.Module):
+    """A network of [B, D, H], such as diffusers' UNet1DModel, for plans [B, H, D]."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Prediction [B, H, D] for x [B, H, D] at t [B]."""
+        out = self.network(x.mT, t)
+        return getattr(out, "sample", out).mT
+
+
+class PlanValue(nn.Module):
+    """rho(x_t, t) of a whole plan: Diffuser's value function (diffusers' UNet1DModel; Table 2).
+
+    Args:
+        width: D, numbers per time step.
+        unit: what a unit of the output is worth at each t, [T]; see `extraction.units`.
+        channels: per resolution, multiples of 32; up to patch * 2 ** (1 + resolutions) steps fit.
+        patch: steps that enter the network as one.
+
+    SiLU instead of Mish, see `WindowReward`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        unit: Tensor,
+        channels: tuple[int, ...] = (64, 64, 128, 128),
+        patch: int = 1,
+    ):
+        super().__init__()
+        self.width, self.channels, self.patch = width, channels, patch
+        self.longest = patch * 2 ** (1 + len(channels))
+        self.unet = UNet1DModel(
+            in_channels=width * patch,
+            out_channels=width * patch,
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            act_fn="silu",
+            layers_per_block=1,
+            downsample_each_block=True,
+            block_out_channels=channels,
+            down_block_types=("DownResnetBlock1D",) * len(channels),
+            up_block_types=(),
+            mid_block_type="ValueFunctionMidBlock1D",
+            out_block_type="ValueFunction",
+        )
+        _replace_mish(self.unet)
+        self.register_buffer("unit", unit.clone())
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] and t [B].
+
+        Raises:
+            InputError: another width, or a horizon beyond the network's or no multiple of `patch`.
+        """
+        horizon = x_t.shape[1]
+        if x_t.shape[-1] != self.width or horizon > self.longest or horizon % self.patch:
+            raise InputError(
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} and "
+                f"a multiple of {self.patch}, at most {self.longest}, steps are needed."
+            )
+        patches = x_t.unflatten(1, (-1, self.patch)).flatten(2)
+        out = self.unet(patches.mT, t * (100.0 / len(self.unit))).sample.squeeze(-1)
+        return out * self.unit.to(out)[t]
+
+
+def _replace_mish(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Mish):
+            setattr(module, name, nn.SiLU())
+        else:
+            _replace_mish(child)
