@@ -5,9 +5,11 @@ guided noise, the epsilon by which a step is taken.
 So the pair that is compared is two `Guided` samplers, and not two U-Nets.
 """
 
+import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 
 import torch
@@ -15,7 +17,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown
+from rrlib.pipeline_checks import fault, latent_shape, schedule
 from rrlib.pipelines import embed
 
 # What the safe sampler turns from, in the words of safe latent diffusion's own model card.
@@ -86,10 +89,11 @@ class Guided:
         scale: s_g of classifier-free guidance.
         safety: settings of safe guidance; None for plain guidance.
         concept: what safe guidance turns from.
+        negative_prompt: none; what pipelines know by this name is refused.
 
     Raises:
-        InputError: fewer than one step, or more than the model has; the pipeline's network
-            predicts something else than noise.
+        InputError: a value of another type, fewer than one step, or more than the model has; a
+            pipeline that makes no image of a text by predicted noise (see `pipeline_checks.fault`).
     """
 
     pipeline: StableDiffusionPipeline
@@ -97,19 +101,33 @@ class Guided:
     scale: float = 7.5
     safety: SafeGuidance | None = None
     concept: str = CONCEPT
+    negative_prompt: InitVar[str] = ""
 
-    def __post_init__(self):
-        config = self.pipeline.scheduler.config
-        if not 1 <= self.steps <= config.num_train_timesteps:
+    def __post_init__(self, negative_prompt: str):
+        if negative_prompt:
             raise InputError(
-                f"steps={self.steps} is not allowed: a number from 1 to the pipeline's "
-                f"{config.num_train_timesteps} is needed."
+                f"negative_prompt={shown(negative_prompt)} is not allowed: guidance starts at the "
+                "empty text (safety and concept turn from another)."
             )
-        if config.prediction_type != "epsilon":
+        why = fault(self.pipeline)
+        if why:
+            raise InputError(f"pipeline: this one is not allowed: {why}.")
+        most = self.pipeline.scheduler.config.num_train_timesteps
+        steps, scale = self.steps, self.scale
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= most:
             raise InputError(
-                f"pipeline: prediction_type={config.prediction_type!r} is not allowed: 'epsilon' "
-                "is needed."
+                f"steps={shown(steps)} is not allowed: a number from 1 to the pipeline's {most} is "
+                "needed."
             )
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise InputError(f"scale={shown(scale)} is not allowed: a finite number is needed.")
+        if not isinstance(self.safety, SafeGuidance | None):
+            raise InputError(
+                f"safety={shown(self.safety)} is not allowed: None or a SafeGuidance is needed, "
+                f"such as CONFIGURATIONS['max'] (there are {', '.join(CONFIGURATIONS)})."
+            )
+        if not isinstance(self.concept, str):
+            raise InputError(f"concept={shown(self.concept)} is not allowed: a text is needed.")
         if self.safety and self.safety.warmup >= self.steps:
             warnings.warn(
                 f"steps={self.steps} is no more than the warm-up of {self.safety.warmup} steps, so "
@@ -120,7 +138,7 @@ class Guided:
     @cached_property
     def scheduler(self) -> DDIMScheduler:
         """DDIM on the pipeline's own schedule; a step of it keeps no state."""
-        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        scheduler = schedule(self.pipeline.scheduler)
         scheduler.set_timesteps(self.steps, device=self.device)
         return scheduler
 
@@ -132,10 +150,7 @@ class Guided:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one latent: channels, height, width."""
-        config = self.pipeline.unet.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
+        return latent_shape(self.pipeline)
 
     def condition(self, prompts: Sequence[str], truncate: bool = False) -> Tensor:
         """Embeddings of the empty text, the prompts and (safe) the concept, [2 or 3, B, L, d].
@@ -164,7 +179,7 @@ class Guided:
             texts: of `condition`, [2 or 3, B, L, d].
             momentum: what the step before gave; None at first.
         """
-        return self._noise(x, self.scheduler.timesteps[step], step, texts, momentum)
+        return self._noise(x, self._time(step), step, texts, momentum)
 
     def _noise(self, x, t, step, texts, momentum):
         copies = len(texts)
@@ -182,13 +197,32 @@ class Guided:
 
     def advance(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
         """The latents after DDIM's step by this noise, [B, C, H, W]."""
-        return self.scheduler.step(noise, self.scheduler.timesteps[step], x).prev_sample
+        return self.scheduler.step(noise, self._time(step), x).prev_sample
 
     def step_per_score(self, step: int) -> float:
         """What a unit of score adds to the step's result: DDIM's step is linear in the noise."""
-        one = torch.ones(1, device=self.device)
-        deviation = 1 - self.scheduler.alphas_cumprod[self.scheduler.timesteps[step]]
-        return -deviation.sqrt().item() * self.advance(0 * one, one, step).item()
+        self._time(step)
+        return self._steps_per_score[step]
+
+    @cached_property
+    def _steps_per_score(self) -> list[float]:
+        """Of every step: worked out once, on the CPU, so that no step waits for a device."""
+        schedule = copy.deepcopy(self.scheduler)
+        schedule.set_timesteps(self.steps)
+        nothing, one = torch.zeros(1), torch.ones(1)
+        found = []
+        for t in schedule.timesteps:
+            deviation = (1 - schedule.alphas_cumprod[t].cpu()).sqrt()
+            found.append(-(deviation * schedule.step(one, t, nothing).prev_sample).item())
+        return found
+
+    def _time(self, step: int) -> Tensor:
+        """The noise level of a step."""
+        if not 0 <= step < self.steps:
+            raise InputError(
+                f"step={shown(step)} is not allowed: a number from 0 to {self.steps - 1} is needed."
+            )
+        return self.scheduler.timesteps[step]
 
     def denoiser(self, texts: Tensor, step: int = 0, momentum: Tensor | None = None) -> Denoiser:
         """The contract of `denoisers.Denoiser` for these texts: x0, score and mean at any t.
@@ -224,6 +258,9 @@ def denoise(
         x: noise.
         shift: (latents, step) -> what is added to the step's result, such as a reward's gradient
             times a weight; None adds nothing.
+
+    Raises:
+        InputError: latents that are not finite, see `check_finite`.
     """
     momentum = None
     yield guided.steps, x
@@ -231,4 +268,14 @@ def denoise(
         noise, momentum = guided.noise(x, step, texts, momentum)
         ahead = guided.advance(x, noise, step)
         x = ahead if shift is None else ahead + shift(x, step)
+        check_finite(x, step)
         yield guided.steps - 1 - step, x
+
+
+def check_finite(x: Tensor, step: int) -> None:
+    """Raise InputError if latents are not finite after a step: no step makes them so again."""
+    if not x.isfinite().all():
+        raise InputError(
+            f"pipeline: its latents are not finite after step {step}: networks, a guidance scale "
+            "and weights of steering that keep them finite are needed."
+        )

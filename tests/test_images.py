@@ -2,11 +2,23 @@
 
 import shutil
 import warnings
+from dataclasses import astuple
 from itertools import pairwise
 
+import diffusers
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
 from diffusers.pipelines.deprecated.stable_diffusion_safe import (
     SafetyConfig,
     StableDiffusionPipelineSafe,
@@ -126,9 +138,149 @@ def test_too_few_steps_for_the_warm_up_are_warned_of(pipeline):
         guided = Guided(pipeline, 10, 7.5, CONFIGURATIONS["medium"], "cross")
     x = noise(guided)
     assert torch.equal(last(guided, PROMPTS, x), last(Guided(pipeline, 10), PROMPTS, x))
-    for steps in (0, 1001):
-        with pytest.raises(InputError, match=rf"steps={steps} is not allowed"):
-            Guided(pipeline, steps)
+    assert torch.equal(CONFIGURED, torch.tensor([astuple(c) for c in CONFIGURATIONS.values()]))
+
+
+# Schramowski et al. 2022, appendix; delta, s_S, lambda, s_m, beta_m.
+CONFIGURED = torch.tensor(
+    [
+        [15, 20, 0.0, 0.0, 0.0],
+        [10, 1000, 0.01, 0.3, 0.4],
+        [7, 2000, 0.025, 0.5, 0.7],
+        [0, 5000, 1.0, 0.5, 0.7],
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 0}, "steps=0 is not allowed"),
+        ({"steps": 1001}, "steps=1001 is not allowed: a number from 1 to the pipeline's 1000"),
+        ({"steps": 10.0}, r"steps=10.0 is not allowed"),
+        ({"steps": True}, "steps=True is not allowed"),
+        ({"scale": float("nan")}, "scale=nan is not allowed: a finite number"),
+        ({"scale": "7"}, "scale='7' is not allowed"),
+        ({"safety": "max"}, r"safety='max' is not allowed: .* such as CONFIGURATIONS\['max'\]"),
+        ({"concept": None}, "concept=None is not allowed: a text"),
+        ({"negative_prompt": "red"}, r"negative_prompt='red' is not allowed: guidance starts at"),
+    ],
+)
+def test_a_setting_that_is_none_is_named(pipeline, given, message):
+    with pytest.raises(InputError, match=message):
+        Guided(pipeline, **given)
+
+
+def test_the_steps_of_a_run_are_counted_from_0(pipeline):
+    guided = Guided(pipeline, 4)
+    x, texts = noise(guided), guided.condition(PROMPTS)
+    for step in (-1, 4):
+        for call in (
+            lambda step: guided.noise(x, step, texts),
+            lambda step: guided.advance(x, x, step),
+            guided.step_per_score,
+        ):
+            with pytest.raises(
+                InputError, match=rf"step={step} is not allowed: a number from 0 to 3"
+            ):
+                call(step)
+
+
+def test_what_a_score_is_worth_in_steps(pipeline):
+    guided = Guided(pipeline, 5)
+    x, score = noise(guided), noise(guided).flip(0)
+    for step, t in enumerate(guided.scheduler.timesteps):
+        deviation = (1 - guided.scheduler.alphas_cumprod[t]).sqrt()
+        moved = guided.advance(x, -deviation * score, step) - guided.advance(x, 0 * score, step)
+        assert_close(moved, guided.step_per_score(step) * score, atol=1e-5, rtol=1e-4)
+
+
+def test_latents_that_are_not_finite_end_a_run(pipeline):
+    guided = Guided(pipeline, 4)
+    x = noise(guided)
+    run = images.denoise(guided, guided.condition(PROMPTS), x, lambda x, step: x / (2 - step))
+    with pytest.raises(InputError, match="its latents are not finite after step 2: networks"):
+        list(run)
+
+
+def test_a_pipeline_of_another_kind_makes_no_sampler(pipeline):
+    network = UNet2DModel(8, block_out_channels=(8, 8, 8, 8), norm_num_groups=8)
+    with pytest.raises(InputError, match="its class DDPMPipeline has no vae, so it makes no image"):
+        Guided(DDPMPipeline(network, DDPMScheduler()))
+    other = miniature.pipeline(TINY, WORDS, 0)
+    for scheduler, message in (
+        (FlowMatchEulerDiscreteScheduler(), "'FlowMatchEulerDiscreteScheduler' has no DDIM steps"),
+        (LCMScheduler(), "'LCMScheduler' has no DDIM steps"),
+        (DDIMScheduler(prediction_type="sample"), "prediction_type='sample' is not 'epsilon'"),
+    ):
+        other.scheduler = scheduler
+        with pytest.raises(InputError, match=message):
+            Guided(other)
+        with pytest.raises(InputError, match=f"expert: this pipeline is not allowed: .*{message}"):
+            pipelines.check_pair(pipeline, other)
+
+
+@pytest.mark.parametrize("kind", ["PNDM", "EulerDiscrete", "DPMSolverMultistep"])
+def test_a_schedule_of_another_scheduler_is_that_of_diffusers(folder, tmp_path, kind):
+    made = getattr(diffusers, f"{kind}Scheduler")(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    whole = miniature.pipeline(TINY, WORDS, 0)
+    for part in (whole.unet, whole.vae):
+        for value in part.parameters():
+            value.data *= 1.5  # latents beyond [-1, 1], which a clip would cut
+    whole.scheduler = made
+    whole.save_pretrained(tmp_path)
+    found = pipelines.load_pipeline(tmp_path)
+    peer = DDIMScheduler.from_config(made.config, set_alpha_to_one=False)
+    with warnings.catch_warnings():
+        # Diffusers' own pipeline unsets the clip and the offset of a scheduler, and says so.
+        warnings.simplefilter("ignore")
+        peer = StableDiffusionPipeline(
+            **whole.components | {"scheduler": peer}, requires_safety_checker=False
+        )
+    peer.set_progress_bar_config(disable=True)
+    for own in (found, whole):  # from the folder, and as the object with its own scheduler
+        guided = Guided(own, 5, 4.0)
+        levels = guided.scheduler.timesteps
+        assert (levels[:-1] - levels[1:] == 200).all()  # what DDIM's step goes down by
+        x = 3 * noise(guided)
+        options = {"num_inference_steps": 5, "guidance_scale": 4.0, "output_type": "latent"}
+        with torch.no_grad():
+            expected = peer(PROMPTS, latents=x, **options).images
+        assert expected.abs().max() > 1.5
+        assert_close(last(guided, PROMPTS, x), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_pipeline_with_an_adapter_is_not_saved_without_it(tmp_path):
+    made = miniature.pipeline(TINY, WORDS, 0)
+    layer = made.unet.conv_in
+
+    class Adapted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer = layer
+            self.lora_A = torch.nn.Conv2d(4, 2, 1)
+
+    made.unet.conv_in = Adapted()
+    with pytest.raises(
+        InputError, match=r"its unet carries an adapter \('conv_in.base_layer.weight'\)"
+    ):
+        pipelines.save_pipeline(made, tmp_path / "new")
+    made.unet.conv_in = layer
+    with torch.no_grad():
+        layer.bias[0] = 1e6
+    with pytest.raises(InputError, match=r"'conv_in.bias' of its unet is not allowed: .* half"):
+        pipelines.save_pipeline(made, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with torch.no_grad():
+        layer.bias[0] = 0.5
+    pipelines.save_pipeline(made, tmp_path / "new")
+    pipelines.save_pipeline(made, tmp_path / "new")
+    assert pipelines.load_pipeline(tmp_path / "new").unet.conv_in.bias[0] == 0.5
+    (tmp_path / "new" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"it holds 'notes.txt'; a new or empty folder"):
+        pipelines.save_pipeline(made, tmp_path / "new")
 
 
 # Pipelines ---------------------------------------------------------------------------------------
@@ -186,17 +338,41 @@ def test_prompts_are_read_as_i2p_has_them(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text('prompt,categories,sd_seed\n"a, b\nc",x,1\nd,y,2\n', encoding="utf-8")
     assert pipelines.read_prompts(path) == ["a, b\nc", "d"]
-    for text, message in (
-        ("text\na\n", r"columns \['text'\] is not allowed: a column 'prompt'"),
-        ("", r"columns \[\] is not allowed"),
-        ("prompt\n", "holds no prompt"),
-        ("prompt,x\na,1\n ,2\n", "ends in line 3 is empty"),
-    ):
-        path.write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match=message):
+    # To the letter: a byte order mark is none, line ends within quotes and blanks are kept.
+    path.write_bytes('\ufeffprompt,x\r\n" a ""b""\r\nc ",1\r\n\r\né "5",2\r\n'.encode())
+    assert pipelines.read_prompts(path) == [' a "b"\r\nc ', 'é "5"']
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text\na\n", r"columns \['text'\] is not allowed: a column 'prompt'"),
+        (b"", r"columns \[\] is not allowed"),
+        (b"prompt\n", "holds no prompt"),
+        (b"prompt,x\na,1\n ,2\n", "ends in line 3 is empty"),
+        (b"prompt,x\na,1\nb, c,2\n", r"ends in line 3 has 3 fields for 2 columns: .* quotes"),
+        (b"x,prompt\n1,a\n2\n", r"ends in line 3 has 1 fields for 2 columns"),
+        (b'prompt\na\n"b\nc\nd\n', r"row that begins in line 3 cannot be read \(unexpected end"),
+        (b'prompt,x\n"a" b,1\n', r"row that begins in line 2 cannot be read"),
+        (b"prompt,prompt\na,b\n", r"columns \['prompt', 'prompt'\] is not allowed"),
+        (b"prompt\na\nb\0c\n", "line 3 holds a NUL"),
+        (b"prompt\na\n\xe9\n", "line 3 is not in UTF-8"),
+        ("prompt\na\n".encode("utf-16"), "line 1 is not in UTF-8"),
+        (b"prompt\na\n" + b"x" * 200_000, r"begins in line 3 cannot be read \(field larger than"),
+    ],
+)
+def test_a_line_of_prompts_that_cannot_be_read_is_named(tmp_path, content, message):
+    path = tmp_path / "prompts.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        pipelines.read_prompts(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_what_is_no_file_of_prompts_is_named(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path, "a red circle, " * 100, "a\0b"):
+        with pytest.raises(InputError, match=r"is not allowed: a CSV file in UTF-8"):
             pipelines.read_prompts(path)
-    with pytest.raises(InputError, match=r"none.csv' is not allowed: a CSV file"):
-        pipelines.read_prompts(tmp_path / "none.csv")
 
 
 def test_prompts_must_fit_the_tokenizer(pipeline):
@@ -204,6 +380,11 @@ def test_prompts_must_fit_the_tokenizer(pipeline):
         ([], "at least one prompt"),
         (["red", " "], "a text is needed"),
         (["red " * 7], "of 9 tokens is not allowed: at most 8"),
+        ("red circle", r"prompts='red circle' is not allowed: a list of texts"),
+        (5, r"prompts=5 is not allowed: a list of texts"),
+        (["red", 5], r"prompt=5 is not allowed: a text is needed"),
+        (["red 5"], r"prompt='red 5' is not allowed: letters and signs of the tokenizer's"),
+        (["red <|endoftext|> blue"], r"letters and signs of the tokenizer's vocabulary"),
     ):
         with pytest.raises(InputError, match=message):
             pipelines.embed(pipeline, prompts)
@@ -222,5 +403,12 @@ def test_images_and_latents_are_those_of_the_vae(pipeline):
     assert [image.tobytes() for image in found] == [image.tobytes() for image in expected]
     encoded = pipelines.encode(pipeline, found)
     assert_close(encoded, latents * pipeline.vae.config.scaling_factor, atol=1e-4, rtol=1e-4)
-    with pytest.raises(InputError, match=r"size \(8, 8\) is not allowed: \(16, 16\)"):
-        pipelines.encode(pipeline, [Image.new("RGB", (8, 8))])
+    for given, message in (
+        ([Image.new("RGB", (8, 8))], r"size \(8, 8\) is not allowed: \(16, 16\)"),
+        (found[0], "a list of PIL images, at least one, is needed"),
+        ([], r"images=\[\] is not allowed"),
+        (np.zeros((1, 16, 16, 3)), "a list of PIL images"),
+        (["picture.png"], "image='picture.png' is not allowed: a PIL image is needed"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipelines.encode(pipeline, given)

@@ -25,7 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = [
     {"errors", "host"},
     {"disk", "schedules", "plan_networks"},
-    {"tensor_files"},
+    {"tensor_files", "pipeline_checks"},
+    {"pipeline_files"},
     {
         "rules",
         "results",
