@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from rrlib.errors import InputError
 
 # Temporary names start with a dot and end so; one that is found was left by a run that was killed.
 SUFFIX = ".part"
+DAMAGED = ".damaged"  # ends the hidden name of what `set_aside` renamed
+UNSAID: list[str] = []  # lines of `say` that wait for the end of a chapter
 
 
 @contextmanager
@@ -37,11 +40,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
-        _sync_one(path.parent)
+        settle(temporary, path)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"'{path}' cannot be written ({reason(error)}): a path in a folder open for writing, "
@@ -55,6 +56,37 @@ def atomic(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def settle(temporary: Path, path: Path) -> None:
+    """Give a finished file or folder its name, once the disk holds it."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync_one(path.parent)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a damaged file or folder to `.<name>.damaged`, and say so: it will be made again."""
+    number, aside = 1, path.with_name(f".{path.name}{DAMAGED}")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f".{path.name}{DAMAGED}-{number}")
+    os.replace(path, aside)
+    say(f"'{path}' is made again, for what was there is damaged ({why}).")
+
+
+def say(line: str) -> None:
+    """Tell a person something that a run goes on after, in one line.
+
+    Chapters run in a batch (papermill, nbval) are compared by what their cells print, so there the
+    line waits for `notebook.provenance`, whose cell is not.
+    """
+    ipython = sys.modules.get("IPython")
+    in_kernel = hasattr(ipython and ipython.get_ipython(), "kernel")
+    if in_kernel and "JPY_SESSION_NAME" not in os.environ:
+        UNSAID.append(line)
+    else:
+        print(line, file=sys.stderr)
+
+
 def reason(error: Exception) -> str:
     """Why the system refused, in a few words: "No space left on device"."""
     if isinstance(error, OSError) and error.errno:
@@ -65,9 +97,9 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
-def is_full(error: OSError) -> bool:
+def is_full(error: Exception) -> bool:
     """Whether the disk, its quota or its table of files is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return reason(error) in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def write_json(path: str | Path, content: Any) -> None:

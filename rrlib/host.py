@@ -56,10 +56,29 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of the checkout, "-dirty" appended if it was changed; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The git commit of our own checkout, "-dirty" appended if it was changed; None elsewhere.
+
+    Elsewhere is also where this package is installed inside somebody else's repository.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != CHECKOUT:
+        return None
+    if _git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(*command: str) -> str | None:
+    """What git says in the checkout; None if it refuses or is not there."""
+    # A hook or another tool may have told git where to look; its settings may stay.
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")
+    }
+    options = {"cwd": CHECKOUT, "env": ours, "capture_output": True, "text": True, "timeout": 10}
     try:
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *command], **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -250,10 +250,11 @@ def learn(
         that they come from, and `comparisons`, what it was fitted to.
 
     Raises:
-        InputError: no shards, none with a difference, too few prompts, or a network that does not
-            fit the latents.
+        InputError: no shards, a damaged one, none with a difference, too few prompts, or a network
+            that does not fit the latents.
     """
     shards = Shards(Path(folder))
+    shards.check()
     train, test = split(shards.prompts, fit.held_out, fit.seed)
     reward = blank(shards, train, fit, unit)
     network = reward.network.to(device)

@@ -155,7 +155,7 @@ class PoolReward:
 
     def make(self, folder: Path, device: str) -> None:
         """Fit it and write `reward.safetensors`, in half precision."""
-        place = store.folder(self.pool)
+        place = store.folder(self.pool, device)
         store.obtain(self.pool, device)
         checkpoint = store.checkpoints(folder) / "reward.safetensors"
         made = image_pairs.learn(place, self.fit, device, checkpoint)

@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown
 from rrlib.rewards import RelativeReward
+from rrlib.tensor_files import halved, read_tensors, write_tensors
 
 TIME_FEATURES = 32
 HIDDEN = 64  # of the head
@@ -101,45 +100,54 @@ class EncoderReward(nn.Module):
 def write(path: str | Path, reward: RelativeReward, about: Mapping) -> None:
     """Write a reward of an `EncoderReward` to a safetensors file, weights rounded to float16.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all, and carries a checksum.
 
     Args:
         path: of the file.
         reward: written.
         about: what its user must know, as JSON has it.
+
+    Raises:
+        InputError: a reward of another network, a weight that float16 cannot hold, something else
+            than JSON in `about`, or a file that cannot be written.
     """
     network = reward.network
+    if not isinstance(network, EncoderReward):
+        raise InputError(
+            f"reward of a {type(network).__name__} cannot be written: a reward of an "
+            "EncoderReward is needed."
+        )
     # The tables are measured, not learnt, and their range is wider than half precision's.
     tensors = {
-        name: value.cpu().contiguous() if name in TABLES else value.cpu().half().contiguous()
+        name: value.cpu() if name in TABLES else halved(value, name)
         for name, value in network.state_dict().items()
     }
     header = {"channels": network.channels, "about": dict(about)}
     header |= {"target": reward.target, "place": reward.place}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.unfinished")
-    save_file(tensors, temporary, {"image_reward": json.dumps(header)})
-    temporary.replace(path)
+    try:
+        text = json.dumps(header)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"about is not allowed ({error}): what JSON can hold is needed.") from None
+    write_tensors(path, tensors, {"image_reward": text})
 
 
 def read(path: str | Path) -> tuple[RelativeReward, dict]:
     """The reward of a file that `write` made, in single precision on the CPU, and about it.
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: there is no such file, it is damaged, or it holds something else.
     """
+    tensors, texts = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["image_reward"])
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        header = json.loads(texts["image_reward"])
+        state = {name: value.float() for name, value in tensors.items()}
         network = EncoderReward(*(state[name] for name in TABLES), tuple(header["channels"]))
         network.load_state_dict(state)
         reward = RelativeReward(
             network.eval().requires_grad_(False), header["target"], header["place"]
         )
         return reward, header["about"]
-    except FileNotFoundError:
-        raise InputError(f"Reward file '{path}' does not exist.") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"Reward file '{path}' holds no reward of images: {error}.") from None
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            f"Reward file '{path}' holds no reward of images ({shown(str(error))})."
+        ) from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rrlib import host
+from rrlib import disk, host
 from rrlib.results import meets
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 def start(parameters: SimpleNamespace) -> None:
     """Begin a chapter: its `store` holds the artefacts, its `seed` seeds Python, NumPy and torch.
 
+    Artefacts are made on its `device` (see `store.maker`).
     One thread and deterministic kernels from here on.
     """
     import torch
 
     if parameters.store:
         os.environ["RRLIB_STORE"] = parameters.store
+    os.environ["RRLIB_DEVICE"] = getattr(parameters, "device", "cpu")
     random.seed(parameters.seed)
     np.random.seed(parameters.seed)
     torch.manual_seed(parameters.seed)
@@ -71,7 +73,8 @@ def provenance(
     numbers: exact values behind the claims, in full
     artefacts: keys of the stored models and data the chapter used
 
-    It holds nothing that differs between two runs on one machine: no time, no folder, no commit.
+    It holds nothing that differs between two runs on one machine: no time, no folder, no commit;
+    only if something was found damaged on the way it says so.
     """
     from IPython.display import Markdown, display
 
@@ -82,6 +85,7 @@ def provenance(
         **({"artefacts": ", ".join(f"`{key}`" for key in artefacts)} if artefacts else {}),
         "device": host.device_name(str(given.get("device", "cpu"))),
         "versions": ", ".join(f"{name} {number}" for name, number in host.versions().items()),
+        **({"also": " ".join(disk.UNSAID)} if disk.UNSAID else {}),
     }
     lines = [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items()]
     display(Markdown("\n".join(["| made with | |", "|---|---|", *lines])))

@@ -51,7 +51,9 @@ def publish(
                     device       model of the CPU or GPU
                     versions     library -> version
                     commit       git commit of the checkout, "-dirty" appended; null outside git
-                    wall_seconds seconds that its artefacts took, all processes together; or null
+                    wall_seconds processor seconds that making its artefacts took, all processes
+                                 together (see `store.manifest`), or null; in what was published
+                                 before this was counted, waits for other processes are in it
 
     The file appears whole or not at all. Raises ValueError if anything is not of this form, NaN
     and infinity included.

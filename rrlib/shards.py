@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rrlib import disk
+from rrlib.disk import set_aside
 from rrlib.errors import InputError
+from rrlib.tensor_files import read_tensors, write_tensors
 
 SIDES = ("base", "expert")
 RECORD = "comparisons.json"  # what the run was: models, prompts, schedule, units
@@ -31,25 +32,27 @@ def save(place: Path, shard: dict[str, Tensor], mark: str, prompts: int) -> None
         mark: stands for all settings of the run.
         prompts: of the whole run, all shards together.
     """
-    temporary = place.with_name(f".{place.name}.unfinished")
-    save_file(shard, temporary, {"mark": mark, "prompts": str(prompts)})
-    temporary.replace(place)
+    write_tensors(place, shard, {"mark": mark, "prompts": str(prompts)})
 
 
 def done(place: Path, mark: str) -> bool:
-    """Whether this shard is there.
+    """Whether this shard is there; one that is damaged is set aside, so that it is made again.
 
     Raises:
         InputError: it is there, of a run with other settings.
     """
     if not place.exists():
         return False
-    with safe_open(place, "pt") as file:
-        if (file.metadata() or {}).get("mark") != mark:
-            raise InputError(
-                f"folder='{place.parent}' is not allowed: it holds shards of other prompts or "
-                "settings; an empty one, or one of the same run, is needed."
-            )
+    try:
+        _, about = read_tensors(place)
+    except InputError as error:
+        set_aside(place, str(error).rstrip("."))
+        return False
+    if about.get("mark") != mark:
+        raise InputError(
+            f"folder='{place.parent}' is not allowed: it holds shards of other prompts or "
+            "settings; an empty one, or one of the same run, is needed."
+        )
     return True
 
 
@@ -59,6 +62,8 @@ class Shards:
 
     Raises:
         InputError: it holds no shards, fewer than its prompts need, or something else.
+
+    Tensors are read in parts, which cannot be compared with a file's checksum: see `check`.
     """
 
     folder: Path
@@ -73,6 +78,15 @@ class Shards:
                 f"folder='{self.folder}' holds shards of {found} prompts: all {wanted} are needed "
                 "(start the run again, it goes on where it stopped)."
             )
+
+    def check(self) -> None:
+        """Read every shard as a whole, one at a time; what the store loads it has checked itself.
+
+        Raises:
+            InputError: one is not what was written.
+        """
+        for path in self.files:
+            read_tensors(path)
 
     @cached_property
     def files(self) -> list[Path]:

@@ -5,35 +5,41 @@ A *recipe* is a frozen dataclass with
 - fields that are plain values, tuples, tensors or other dataclasses such as the recipes that it
   depends on (a field with ``compare=False`` says nothing about what is made),
 - ``make(folder, device)``, which writes safetensors, HDF5 or JSON files into `folder`,
-- ``load(folder, device)``, which reads them back.
+- ``load(folder, device)``, which reads them back,
+- ``code_version: ClassVar[int]``, 1 where it is left out: raised by hand whenever `make` comes to
+  make something else of the same fields, or `load` to read another form.
 
-Its key is a hash of the fields, of the keys of the recipes among them and of the code that `make`
-reaches, so an artefact is never older than what it claims to be.
+Its key is a hash of the fields and the version, of those of the recipes among the fields, of the
+versions of the libraries that shape results, and of the kind of device (`keys.key`). It does not
+depend on source code, so a better comment or message costs nothing, and a file that is edited while
+a process runs cannot give the old code's result the new code's name. That the version is raised in
+time is what `tests/test_recipe_code.py` sees to.
+
 An artefact is a folder with a manifest, written under a partial name and renamed when it is whole.
+What is damaged is noticed when it is loaded, set aside and made again.
 """
 
-import ast
-import dataclasses
-import functools
 import hashlib
-import inspect
 import json
 import os
 import resource
 import shutil
-import textwrap
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
-from torch import Tensor
+from safetensors import SafetensorError
 
-from rrlib import host
+from rrlib import disk, host, keys
+from rrlib.disk import write_json
 from rrlib.errors import InputError
+
+MANIFEST = "manifest.json"
 
 
 def root() -> Path:
@@ -49,35 +55,67 @@ def root() -> Path:
     return Path.home() / ".cache" / "rrlib"
 
 
-def key(recipe: Any) -> str:
-    """Sixteen hexadecimal digits that stand for a recipe, all it depends on, and its code."""
-    text = json.dumps(_describe(recipe), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def maker(device: str = "cpu") -> str:
+    """The device that an artefact is made on which is wanted on `device`.
+
+    That one, if it is no CPU; else the one that ``RRLIB_DEVICE`` names (`notebook.start` sets it),
+    so what a chapter made on a GPU is found again when it is wanted on the CPU.
+    """
+    return device if keys.kind(device) != "cpu" else os.environ.get("RRLIB_DEVICE") or "cpu"
 
 
-def folder(recipe: Any) -> Path:
+def key(recipe: Any, device: str = "cpu") -> str:
+    """Sixteen hexadecimal digits: see `keys.key` and `maker`."""
+    return keys.key(recipe, maker(device))
+
+
+def folder(recipe: Any, device: str = "cpu") -> Path:
     """Where the artefact of `recipe` is, or will be."""
-    return root() / type(recipe).__name__ / key(recipe)
+    return root() / type(recipe).__name__ / key(recipe, device)
 
 
 def obtain(recipe: Any, device: str = "cpu") -> Any:
-    """Load the artefact of `recipe`; make it first when there is none.
+    """Load the artefact of `recipe` to a device; make it first when there is none.
 
     Two processes that want the same artefact take turns under a file lock.
     A process that was killed leaves a partial folder whose checkpoint the next one goes on from.
+    A damaged artefact is set aside, with one line that says so, and made again; when that is done
+    the damaged one is deleted.
 
     Raises:
-        InputError: the store cannot be written, or a file differs from its recorded sha256.
+        InputError: the store cannot be written or read, its disk is full, or what was made is
+            damaged at once.
     """
-    _ensure(recipe, device, wait=True)
-    place = folder(recipe)
-    _verify(place)
+    place = folder(recipe, device)
+    _ensure(recipe, place, device, wait=True)
+    if _damage(place):
+        _mend(recipe, place, device)
     return recipe.load(place, device)
 
 
-def manifest(recipe: Any) -> dict[str, Any]:
-    """How a stored artefact was made: recipe, commit, device, seconds of its own, memory, files."""
-    return json.loads((folder(recipe) / "manifest.json").read_text(encoding="utf-8"))
+def manifest(recipe: Any, device: str = "cpu") -> dict[str, Any]:
+    """How a stored artefact was made.
+
+    Returns:
+        key, recipe     as `keys.describe` has it, and seed, the recipe's own or None
+        device          model of the CPU or GPU
+        cpu_seconds     processor time of the process that made it, all threads, and of the children
+                        that it waited for; without that of the recipe's parts, which have manifests
+                        of their own, and without any wait for another process; of a run that was
+                        killed and gone on with, the last process's
+        process_peak_mb the most memory, MiB, that the process had held at any time since its start
+                        until this was made, whatever for
+        cuda_peak_mb    the most memory, MiB, that torch held on the GPU while this was made; None
+                        on a CPU
+        sha256          of each file
+        commit          see `host.commit`
+        versions        see `host.versions`
+        checksum        of all these
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    return disk.read_json(folder(recipe, device) / MANIFEST)
 
 
 def obtain_all(recipes: Iterable[Any], device: str = "cpu") -> list[Any]:
@@ -88,78 +126,8 @@ def obtain_all(recipes: Iterable[Any], device: str = "cpu") -> list[Any]:
     """
     recipes = list(recipes)
     for recipe in recipes:
-        _ensure(recipe, device, wait=False)
+        _ensure(recipe, folder(recipe, device), device, wait=False)
     return [obtain(recipe, device) for recipe in recipes]
-
-
-def _ensure(recipe: Any, device: str, wait: bool) -> None:
-    place = folder(recipe)
-    if (place / "manifest.json").exists():
-        return
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        turn = FileLock(place.parent / f".{place.name}.lock").acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        return
-    except OSError as error:
-        raise InputError(
-            f"store={str(root())!r} is not allowed: a folder that can be written is needed "
-            f"({error.strerror})."
-        ) from error
-    with turn:
-        if not (place / "manifest.json").exists():
-            _make(recipe, place, device)
-
-
-class _Parts(threading.local):
-    """Seconds spent so far on making the parts of the recipe that is being made."""
-
-    seconds = 0.0
-
-
-_parts = _Parts()
-
-
-def _make(recipe: Any, place: Path, device: str) -> None:
-    partial = place.parent / f".{place.name}.partial"
-    partial.mkdir(exist_ok=True)
-    outer, started, _parts.seconds = _parts.seconds, time.perf_counter(), 0.0
-    recipe.make(partial, device)
-    elapsed = time.perf_counter() - started
-    seconds = elapsed - _parts.seconds  # the parts have manifests of their own
-    _parts.seconds = outer + elapsed
-    shutil.rmtree(checkpoints(partial), ignore_errors=True)
-    for leftover in partial.glob(".*"):  # temporary files of a run that was killed
-        leftover.unlink()
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    manifest = {
-        "recipe": _describe(recipe),
-        "key": place.name,
-        "seed": getattr(recipe, "seed", None),
-        "device": host.device_name(device),
-        "wall_seconds": round(seconds, 1),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "sha256": {str(path.relative_to(partial)): _sha256(path) for path in files},
-        "commit": host.commit(),
-        "versions": host.versions(),
-    }
-    write_json(partial / "manifest.json", manifest)
-    shutil.rmtree(place, ignore_errors=True)  # a folder without a manifest is no artefact
-    partial.rename(place)
-
-
-def _verify(place: Path) -> None:
-    name = "manifest.json"
-    try:
-        digests = json.loads((place / name).read_text())["sha256"]
-        for name, digest in digests.items():
-            if _sha256(place / name) != digest:
-                raise ValueError
-    except (ValueError, KeyError, OSError):
-        raise InputError(
-            f"The artefact file {place / name} is damaged: one with the sha256 of its manifest is "
-            "needed; delete its folder and it will be made again."
-        ) from None
 
 
 def checkpoints(partial: Path) -> Path:
@@ -170,76 +138,178 @@ def checkpoints(partial: Path) -> Path:
     return path
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+def _ensure(recipe: Any, place: Path, device: str, wait: bool) -> None:
+    with _own_work():
+        if (place / MANIFEST).exists():
+            return
+    try:
+        with _turn(place, wait):
+            if not (place / MANIFEST).exists():
+                _make(recipe, place, device)
+    except Timeout:
+        return
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _mend(recipe: Any, place: Path, device: str) -> None:
+    with _turn(place, wait=True):
+        why = _damage(place)
+        if why is None:  # another process was first
+            return
+        with _own_work():
+            disk.set_aside(place, why)
+        _make(recipe, place, device)
+        if why := _damage(place):
+            raise InputError(
+                f"The artefact '{place}' is damaged as soon as it is made ({why}): a store on a "
+                "disk that keeps what is written is needed."
+            )
 
 
-def _describe(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
-        described = {name: _describe(part) for name, part in parts.items()}
-        return {"kind": type(value).__name__, "code": fingerprint(type(value)), **described}
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, tuple | list):
-        return [_describe(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(
-        f"a recipe field must be plain data, a tensor or a recipe, not {type(value).__name__}"
+@contextmanager
+def _turn(place: Path, wait: bool) -> Iterator[None]:
+    """The lock of one artefact. Raises Timeout if another process has it and we do not wait."""
+    with _own_work():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        turn = FileLock(place.parent / f".{place.name}.lock").acquire(timeout=-1 if wait else 0)
+    with turn:
+        yield
+
+
+@contextmanager
+def _own_work() -> Iterator[None]:
+    """What the store does itself: where the system refuses, one sentence."""
+    try:
+        yield
+    except Timeout:  # an OSError too, and an answer
+        raise
+    except OSError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: Exception) -> InputError:
+    return InputError(
+        f"store={str(root())!r} is not allowed: a folder that can be written, on a disk with room, "
+        f"is needed ({disk.reason(error)})."
     )
 
 
-# What counts as code: the syntax trees of everything of this package that a class reaches by name.
+def _make(recipe: Any, place: Path, device: str) -> None:
+    device = maker(device)
+    described = keys.describe(recipe)
+    partial = place.parent / f".{place.name}.partial"
+    with _own_work():
+        partial.mkdir(exist_ok=True)
+        (partial / MANIFEST).unlink(missing_ok=True)  # killed between this and the last rename
+    try:
+        with _metered(device) as took:
+            recipe.make(partial, device)
+    except (OSError, SafetensorError) as error:
+        if not disk.is_full(error):
+            raise
+        raise _refusal(error) from None
+    with _own_work():
+        shutil.rmtree(checkpoints(partial), ignore_errors=True)
+        for leftover in partial.glob(".*"):  # of a run that was killed
+            _remove(leftover)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {
+            "recipe": described,
+            "key": place.name,
+            "seed": getattr(recipe, "seed", None),
+            "device": host.device_name(device),
+            **took,
+            "sha256": {path.relative_to(partial).as_posix(): disk.sha256(path) for path in files},
+            "commit": host.commit(),
+            "versions": host.versions(),
+        }
+        write_json(partial / MANIFEST, manifest | {"checksum": _checksum(manifest)})
+        if place.exists():  # a folder without a manifest is no artefact
+            disk.set_aside(place, f"it has no {MANIFEST}")
+        disk.settle(partial, place)
+        for damaged in place.parent.glob(f".{place.name}{disk.DAMAGED}*"):
+            _remove(damaged)
 
 
-@functools.cache
-def fingerprint(thing: Any) -> str:
-    """A hash of the syntax trees of `thing` and all it reaches by name inside rrlib.
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
-    Comments, docstrings and layout do not count, so a better comment costs no training; nor does
-    this room, which keeps artefacts and does not shape them.
+
+def _damage(place: Path) -> str | None:
+    """What is wrong with an artefact, or None.
+
+    Raises:
+        InputError: it is not for this user to read.
     """
-    seen: dict[str, str] = {}
-    _collect(thing, seen)
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+    name = MANIFEST
+    try:
+        found = json.loads((place / name).read_text(encoding="utf-8"))
+        if found.pop("checksum") != _checksum(found):
+            return f"{name} is not what was written"
+        for name, digest in found["sha256"].items():
+            if disk.sha256(place / name) != digest:
+                return f"{name} is not what was written"
+    except PermissionError as error:
+        raise InputError(
+            f"The artefact file '{place / name}' cannot be read ({disk.reason(error)}): a store "
+            "whose files are open for reading is needed."
+        ) from None
+    except OSError as error:
+        return f"{name} cannot be read: {disk.reason(error)}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{name} is no manifest"
+    return None
 
 
-def _collect(thing: Any, seen: dict[str, str]) -> None:
-    name = f"{thing.__module__}.{thing.__qualname__}"
-    if name in seen:
-        return
-    tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    seen[name] = ast.dump(tree)
-    for node in ast.walk(tree):
-        # A field's type is not what is made: what a field holds brings its own code into the key.
-        if isinstance(node, ast.AnnAssign):
-            node.annotation = ast.Constant(None)
-    scope = inspect.getmodule(thing).__dict__
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = scope.get(node.value.id)
-            if isinstance(owner, ModuleType) and owner.__name__.startswith("rrlib."):
-                _reach(f"{owner.__name__}.{node.attr}", getattr(owner, node.attr, None), seen)
-        elif isinstance(node, ast.Name) and node.id in scope:
-            _reach(f"{thing.__module__}.{node.id}", scope[node.id], seen)
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _reach(name: str, found: Any, seen: dict[str, str]) -> None:
-    found = inspect.unwrap(found) if callable(found) else found
-    if inspect.isfunction(found) or inspect.isclass(found):
-        if found.__module__.startswith("rrlib") and found.__module__ != __name__:
-            _collect(found, seen)
-    elif isinstance(found, str | int | float | tuple | dict):
-        seen[name] = repr(found)
+class _Parts(threading.local):
+    """What the parts of the recipe that is being made took so far."""
+
+    seconds = 0.0
+    cuda_peak = 0
+
+
+_parts = _Parts()
+
+
+@contextmanager
+def _metered(device: str) -> Iterator[dict[str, Any]]:
+    """Fills a dictionary with what the block took, see `manifest`."""
+    outer, cuda_peak = _parts.seconds, max(_parts.cuda_peak, _cuda_peak(device, restart=True))
+    started, _parts.seconds, _parts.cuda_peak = _clock(), 0.0, 0
+    took: dict[str, Any] = {}
+    try:
+        yield took
+    finally:
+        elapsed = _clock() - started
+        own, peak = elapsed - _parts.seconds, max(_parts.cuda_peak, _cuda_peak(device))
+        _parts.seconds, _parts.cuda_peak = outer + elapsed, max(cuda_peak, peak)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    on_gpu = keys.kind(device) == "cuda"
+    took["cpu_seconds"] = round(own, 1)
+    took["process_peak_mb"] = round(held / unit)
+    took["cuda_peak_mb"] = round(peak / 2**20) if on_gpu else None
+
+
+def _clock() -> float:
+    """Processor seconds of this process and of the children that it has waited for."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
+
+
+def _cuda_peak(device: str, restart: bool = False) -> int:
+    """Bytes, since the last start; 0 on a CPU."""
+    if keys.kind(device) != "cuda":
+        return 0
+    import torch
+
+    peak = torch.cuda.max_memory_allocated(device)
+    if restart:
+        torch.cuda.reset_peak_memory_stats(device)
+    return peak

@@ -44,6 +44,22 @@ def write_tensors(
     found = {name: value.detach().contiguous() for name, value in tensors.items()}
     with atomic(path) as temporary:
         save_file(found, temporary, about | {CHECKSUM: digest(found, about)})
+        _sort_texts(temporary)
+
+
+def _sort_texts(path: Path) -> None:
+    """Put a file's texts in the order of their names: safetensors has them in another each time.
+
+    So the same content is the same bytes.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # as long as before, but for the spaces at its end
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read_tensors(
@@ -71,7 +87,28 @@ def read_tensors(
         ) from None
     checksum = about.pop(CHECKSUM, None)
     if checksum is None and not allow_unchecked:
-        raise InputError(f"File '{path}' carries no checksum: one that rrlib wrote is needed.")
+        raise InputError(
+            f"File '{path}' carries no checksum: one that this version of rrlib wrote is needed."
+        )
     if checksum not in (None, digest(tensors, about)):
         raise InputError(f"File '{path}' is damaged: its content is not what its checksum says.")
     return {name: value.to(device) for name, value in tensors.items()}, about
+
+
+def halved(value: Tensor, name: str) -> Tensor:
+    """A weight in float16, on the CPU, as small files keep it.
+
+    Args:
+        value: any shape.
+        name: of the weight, for the message.
+
+    Raises:
+        InputError: it is not finite, or so large that float16 would make it infinite.
+    """
+    found = value.detach().cpu().half()
+    if not torch.isfinite(found).all():
+        raise InputError(
+            f"weight '{name}' cannot be written: finite numbers of at most 65504, as float16 has "
+            "them, are needed."
+        )
+    return found

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import math
 import os
 import sys
@@ -10,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from rrlib.disk import set_aside
 from rrlib.errors import InputError
+from rrlib.tensor_files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ def train(
         seed: of the batches.
         ema: decay of the average of the weights, per step; smaller in the first steps.
         decay: anneal the learning rate to zero along half a cosine, else hold it.
-        checkpoint: safetensors file to resume from, rewritten (atomically) every `every` steps.
+        checkpoint: safetensors file to resume from, rewritten (atomically) every `every` steps; one
+            that is damaged, or of another network, is set aside, and the run begins anew.
         every: steps between two checkpoints.
 
     Raises:
-        InputError: `steps` is below 1.
+        InputError: `steps` is below 1, or the checkpoint is of a run with other settings or cannot
+            be written.
         FloatingPointError: the loss is not finite (looked at when a checkpoint is due).
     """
     if steps < 1:
@@ -79,7 +82,10 @@ def train(
     device = str(next(module.parameters()).device)
     average = AveragedModel(module, multi_avg_fn=_warmed(ema))
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
-    start = _restore(checkpoint, module, average, optimiser) if checkpoint else 0
+    settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    settings |= {"ema": ema, "decay": decay}
+    parts = module, average, optimiser
+    start = _restore(checkpoint, settings, *parts) if checkpoint else 0
     for step in range(start + 1, steps + 1):
         if decay:
             annealed = learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
@@ -93,7 +99,7 @@ def train(
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} at step {step}")
             if checkpoint and step < steps:
-                _save(checkpoint, step, module, average, optimiser)
+                _save(checkpoint, step, settings, *parts)
         yield Progress(step, steps, value.detach())
     module.load_state_dict(average.module.state_dict())
 
@@ -184,20 +190,32 @@ def _state(module: nn.Module, average: AveragedModel, optimiser: torch.optim.Ada
     }
 
 
-def _save(path: Path, step: int, *parts) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    state = {name: value.contiguous() for name, value in _state(*parts).items()}
-    save_file(state, temporary, metadata={"step": str(step)})
-    temporary.replace(path)
+def _save(path: Path, step: int, settings: dict, *parts) -> None:
+    write_tensors(path, _state(*parts), {"step": str(step), "settings": json.dumps(settings)})
 
 
-def _restore(path: Path, module, average, optimiser) -> int:
+def _restore(path: Path, settings: dict, module, average, optimiser) -> int:
+    """The step of a checkpoint, whose state is taken over; 0 if there is none that can be used."""
     if not path.exists():
         return 0
-    device = str(next(module.parameters()).device)
-    with safe_open(path, framework="pt", device=device) as file:
-        step = int(file.metadata()["step"])
-        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        saved, about = read_tensors(path, str(next(module.parameters()).device))
+    except InputError as error:
+        set_aside(path, str(error).rstrip("."))
+        return 0
+    other = [
+        f"{name}={value!r}"
+        for name, value in json.loads(about.get("settings", "{}")).items()
+        if settings.get(name) != value
+    ]
+    if other:
+        raise InputError(
+            f"checkpoint='{path}' is not allowed: it is of a run with {', '.join(other)}; another "
+            "name, or the same settings, are needed."
+        )
+    if "step" not in about or not _fits(saved, module, average):
+        set_aside(path, "it is of another network")
+        return 0
     groups: dict[str, dict] = {"module": {}, "average": {}, "adam": {}}
     for name, value in saved.items():
         group, rest = name.split(".", 1)
@@ -209,4 +227,16 @@ def _restore(path: Path, module, average, optimiser) -> int:
         index, slot = name.split(".", 1)
         state.setdefault(int(index), {})[slot] = value.cpu() if slot == "step" else value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return step
+    return int(about["step"])
+
+
+def _fits(saved: dict[str, Tensor], module: nn.Module, average: AveragedModel) -> bool:
+    """Whether all of a checkpoint can be taken over, looked at before any of it is."""
+    wanted = {f"module.{name}": value.shape for name, value in module.state_dict().items()}
+    wanted |= {f"average.{name}": value.shape for name, value in average.state_dict().items()}
+    shapes = {str(k): value.shape for k, value in enumerate(module.parameters())}
+    # Adam remembers nothing of a parameter that never had a gradient.
+    for index in {name.split(".")[1] for name in saved if name.startswith("adam.")} & {*shapes}:
+        wanted[f"adam.{index}.step"] = torch.Size()
+        wanted |= {f"adam.{index}.{slot}": shapes[index] for slot in ("exp_avg", "exp_avg_sq")}
+    return {name: value.shape for name, value in saved.items()} == wanted

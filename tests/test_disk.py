@@ -4,10 +4,11 @@ import os
 import shutil
 import subprocess
 
+import IPython  # noqa: F401 (a kernel has it loaded)
 import pytest
 import torch
 
-from rrlib.disk import atomic, read_json, write_json
+from rrlib.disk import atomic, read_json, say, set_aside, write_json
 from rrlib.errors import InputError, shown
 from rrlib.tensor_files import read_tensors, write_tensors
 
@@ -114,6 +115,42 @@ def test_a_file_without_checksum_is_refused_unless_allowed(tmp_path):
     with pytest.raises(InputError, match="no checksum"):
         read_tensors(tmp_path / "a")
     assert set(read_tensors(tmp_path / "a", allow_unchecked=True)[0]) == set(TENSORS)
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    texts = {f'{k} é \\ "\n\x7f': str(k) for k in range(8)}
+    for name in "ab":
+        write_tensors(tmp_path / name, TENSORS, texts)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_tensors(tmp_path / "a")[1] == texts
+    header = (tmp_path / "a").read_bytes()[8:].decode("utf-8", "replace")
+    assert header.index('"0 ') < header.index('"3 ') < header.index('"7 ') < header.index("sha256")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_damaged_is_set_aside_once_more_and_never_over_another(tmp_path, capsys, folder):
+    for number in range(3):
+        place = tmp_path / "a"
+        place.mkdir() if folder else place.touch()
+        set_aside(place, f"reason {number}")
+        assert not place.exists()
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and f"reason {number}" in told and "made again" in told
+    assert left(tmp_path) == [".a.damaged", ".a.damaged-2", ".a.damaged-3"]
+
+
+def test_a_batch_kernel_keeps_its_lines_for_the_card(monkeypatch, capsys):
+    class Shell:
+        kernel = object()
+
+    monkeypatch.setattr("rrlib.disk.UNSAID", unsaid := [])
+    monkeypatch.setattr("IPython.get_ipython", Shell)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    say("a line")
+    assert unsaid == ["a line"] and capsys.readouterr().err == ""
+    monkeypatch.setenv("JPY_SESSION_NAME", "somebody watches")
+    say("another")
+    assert unsaid == ["a line"] and capsys.readouterr().err == "another\n"
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b""])

@@ -1,17 +1,29 @@
 """Planners and their reward in a file: they come back, play what they played, and are timed."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from time_rollouts import Operators, summary, timed
 from torch.testing import assert_close
 
-from rrlib import locomotion_experiments, locomotion_files, locomotion_sizes, store, training
+from rrlib import (
+    locomotion,
+    locomotion_experiments,
+    locomotion_files,
+    locomotion_sizes,
+    store,
+    training,
+)
 from rrlib.errors import InputError
+from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
+from rrlib.locomotion_rewards import LocomotionPool, LocomotionReward
+from rrlib.tensor_files import read_tensors, write_tensors
 
+ROBOTS = Path(__file__).resolve().parent.parent / "results/full/locomotion-models.safetensors"
 CHOSEN = SimpleNamespace(
     environment=("hopper",),
     base_kind="random",
@@ -67,15 +79,70 @@ def test_they_play_and_the_reward_changes_what_is_played(made):
     assert len(np.unique(first, axis=0)) == 3
 
 
+def test_reading_asks_no_preset_and_no_policy(made, monkeypatch):
+    """Sizes that are tuned after a file was written, or other policies, break nothing."""
+    before = locomotion_files.read(made[1])
+
+    def gone(*_):
+        raise AssertionError("a file holds all that its networks are built from")
+
+    for room in (locomotion_experiments, locomotion_sizes):
+        monkeypatch.setattr(room, "sizes", gone)
+    monkeypatch.setattr(locomotion, "policy_file", gone)
+    found = locomotion_files.read(made[1])
+    for mine, other in zip(networks(found), networks(before), strict=True):
+        assert_close(mine.state_dict(), other.state_dict(), rtol=0, atol=0)
+    locomotion_files.read(ROBOTS)
+
+
+def networks(shipped: locomotion_files.Shipped) -> list[torch.nn.Module]:
+    return [part.network for part in (shipped.base, shipped.expert, shipped.reward)]
+
+
+@pytest.mark.parametrize("kind", ["scalar", "channels"])
+def test_every_kind_of_network_is_built_from_what_the_file_says(kind, tmp_path):
+    data = LocomotionData("hopper", "random", 100)
+    network = {"channels": (32, 64)} if kind == "channels" else {"hidden": 16, "blocks": 1}
+    base = LocomotionDiffuser(data, (data,), 32, diffusion_steps=5, **network)
+    reward = LocomotionReward(LocomotionPool(base, base), scalar=kind == "scalar", **network)
+    built = {"base": base.blank("cpu").network, "expert": base.blank("cpu").network}
+    built |= {"reward": reward.blank()}
+    tensors = {
+        f"{part}/{name}": value
+        for part, module in built.items()
+        for name, value in module.state_dict().items()
+    }
+    tensors |= {f"normaliser/{side}": torch.ones(14) for side in ("low", "high")}
+    texts = {
+        "about": {"environment": "hopper", "place": "x_t"},
+        "guidance": GUIDANCE,
+        "shapes": {
+            "planner": locomotion_files._fields(base, locomotion_files.PLANNER),
+            "reward": locomotion_files._fields(reward, locomotion_files.REWARD),
+        },
+    }
+    write_tensors(tmp_path / "a", tensors, {k: json.dumps(v) for k, v in texts.items()})
+    for found, module in zip(
+        networks(locomotion_files.read(tmp_path / "a")), built.values(), strict=True
+    ):
+        assert type(found) is type(module)
+        assert_close(found.state_dict(), module.state_dict(), rtol=0, atol=0)
+
+
 def test_another_file_is_refused(made, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         locomotion_files.read(tmp_path / "none.safetensors")
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)})
     with pytest.raises(InputError, match="holds no planners"):
         locomotion_files.read(tmp_path / "other.safetensors")
     (tmp_path / "text").write_text("text")
-    with pytest.raises(InputError, match="holds no planners"):
+    with pytest.raises(InputError, match="is damaged"):
         locomotion_files.read(tmp_path / "text")
+    tensors, texts = read_tensors(made[1])
+    tensors["base/more"] = torch.zeros(1)
+    write_tensors(tmp_path / "more", tensors, texts)
+    with pytest.raises(InputError, match="holds no planners"):
+        locomotion_files.read(tmp_path / "more")
 
 
 def test_matrix_products_are_counted_forwards_and_backwards():

@@ -24,7 +24,7 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"disk", "schedules", "plan_networks"},
+    {"disk", "schedules", "plan_networks", "keys"},
     {"tensor_files", "pipeline_checks"},
     {"pipeline_files"},
     {

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from rrlib import reward_files
 from rrlib.errors import InputError
-from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.rewards import ConditionalReward, PlanValue, RelativeReward, WindowReward
+from rrlib.tensor_files import write_tensors
 from rrlib.training import stream
 
 OPTIONS = {
@@ -53,6 +54,44 @@ def test_a_file_that_holds_no_rewards_is_named(tmp_path):
     cut = tmp_path / "cut.safetensors"
     reward_files.write(cut, rewards(), ABOUT)
     cut.write_bytes(cut.read_bytes()[:-100])
-    for path in (text, other, cut):
-        with pytest.raises(InputError, match=rf"{path.name}' holds no rewards"):
+    foreign = tmp_path / "foreign.safetensors"
+    write_tensors(foreign, {"a": torch.ones(1)}, {"rewards": "[]"})
+    reasons = {text: "is damaged", other: "no checksum", cut: "is damaged", foreign: "no rewards"}
+    for path, reason in reasons.items():
+        with pytest.raises(InputError, match=rf"{path.name}' .*{reason}"):
             reward_files.read(path)
+
+
+@pytest.mark.parametrize("kind", ["PlanValue", "ConditionalReward"])
+def test_a_reward_of_another_network_is_refused_in_a_sentence(tmp_path, kind):
+    network = PlanValue(3, torch.ones(10), (32,))
+    network = ConditionalReward(network, 1) if kind == "ConditionalReward" else network
+    made = {"a goal": RelativeReward(network, "mean", "mu_base")}
+    with pytest.raises(InputError, match=rf"^reward 'a goal' of a {kind} cannot be written: .*\.$"):
+        reward_files.write(tmp_path / "a", made, ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reward_that_nothing_is_said_about_is_refused_in_a_sentence(tmp_path):
+    (name, *_), made = OPTIONS, rewards()
+    with pytest.raises(InputError, match=rf"^about=.* an entry for the reward '{name}' is needed"):
+        reward_files.write(tmp_path / "a", made, {key: ABOUT[key] for key in ABOUT if key != name})
+    with pytest.raises(InputError, match=r"^about is not allowed .*JSON can hold is needed\.$"):
+        reward_files.write(tmp_path / "a", made, {key: {"maze": object()} for key in ABOUT})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [65520.0, float("nan"), -float("inf")])
+def test_a_weight_that_half_precision_cannot_hold_is_refused(tmp_path, value):
+    made = rewards()
+    with torch.no_grad():
+        next(iter(made.values())).network.g[0].weight[0, 0] = value
+    with pytest.raises(InputError, match=r"^weight 'g\.0\.weight' cannot be written: .* 65504"):
+        reward_files.write(tmp_path / "a", made, ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_rewards_are_the_same_bytes(tmp_path):
+    for name in "ab":
+        reward_files.write(tmp_path / name, rewards(), ABOUT)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -1,18 +1,15 @@
 """The training loop: against hand-made Adam and averages, and against its own interruption."""
 
+import copy
 import math
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
-import time
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -20,9 +17,11 @@ from rrlib import extraction
 from rrlib.errors import InputError
 from rrlib.extraction import Pool
 from rrlib.rewards import WindowReward
+from rrlib.tensor_files import read_tensors
 from rrlib.training import Progress, Stack, finish, stream, train
 
-ROOT = Path(__file__).resolve().parent.parent
+# Children that begin where this process is: they need not import torch first.
+FORK = multiprocessing.get_context("fork")
 OPTIONS = {"learning_rate": 1e-2, "seed": 3}
 
 
@@ -146,57 +145,138 @@ def test_a_checkpoint_is_one_safetensors_file(tmp_path):
     path = tmp_path / "run.safetensors"
     run(network(), 9, steps=20, checkpoint=path, every=4)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"step": "8"}
-        groups = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118
-    assert groups == {"module", "average", "adam"}
+    saved, about = read_tensors(path)
+    assert about["step"] == "8" and set(about) == {"step", "settings"}
+    assert {name.split(".")[0] for name in saved} == {"module", "average", "adam"}
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from torch import nn
-from rrlib.training import train
-
-folder, pause = Path(sys.argv[1]), float(sys.argv[2])
-torch.manual_seed(0)
-module = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, 1))
-
-def loss(generator):
-    x = torch.randn(32, 2, generator=generator)
-    return (module(x).squeeze(1) - x.prod(1)).square().mean()
-
-checkpoint = folder / "checkpoint.safetensors"
-for progress in train(module, loss, steps=300, learning_rate=1e-2, seed=1,
-                      checkpoint=checkpoint, every=20):
-    time.sleep(pause)
-    last = progress
-save_file({**module.state_dict(), "loss": last.loss}, folder / "end.safetensors")
-"""
+def half_way(path: Path) -> list[Progress]:
+    """A run that stops after its checkpoint of step 8; it would go on to 12."""
+    return run(network(), 9, steps=12, checkpoint=path, every=4)
 
 
-def start(folder: Path, pause: float) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(pause)]
-    return subprocess.Popen(command, env=environment)
+def flipped(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
 
 
-@pytest.mark.slow
+def unchecked(path: Path) -> None:
+    """As an earlier rrlib wrote it."""
+    save_file(load_file(path), path, {"step": "8"})
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one byte less": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a bit of its header": lambda path: flipped(path, 300),
+    "a bit of its step": lambda path: flipped(path, path.read_bytes().index(b'"step":"8') + 8),
+    "a bit of its end": lambda path: flipped(path, -1),
+    "a bit of its middle": lambda path: flipped(path, -path.stat().st_size // 2),
+    "unchecked": unchecked,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(tmp_path, damage, capsys):
+    whole, path = network(), tmp_path / "run.safetensors"
+    run(whole, steps=12)
+    half_way(path)
+    DAMAGES[damage](path)
+    again = network()
+    assert run(again, steps=12, checkpoint=path, every=4)[0].step == 1
+    assert same(again, whole)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and str(path) in told[0] and "made again" in told[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".{path.name}.damaged", path.name]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Sequential(nn.Linear(2, 9), nn.SiLU(), nn.Linear(9, 1)),
+        nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1), nn.Linear(1, 1)),
+        nn.Sequential(nn.Linear(2, 1)),
+    ],
+)
+def test_a_checkpoint_of_another_network_leaves_no_trace_in_this_one(tmp_path, other, capsys):
+    path = tmp_path / "run.safetensors"
+    half_way(path)
+    alone = copy.deepcopy(other)
+    run(alone, steps=12)
+    run(other, steps=12, checkpoint=path, every=4)
+    assert same(other, alone)
+    assert "of another network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 13), ("seed", 8), ("learning_rate", 0.5), ("decay", False)]
+)
+def test_a_checkpoint_of_a_run_with_other_settings_is_refused(tmp_path, name, value):
+    path = tmp_path / "run.safetensors"
+    half_way(path)
+    content = path.read_bytes()
+    options = {**OPTIONS, "steps": 12, "checkpoint": path, "every": 4, name: value}
+    module = network()
+    with pytest.raises(InputError, match=rf"^checkpoint='.*' is not allowed: .* with {name}="):
+        list(train(module, regression(module), **options))
+    assert path.read_bytes() == content and same(module, network())
+
+
+def test_a_parameter_without_a_gradient_does_not_stop_a_resume(tmp_path):
+    def idle() -> nn.Module:
+        module = network()
+        module.idle = nn.Parameter(torch.ones(3))
+        return module
+
+    def loss_of(module: nn.Module):
+        def loss(generator):
+            x = torch.randn(4, 2, generator=generator)
+            return module[:3](x).square().mean()
+
+        return loss
+
+    whole, path = idle(), tmp_path / "run.safetensors"
+    options = {**OPTIONS, "steps": 12}
+    list(train(whole, loss_of(whole), **options))
+    options |= {"checkpoint": path, "every": 4}
+    stopped, resumed = idle(), idle()
+    list(islice(train(stopped, loss_of(stopped), **options), 9))
+    assert next(train(resumed, loss_of(resumed), **options)).step == 9
+    resumed = idle()
+    list(train(resumed, loss_of(resumed), **options))
+    assert same(resumed, whole)
+
+
+def to_the_end(folder: Path, halt: int = 0, here=None) -> None:
+    """A run of 100 steps that leaves its end in a folder; at step `halt` it waits for ever."""
+    module = network()
+    options = {"steps": 100, "checkpoint": folder / "checkpoint.safetensors", "every": 20}
+    for progress in train(module, regression(module), **OPTIONS, **options):
+        if progress.step == halt:
+            here.set()
+            signal.pause()
+    save_file({**module.state_dict(), "loss": progress.loss}, folder / "end.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_killed_run_started_again_writes_the_same_bytes(tmp_path):
     killed, alone = tmp_path / "killed", tmp_path / "alone"
-    process = start(killed, pause=0.05)
-    deadline = time.monotonic() + 60
-    while not (killed / "checkpoint.safetensors").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=10) == -signal.SIGKILL
-    assert not (killed / "end.safetensors").exists()
     for folder in (killed, alone):
-        assert start(folder, pause=0).wait(timeout=60) == 0
+        folder.mkdir()
+    here = FORK.Event()
+    child = FORK.Process(target=to_the_end, args=(killed, 50, here), daemon=True)
+    child.start()
+    while not here.wait(0.05):
+        assert child.is_alive()
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert [p.name for p in killed.iterdir()] == ["checkpoint.safetensors"]
+    for folder in (killed, alone):
+        to_the_end(folder)
     assert (killed / "end.safetensors").read_bytes() == (alone / "end.safetensors").read_bytes()
 
 
@@ -455,8 +535,7 @@ def test_a_stopped_fit_of_a_stack_goes_on_to_the_same_bytes(tmp_path):
     first, whole = fitted(Stack(rewards()), None)
     path = tmp_path / "rewards.safetensors"
     assert fitted(Stack(rewards()), 510, checkpoint=path)[1] != whole
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"step": "500"}
+    assert read_tensors(path)[1]["step"] == "500"
     other = Stack(rewards())
     with torch.no_grad():
         for weight in other.parameters():

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from rrlib import image_weights, store
 from rrlib.image_recipes import MiniDiffusion, hollow
 
-TOLD = ("wall_seconds", "device", "commit", "versions")  # of an artefact's manifest
+TOLD = ("cpu_seconds", "device", "commit", "versions")  # of an artefact's manifest
 
 
 def main() -> None:
