@@ -1,11 +1,12 @@
 """What a chapter about images asks for, made of its parameters."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from rrlib import host, image_evidence, image_pairs, image_weights, pipelines, store, training
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown
 from rrlib.image_pairs import Fit, ImageReward
 from rrlib.image_pools import CONCEPT, Elsewhere, ImagePool, Model, PoolReward, PoolRival, Shipped
 from rrlib.images import CONCEPT as HARM
@@ -77,12 +78,18 @@ def world(chosen: SimpleNamespace) -> World:
             f"model_id='{chosen.model_id}' is not allowed without prompts: a CSV file with a "
             "column 'prompt' is needed."
         )
-    base = Elsewhere.at(chosen.model_id, chosen.device, chosen.dtype)
-    pipelines.check_prompts(base.load(Path(), chosen.device), given, chosen.truncate)
-    expert = Elsewhere.at(expert_id, chosen.device, chosen.dtype) if expert_id else None
-    if expert:
-        made = (one.load(Path(), chosen.device) for one in (base, expert))
-        pipelines.check_pair(*made)
+    names = [chosen.model_id, *([expert_id] if expert_id else [])]
+    dtype = getattr(torch, chosen.dtype)
+    found = [pipelines.load_pipeline(name, chosen.device, dtype) for name in names]
+    pipelines.check_prompts(found[0], given, chosen.truncate)
+    pipelines.check_pair(found[0], found[-1])
+    models = [Elsewhere.of(*part, chosen.dtype) for part in zip(found, names, strict=True)]
+    base, expert = models[0], models[1] if expert_id else None
+    if base == expert:
+        raise InputError(
+            f"expert_id={shown(expert_id)} is not allowed: a pipeline of other weights or settings "
+            "than the model_id's is needed."
+        )
     return World(base, expert, chosen.concept or HARM, False, given)
 
 
@@ -141,9 +148,9 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
     if chosen.reward_steps:
         pool = replace(pool, prompts=found.fresh(count, chosen.seed, "prompts"))
         own = found.miniature
-        fit = Fit(HELD_OUT[own], CHANNELS[own], chosen.reward_steps, 64, RATES[own], chosen.seed)
-        if kind not in ("unlevelled", "rival"):
-            fit = replace(fit, level=chosen.level)
+        level = 0.0 if kind in ("unlevelled", "rival") else chosen.level
+        options = (chosen.reward_steps, 64, RATES[own], chosen.seed, level)
+        fit = Fit(HELD_OUT[own], CHANNELS[own], *options)
         recipe = (PoolRival if kind == "rival" else PoolReward)(pool, fit)
         reward = store.obtain(recipe, chosen.device)
         names = ("configuration", "steps", "guidance")
@@ -189,5 +196,15 @@ def seed(chosen: SimpleNamespace, use: str) -> int:
 
 
 def shipped(kind: str) -> ImageReward:
-    """A reward that comes with the book."""
-    return image_pairs.load(SHIPPED / f"images-{kind}.safetensors")
+    """A reward that comes with the book.
+
+    Raises:
+        InputError: the book's results are not there.
+    """
+    path = SHIPPED / f"images-{kind}.safetensors"
+    if not path.exists():
+        raise InputError(
+            f"reward_steps=0 is not allowed where '{path}' is not there: a checkout of the book, "
+            "with its results/full, or an integer of at least 1 is needed."
+        )
+    return image_pairs.load(path)

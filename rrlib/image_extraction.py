@@ -14,13 +14,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rrlib import shards
-from rrlib.errors import InputError
+from rrlib import disk, shards
+from rrlib.errors import InputError, shown
 from rrlib.training import Progress, stream
+
+ROUNDING = 1e-6  # of the latents' size; the same network in batches of other sizes differs by less
+PROBE = 1e-3  # of what a step is tried with: small, so that no clipping meets it
 
 
 class Sampler(Protocol):
-    """What Algorithm 2 asks of a model: `images.Guided` has it."""
+    """What Algorithm 2 asks of a model: `images.Guided` has it.
+
+    One that also has `step_per_score(step)` says itself what `units` else reads off its steps.
+    """
 
     steps: int
     shape: tuple[int, ...]
@@ -52,6 +58,10 @@ def run(
     Returns:
         latents x_t and differences (expert's next latent minus the base's), [n, T, C, H, W] with
         t = 0 the last step, and the images' latents `final` [n, C, H, W]; float16 on the CPU.
+        Differences of a step that rounding alone may make are none.
+
+    Raises:
+        InputError: latents that are not finite, of either.
     """
     states: list[Any] = [None, None]
     latents, differences = [], []
@@ -60,9 +70,13 @@ def run(
         for k, sampler in enumerate(pair):
             noise, states[k] = sampler.noise(x, step, texts[k], states[k])
             ahead.append(sampler.advance(x, noise, step))
+            _check_finite(shards.SIDES[k], ahead[k], step, sampler.steps)
         latents.append(x.half().cpu())
+        difference = ahead[1] - ahead[0]
+        if difference.float().norm() <= ROUNDING * ahead[0].float().norm():
+            difference = torch.zeros_like(difference)
         # Half precision keeps a small difference, not the difference of two numbers it rounded.
-        differences.append((ahead[1] - ahead[0]).half().cpu())
+        differences.append(difference.half().cpu())
         x = ahead[side]
     order = slice(None, None, -1)
     return {
@@ -70,6 +84,58 @@ def run(
         "differences": torch.stack(differences[order], 1),
         "final": x.half().cpu(),
     }
+
+
+def _check_finite(name: str, latents: Tensor, step: int, steps: int) -> None:
+    if not torch.isfinite(latents.half()).all():
+        raise InputError(
+            f"{name}: its latents after step {step} of {steps} are not finite (NaN, or beyond half "
+            "precision's 65504): a model whose weights and schedule keep them so is needed."
+        )
+
+
+def units(sampler: Sampler) -> Tensor | None:
+    """What a unit of score adds to the latent of the next step, [T], t = 0 the last step.
+
+    In this unit a reward in means is one in scores: a log ratio where scores are exact, which
+    hardly depends on t where there is little noise.
+
+    A sampler's own `step_per_score` is taken. Without one: a deterministic step is a x_t + b eps.
+    So x_t is c (s + sigma eps), where c is the product of 1 / a over the steps still to come, and
+    sigma grows, step by step from the last, by -b / (the c after it); eps is -c sigma times the
+    score, and a unit of score adds -b c sigma. Noise that the last step leaves is not counted.
+
+    Returns:
+        None for a sampler whose steps are not of that kind.
+    """
+    own = getattr(sampler, "step_per_score", None)
+    if own:
+        return torch.tensor([own(step) for step in reversed(range(sampler.steps))])
+    nothing = torch.zeros_like(sampler.start(1, stream(0, "units")))
+    c, sigma, found = 1.0, 0.0, []
+    for step in reversed(range(sampler.steps)):
+        rest, *ahead = (
+            sampler.advance(nothing + x, nothing + noise, step)
+            for x, noise in ((0.0, 0.0), (PROBE, 0.0), (0.0, PROBE))
+        )
+        a, b = (float((value - rest).mean()) / PROBE for value in ahead)
+        if a <= 0 or b >= 0:
+            return None
+        sigma, c = sigma - b / c, c / a
+        found.append(-b * c * sigma)
+    made = torch.tensor(found)
+    return made if torch.isfinite(made).all() else None
+
+
+def check_texts(prompts: Sequence[str]) -> None:
+    """Raise InputError unless these are texts in one list, which both samplers are given."""
+    whole = not isinstance(prompts, str) and isinstance(prompts, Sequence)
+    other = [prompt for prompt in prompts if not isinstance(prompt, str)] if whole else [prompts]
+    if other:
+        raise InputError(
+            f"prompts with {shown(other[0])} are not allowed: one list of texts, the same for base "
+            "and expert, is needed."
+        )
 
 
 def generate(
@@ -80,13 +146,14 @@ def generate(
     *,
     batch: int,
     seed: int,
-    about: str = "",
+    about: Any = "",
     truncate: bool = False,
 ) -> Iterator[Progress]:
     """Fill `folder` with Algorithm 2's shards; yields a `training.Progress` after each.
 
     For each prompt one image by the base and one by the expert, each from noise of its own. What
-    is there already, of an earlier run that was stopped, is kept.
+    is there already, of an earlier run that was stopped, is kept. What the run was, and the base's
+    `units`, goes to `shards.RECORD` beside the shards.
 
     Args:
         folder: exists.
@@ -95,12 +162,15 @@ def generate(
         batch: prompts at a time, and in a shard.
         seed: of the noise.
         truncate: cut prompts where the tokenizer ends, instead of refusing them.
-        about: what else the images depend on (the models); shards made with another are refused.
+        about: what else the images depend on (the models), as JSON has it; shards made with
+            another are refused.
 
     Raises:
-        InputError: no prompts, a batch below 1, samplers of other steps or latents, a folder of
-            other prompts or settings, or a batch that the GPU's memory cannot hold.
+        InputError: no prompts or no texts, a batch below 1, samplers of other steps or latents, a
+            folder of other prompts or settings, a batch that the GPU's memory cannot hold, latents
+            that are not finite, or a pair whose first shard shows no difference.
     """
+    check_texts(prompts)
     if batch < 1 or not prompts:
         raise InputError(
             f"batch={batch} with {len(prompts)} prompts is not allowed: at least 1 of each is "
@@ -109,13 +179,24 @@ def generate(
     _check(base, expert)
     told = json.dumps([list(prompts), base.steps, batch, seed, about, truncate])
     mark = hashlib.sha256(told.encode()).hexdigest()
+    unit = units(base)
+    record = {"steps": base.steps, "prompts": len(prompts), "batch": batch, "seed": seed}
+    record |= {"mark": mark, "about": about, "unit": unit if unit is None else unit.tolist()}
     starts = range(0, len(prompts), batch)
     for number, start in enumerate(starts):
         place = folder / f"shard-{number:05d}.safetensors"
         part = prompts[start : start + batch]
         if not shards.done(place, mark):
             shard = _fitting(partial(_shard, (base, expert), seed, number, truncate), part)
+            if number == 0 and not any(shard[f"{side}.differences"].any() for side in shards.SIDES):
+                raise InputError(
+                    f"expert: no difference from the base in {len(part)} prompts is not allowed: a "
+                    "pair that differs is needed (adapters of one pipeline object are both those "
+                    "set last; safe guidance does nothing before its warm-up's end)."
+                )
             shards.save(place, shard, mark, len(prompts))
+        if number == 0:  # after the first shard: one of another run has been refused
+            disk.write_json(folder / shards.RECORD, record)
         yield Progress(number + 1, len(starts), torch.zeros(()))
 
 

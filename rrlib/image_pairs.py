@@ -7,25 +7,24 @@ reward.score(images, base.pipeline)
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from rrlib import extraction, image_extraction, image_rewards, metrics, pipelines, training
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown
 from rrlib.extraction import Pool
 from rrlib.image_rewards import EncoderReward
+from rrlib.image_scoring import ImageReward, schedule
 from rrlib.images import Guided
 from rrlib.metrics import Separability
+from rrlib.pipeline_digest import digest
 from rrlib.rewards import RelativeReward
-from rrlib.shards import ShardPool, Shards
+from rrlib.shards import SIDES, ShardPool, Shards
 from rrlib.training import Progress
 
 IN_MEMORY = 2**30  # bytes of a pool that is held in memory; a larger one is read as it is needed
@@ -39,7 +38,8 @@ class Fit:
         held_out: share of the prompts that the reward never sees.
         channels: of the encoder's resolutions.
         steps, batch, learning_rate, seed: see `extraction.fit`.
-        level: weight of the base's own rewards, see `levelled_loss`; 0 leaves them where they fall.
+        level: weight of the base's own rewards, see `levelled_loss`; 0 leaves them where they fall,
+            which costs accuracy (chapter 12).
     """
 
     held_out: float = 0.1
@@ -48,77 +48,7 @@ class Fit:
     batch: int = 64
     learning_rate: float = 1e-4
     seed: int = 0
-    level: float = 0.0
-
-
-@dataclass(frozen=True)
-class ImageReward:
-    """A relative reward of images.
-
-    Attributes:
-        reward: rho(x_t, t) of latents; t counts the steps still to go after this one.
-        about: what its user must know, such as the held-out prompts' numbers.
-    """
-
-    reward: RelativeReward
-    about: Mapping
-
-    @torch.no_grad()
-    def score(
-        self,
-        images: Tensor | Sequence[Image.Image],
-        pipeline: StableDiffusionPipeline | None = None,
-        batch: int = 64,
-    ) -> Tensor:
-        """rho of finished images at t = 0, [B], on the CPU: the higher, the more the expert's.
-
-        The reward was fitted to the latents before the last step; that step is a small one.
-
-        Args:
-            images: latents [B, C, H, W] or PIL images.
-            pipeline: either of the two, whose VAE turns PIL images into latents.
-            batch: images at a time.
-
-        Raises:
-            InputError: PIL images without a pipeline, or images of another size.
-        """
-        if not isinstance(images, Tensor):
-            if pipeline is None:
-                raise InputError(
-                    "pipeline=None is not allowed with PIL images: the pipeline whose VAE turns "
-                    "them into latents is needed."
-                )
-            images = pipelines.encode(pipeline, images)
-        device = next(self.reward.network.parameters()).device
-        parts = (part.to(device, torch.float32) for part in images.split(batch))
-        found = [
-            self.reward(x, torch.zeros(len(x), dtype=torch.long, device=device)) for x in parts
-        ]
-        return torch.cat(found).cpu()
-
-    def shift(self, x: Tensor, step: int, weight: float = 1.0) -> Tensor:
-        """What steers `images.denoise`: w grad rho, [B, C, H, W], for the step from 0.
-
-        The reward is fitted to what a DDIM step of the expert adds to the base's, so with an exact
-        reward and w = 1 the step is the expert's own.
-        """
-        steps = len(self.reward.network.unit)
-        t = torch.full((len(x),), steps - 1 - step, device=x.device)
-        return weight * self.reward.gradient(x, t)
-
-    def steers(self, guided: Guided, weight: float) -> Callable[[Tensor, int], Tensor]:
-        """The `shift` that steers `images.denoise`, of a reward in means or in scores."""
-        scores = self.reward.target == "score"
-
-        def shift(x: Tensor, step: int) -> Tensor:
-            worth = guided.step_per_score(step) if scores else 1.0
-            return self.shift(x, step, weight * worth)
-
-        return shift
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, weights rounded to float16."""
-        image_rewards.write(path, self.reward, self.about)
+    level: float = 1e-3
 
 
 def load(path: str | Path) -> ImageReward:
@@ -139,6 +69,7 @@ def compare(
     batch: int,
     seed: int,
     truncate: bool = False,
+    **other: object,
 ) -> Iterator[Progress]:
     """Algorithm 2's comparisons of two samplers into a folder; yields after every shard.
 
@@ -147,36 +78,57 @@ def compare(
             without safe guidance.
         prompts, batch, seed, truncate: see `image_extraction.generate`.
         folder: made if it is not there; goes on where an earlier run stopped.
+        other: nothing; a name that pipelines know, such as `negative_prompt`, is refused.
 
     Raises:
-        InputError: pipelines that do not match, or see `image_extraction.generate`.
+        InputError: pipelines that do not match or do not differ, or see
+            `image_extraction.generate`.
     """
+    for name, value in other.items():
+        raise InputError(
+            f"{name}={shown(value)} is not allowed: both samplers are given the prompts and the "
+            "empty text, and nothing else."
+        )
     pipelines.check_pair(base.pipeline, expert.pipeline)
+    image_extraction.check_texts(prompts)
     for sampler in (base, expert):  # before the first of many hours
         pipelines.check_prompts(sampler.pipeline, prompts, truncate)
+    about = told(base, expert) | {"texts": _sha256("\n".join(prompts))}
+    if about["base"] == about["expert"] and base.steps == expert.steps:
+        raise InputError(
+            "expert: the base's own weights and settings are not allowed: a pair that differs is "
+            "needed (adapters of one pipeline or U-Net object are both those set last: each of the "
+            "two needs a pipeline of its own)."
+        )
+    if min(about["levels"]) == 0:
+        raise InputError(
+            "base: rescale_betas_zero_snr=True is not allowed: a schedule whose first step leaves "
+            "some signal is needed, for noise does not tell x0 there."
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    about = json.dumps([_told(sampler) for sampler in (base, expert)])
     options = {"batch": batch, "seed": seed, "about": about, "truncate": truncate}
     yield from image_extraction.generate(folder, base, expert, prompts, **options)
 
 
-def _told(sampler: Guided) -> dict:
-    """What a sampler's images depend on."""
-    return {
-        "unet": digest(sampler.pipeline),
-        "scale": sampler.scale,
-        "safety": asdict(sampler.safety) if sampler.safety else None,
-        "concept": sampler.concept,
+def told(base: Guided, expert: Guided) -> dict:
+    """What two samplers' images depend on: models, guidance, and the schedule, as JSON has it."""
+    seen: dict[int, str] = {}
+    models = [digest(sampler.pipeline, seen) for sampler in (base, expert)]
+    sides = {
+        name: {
+            "model": model,
+            "scale": sampler.scale,
+            "safety": asdict(sampler.safety) if sampler.safety else None,
+            "concept": sampler.concept if sampler.safety else None,
+        }
+        for name, model, sampler in zip(SIDES, models, (base, expert), strict=True)
     }
+    return sides | schedule(base)
 
 
-def digest(pipeline: StableDiffusionPipeline) -> str:
-    """sha256 of the U-Net's weights."""
-    found = hashlib.sha256()
-    for value in pipeline.unet.state_dict().values():
-        found.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split(prompts: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
@@ -195,12 +147,41 @@ def split(prompts: int, held_out: float, seed: int) -> tuple[list[int], list[int
     return sorted(order[count:].tolist()), sorted(order[:count].tolist())
 
 
-def blank(shards: Shards, prompts: Sequence[int], fit: Fit) -> RelativeReward:
-    """The reward before it is fitted: standardised by the latents of these prompts."""
+def blank(
+    shards: Shards, prompts: Sequence[int], fit: Fit, unit: Tensor | None = None
+) -> RelativeReward:
+    """The reward before it is fitted: standardised by the latents of these prompts.
+
+    Args:
+        shards: comparisons.
+        prompts: numbers of those to fit to.
+        fit: settings.
+        unit: see `learn`.
+
+    Raises:
+        InputError: comparisons without any difference, or a unit of another form.
+    """
     mean, deviation = shards.moments(prompts)
     scale = shards.pool(prompts).scale(shards.steps)
+    there = scale > 0
+    if not there.any():
+        raise InputError(
+            f"folder='{shards.folder}' holds comparisons without any difference: those of a pair "
+            "that differs are needed."
+        )
     # A gradient of the target's size along every coordinate is worth one unit of the output.
-    unit = scale * deviation.flatten(1).mean(1) * mean[0].numel() ** 0.5
+    size = scale * deviation.flatten(1).mean(1) * mean[0].numel() ** 0.5
+    size = torch.where(there, size, size[there].median())
+    if unit is None:
+        unit = shards.record.get("unit") or size
+    unit = torch.as_tensor(unit, dtype=size.dtype, device=size.device)
+    if unit.shape != size.shape or not (torch.isfinite(unit) & (unit > 0)).all():
+        raise InputError(
+            f"unit of shape {tuple(unit.shape)} is not allowed: {len(size)} positive numbers, one "
+            "for each step, are needed."
+        )
+    # A factor common to all t is of no consequence but for the rate.
+    unit = unit * (size[there].log().mean() - unit[there].log().mean()).exp()
     torch.manual_seed(fit.seed)
     network = EncoderReward(mean, deviation, unit, fit.channels)
     return RelativeReward(network, "mean", "x_t")
@@ -219,7 +200,7 @@ def levelled_loss(
     x: Tensor,
     t: Tensor,
     target: Tensor,
-    scale: Tensor,
+    weight: Tensor,
     of_base: Tensor,
     level: float,
 ) -> Tensor:
@@ -233,11 +214,10 @@ def levelled_loss(
     Args:
         network: of the reward.
         x, t, target: of the batch, see `extraction.Pool`.
-        scale: of each target, [B], by whose inverse square it counts, as in `extraction.fit`.
+        weight: of each target, [B], by whose square it counts, as in `extraction.fit`.
         of_base: whether x is on the way to an image of the base's own, bool [B].
         level: weight of squared rewards in the network's units.
     """
-    weight = scale.reciprocal()
     wide = weight.reshape(-1, *[1] * (x.ndim - 1))
     fit = extraction.loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
     fit = fit / x[0].numel()
@@ -261,32 +241,32 @@ def learn(
         fit: settings.
         device: of the fit; the reward stays there.
         checkpoint: see `training.train`.
-        unit: what a unit of the network's output is worth at each t, [T], such as
-            `image_pools.units`; None takes it from the size of the differences.
+        unit: what a unit of the network's output is worth at each t, [T], for trials; None takes
+            the pair's own, `image_extraction.units`, which `compare` has left in the folder. A
+            folder without them, or of samplers that have none, gives the size of the differences.
 
     Returns:
         The reward; its `about` says `accuracy`, `auc` and `held_out`, the numbers of the prompts
-        that they come from.
+        that they come from, and `comparisons`, what it was fitted to.
 
     Raises:
-        InputError: no shards, a damaged one, too few prompts, or a network that does not fit the
-            latents.
+        InputError: no shards, a damaged one, none with a difference, too few prompts, or a network
+            that does not fit the latents.
     """
     shards = Shards(Path(folder))
     shards.check()
     train, test = split(shards.prompts, fit.held_out, fit.seed)
-    reward = blank(shards, train, fit)
+    reward = blank(shards, train, fit, unit)
     network = reward.network.to(device)
-    if unit is not None:
-        # A factor common to all t is of no consequence but for the rate.
-        network.unit.copy_(unit * (network.unit.log().mean() - unit.log().mean()).exp())
     found = shards.pool(train, device)
-    pool, of_base, scale = held(found), found.of_base, found.scale(shards.steps)
+    pool, of_base = held(found), found.of_base
+    weight = extraction.step_weights(found.scale(shards.steps), network.unit)
+    telling = (weight[pool.t] > 0).nonzero().squeeze(1)  # a step without signal teaches nothing
 
     def loss(draws: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pool), (fit.batch,), generator=draws, device=device)
+        rows = telling[torch.randint(len(telling), (fit.batch,), generator=draws, device=device)]
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
-        return levelled_loss(network, x, t, target, scale[t], of_base[rows], fit.level)
+        return levelled_loss(network, x, t, target, weight[t], of_base[rows], fit.level)
 
     progress = training.train(
         network,
@@ -298,9 +278,10 @@ def learn(
     )
     training.finish(progress, "reward of images")
     made = RelativeReward(network.eval().requires_grad_(False), reward.target, reward.place)
-    told = judge(ImageReward(made, {}), shards, test, fit.seed)
-    about = {"accuracy": told.accuracy, "auc": told.auc, "held_out": test}
-    return ImageReward(made, about)
+    apart = judge(ImageReward(made, {}), shards, test, fit.seed)
+    about = {"accuracy": apart.accuracy, "auc": apart.auc, "held_out": test}
+    source = {key: value for key, value in shards.record.items() if key != "unit"}
+    return ImageReward(made, about | {"comparisons": source, "level": fit.level})
 
 
 def judge(reward: ImageReward, shards: Shards, prompts: Sequence[int], seed: int) -> Separability:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from rrlib import image_pairs, image_weights, pipelines, scenes, store, training
+from rrlib.errors import InputError, shown
 from rrlib.image_pairs import Fit, ImageReward
 from rrlib.image_recipes import MiniDiffusion
 from rrlib.images import CONFIGURATIONS, Guided
+from rrlib.pipeline_digest import digest
 from rrlib.rewards import RelativeReward
 from rrlib.shards import Shards
 
@@ -48,7 +50,7 @@ class Elsewhere:
     """Somebody else's pipeline of Stable Diffusion's classes; it stays where it is.
 
     Attributes:
-        digest: of its U-Net.
+        digest: of all its components, see `pipeline_digest`.
         dtype: float32, or float16 on a GPU.
         model_id: its folder, or its name in the hub's local cache.
     """
@@ -65,15 +67,30 @@ class Elsewhere:
             InputError: there is no such pipeline, or float16 is asked of a CPU.
         """
         found = pipelines.load_pipeline(model_id, device, getattr(torch, dtype))
-        return cls(image_pairs.digest(found), dtype, model_id)
+        return cls.of(found, model_id, dtype)
+
+    @classmethod
+    def of(cls, pipeline: StableDiffusionPipeline, model_id: str, dtype: str) -> "Elsewhere":
+        """The recipe of a pipeline that was loaded from there."""
+        return cls(digest(pipeline), dtype, model_id)
 
     def make(self, folder: Path, device: str) -> None:
         """Nothing but its name."""
         store.write_json(folder / "pipeline.json", asdict(self))
 
     def load(self, folder: Path, device: str) -> StableDiffusionPipeline:
-        """The pipeline."""
-        return pipelines.load_pipeline(self.model_id, device, getattr(torch, self.dtype))
+        """The pipeline.
+
+        Raises:
+            InputError: it is no longer what it was when the recipe was written.
+        """
+        found = pipelines.load_pipeline(self.model_id, device, getattr(torch, self.dtype))
+        if digest(found) != self.digest:
+            raise InputError(
+                f"model_id={shown(self.model_id)} has changed since this run began: the pipeline "
+                "that it began with is needed."
+            )
+        return found
 
 
 Model = Shipped | Elsewhere | MiniDiffusion
@@ -124,15 +141,6 @@ class ImagePool:
         return Shards(folder)
 
 
-def units(guided: Guided) -> Tensor:
-    """What a unit of score is worth at each t, [T], t = 0 the last step.
-
-    In this unit a reward in means is one in scores: a log ratio where scores are exact, which
-    hardly depends on t where there is little noise.
-    """
-    return torch.tensor([guided.step_per_score(step) for step in reversed(range(guided.steps))])
-
-
 @dataclass(frozen=True)
 class PoolReward:
     """What the expert of a pool prefers over its base, the encoder of Table 2.
@@ -150,8 +158,7 @@ class PoolReward:
         place = store.folder(self.pool, device)
         store.obtain(self.pool, device)
         checkpoint = store.checkpoints(folder) / "reward.safetensors"
-        unit = units(self.pool.pair(device)[0]).to(device)
-        made = image_pairs.learn(place, self.fit, device, checkpoint, unit)
+        made = image_pairs.learn(place, self.fit, device, checkpoint)
         made.save(folder / "reward.safetensors")
 
     def load(self, folder: Path, device: str) -> ImageReward:

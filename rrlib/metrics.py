@@ -123,6 +123,7 @@ class Separability:
     accuracy: float
     auc: float
     n: int  # plans scored
+    right: tuple[tuple[int, int], ...] = ()  # of each side: plans told right, plans
 
 
 def separability(
@@ -158,7 +159,9 @@ def separability(
     model.fit((fit_x[:, None] - centre) / spread, fit_y)
     weights = np.where(test_y == 1, 0.5 / test_y.sum(), 0.5 / (1 - test_y).sum())
     right = model.predict((test_x[:, None] - centre) / spread) == test_y
-    return Separability(float(weights @ right), float(roc_auc_score(test_y, test_x)), len(test_y))
+    sides = tuple((int(right[test_y == k].sum()), int((test_y == k).sum())) for k in (0, 1))
+    auc = float(roc_auc_score(test_y, test_x))
+    return Separability(float(weights @ right), auc, len(test_y), sides)
 
 
 def r_squared(estimate: np.ndarray, truth: np.ndarray) -> float:

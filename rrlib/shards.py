@@ -5,7 +5,7 @@ latents x_t of its images at every step, by how much the two denoisings of each 
 finished images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rrlib import disk
 from rrlib.disk import set_aside
 from rrlib.errors import InputError
 from rrlib.tensor_files import read_tensors, write_tensors
 
 SIDES = ("base", "expert")
+RECORD = "comparisons.json"  # what the run was: models, prompts, schedule, units
 
 
 def save(place: Path, shard: dict[str, Tensor], mark: str, prompts: int) -> None:
@@ -113,6 +115,16 @@ class Shards:
         """T."""
         with safe_open(self.files[0], "pt") as file:
             return file.get_slice("base.latents").get_shape()[1]
+
+    @cached_property
+    def record(self) -> Mapping:
+        """What `image_extraction.generate` says of the run; empty in folders of earlier versions.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.folder / RECORD
+        return disk.read_json(path) if path.exists() else {}
 
     def images(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Latents of the finished images of some prompts, the base's and the expert's, [n, ...]."""
@@ -231,7 +243,10 @@ class ShardPool:
         return 2 * 4 * len(self) * shape.numel()
 
     def scale(self, steps: int) -> Tensor:
-        """Root mean square of the target's entries at each t, [T], as `extraction.Pool.scale`."""
+        """Root mean square of the target's entries at each t, [T], as `extraction.Pool.scale`.
+
+        0 at a t where both agree throughout.
+        """
         total = torch.zeros(steps, dtype=torch.float64)
         for prompt in self.prompts:
             shard, row = self.shards.where(prompt)
@@ -239,5 +254,4 @@ class ShardPool:
                 found = self.shards.read(shard, f"{side}.differences", (row,)).double()
                 total += found.flatten(1).square().mean(1)
         mean = total / (len(self.prompts) * len(SIDES))
-        # Half precision's smallest step, for a t where both agree throughout.
-        return mean.sqrt().clamp(min=6e-8).float().to(self.device)
+        return mean.sqrt().float().to(self.device)

@@ -6,7 +6,9 @@ import torch
 from torch.testing import assert_close
 
 from rrlib import image_checks, image_evidence, images, miniature, scenes
+from rrlib.errors import InputError
 from rrlib.images import CONFIGURATIONS, Guided
+from rrlib.metrics import Separability
 from rrlib.training import stream
 
 TINY = miniature.Size(pixels=32, vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)
@@ -98,6 +100,70 @@ def test_a_score_that_sees_the_hazard_is_as_good_as_the_oracle():
     assert blind.oracle == found.oracle
     low, high = image_evidence.rate(np.array([1, 0, 1, 1]))["ci"]
     assert 0 < low < 0.75 < high < 1
+
+
+def test_a_score_that_says_nothing_puts_nobody_first():
+    draws = np.random.default_rng(0)
+    seen = [np.full(400, 0.9), np.full(400, 0.1) + draws.normal(0, 0.01, 400)]
+    found = image_evidence.order([np.append(np.zeros(399), k) for k in (0, 1)], seen, 0)
+    assert 0.3 < found.bottom["value"] < 0.7 and 0.3 < found.top["value"] < 0.7
+
+
+def test_the_interval_of_an_accuracy_is_of_both_sides():
+    def told(*right):
+        value = sum(k / n for k, n in right) / 2
+        return Separability(value, 0.5, sum(n for _, n in right), right)
+
+    # By hand: Wilson's of 8 of 10 is [0.490, 0.943], of 50 of 100 [0.404, 0.596].
+    found = image_evidence.accuracy(told((8, 10), (50, 100)))
+    assert found["value"] == 0.65
+    low = 0.65 - np.hypot(0.8 - 0.4902, 0.5 - 0.4038) / 2
+    high = 0.65 + np.hypot(0.9433 - 0.8, 0.5962 - 0.5) / 2
+    assert_close(found["ci"], [low, high], atol=1e-4, rtol=0)
+    # It has a width where all are right, and covers as it says.
+    low, high = image_evidence.accuracy(told((20, 20), (20, 20)))["ci"]
+    assert 0.8 < low < 0.95 and high == 1
+    draws = np.random.default_rng(0)
+    counts = np.stack([draws.binomial(25, 0.95, 300), draws.binomial(25, 0.7, 300)], 1)
+    cis = [image_evidence.accuracy(told((a, 25), (b, 25)))["ci"] for a, b in counts.tolist()]
+    covered = np.mean([low <= 0.825 <= high for low, high in cis])
+    assert 0.92 < covered < 0.99
+
+
+def test_the_sides_of_an_accuracy_are_counted():
+    base, expert = np.arange(40.0), np.arange(40.0) + 1_000
+    expert[:20] = 0.5
+    found = image_evidence.told_apart([base, expert], 0)
+    (first, n), (second, m) = found.right
+    assert n == m == 20 and found.n == 40
+    assert found.accuracy == pytest.approx((first / n + second / m) / 2)
+    assert first > second
+
+
+def test_steps_without_a_difference_are_left_out_of_what_is_explained():
+    share = torch.tensor([0.5, float("nan"), 0.7, float("nan"), 0.9])
+    mean, silent = image_evidence.explained(share)
+    assert mean == pytest.approx(0.7) and silent == 2
+    with pytest.raises(InputError, match="differs from the base at no step"):
+        image_evidence.explained(share * float("nan"))
+
+
+def test_images_are_drawn_of_each_prompt_with_its_noise(guided):
+    prompts, calls = scenes.prompts(5, 1), []
+
+    class Noted(Guided):
+        def condition(self, prompts, truncate=False):
+            calls.append((tuple(prompts), truncate))
+            return super().condition(prompts, truncate)
+
+    noted = Noted(guided.pipeline, 3, 4.0)
+    found = image_evidence.draw(noted, prompts, 3, batch=2, truncate=True)
+    assert calls == [(tuple(prompts[k : k + 2]), True) for k in (0, 2, 4)]
+    for start in (0, 2, 4):
+        part = prompts[start : start + 2]
+        x = guided.start(len(part), stream(3, f"noise {start}"))
+        *_, (_, last) = images.denoise(guided, guided.condition(part), x)
+        assert_close(found[start : start + 2], last)
 
 
 # Samplers and the store --------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """Algorithm 2 for samplers of images against the literal loop; its store; two pipelines' reward."""
 
 import copy
+import json
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -15,7 +18,7 @@ from rrlib.image_rewards import EncoderReward
 from rrlib.images import CONFIGURATIONS, Guided
 from rrlib.rewards import RelativeReward
 from rrlib.shards import Shards
-from rrlib.training import finish, stream
+from rrlib.training import Progress, finish, stream
 
 WORDS = ("red", "blue", "circle", "square", "cross")
 TINY = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1, tokens=8)
@@ -112,10 +115,26 @@ def test_a_run_that_was_killed_goes_on(pair, folder, tmp_path):
 
 
 def test_shards_of_another_run_are_refused(pair, folder, tmp_path):
-    for change in ({"seed": 2}, {"batch": 1}, {"prompts": PROMPTS[1:]}):
-        options = {"prompts": PROMPTS[:3], "batch": 2, "seed": 1} | change
+    base, expert = pair
+    encoder = copy.deepcopy(base.pipeline)
+    with torch.no_grad():
+        for value in encoder.text_encoder.parameters():
+            value.mul_(3)
+    rescheduled = copy.deepcopy(base.pipeline)
+    config = dict(base.pipeline.scheduler.config) | {"beta_end": 0.02}
+    rescheduled.scheduler = DDIMScheduler.from_config(config)
+    others = [(Guided(p, STEPS, 4.0), replace(expert, pipeline=p)) for p in (encoder, rescheduled)]
+    others += [
+        (base, replace(expert, pipeline=encoder)),
+        (base, replace(expert, safety=replace(CONFIGURATIONS["max"], scale=20))),
+        (base, replace(expert, concept="circle")),
+        (replace(base, scale=5.0), expert),
+    ]
+    changes = [{"seed": 2}, {"batch": 1}, {"prompts": PROMPTS[1:]}, {"truncate": True}]
+    for change in (*changes, *({"base": one, "expert": two} for one, two in others)):
+        options = {"base": base, "expert": expert, "prompts": PROMPTS[:3], "batch": 2, "seed": 1}
         with pytest.raises(InputError, match="holds shards of other prompts or settings"):
-            next(image_pairs.compare(*pair, folder=folder, **options))
+            next(image_pairs.compare(folder=folder, **(options | change)))
     with pytest.raises(InputError, match="shards of 0 prompts"):
         Shards(tmp_path)
     (tmp_path / "shard-00000.safetensors").write_text("text")
@@ -124,16 +143,85 @@ def test_shards_of_another_run_are_refused(pair, folder, tmp_path):
 
 
 def test_a_pair_of_unlike_samplers_is_refused(pair, tmp_path):
-    base, _ = pair
+    base, expert = pair
     for other, batch, prompts, message in (
-        (Guided(base.pipeline, STEPS + 1), 2, PROMPTS, "steps=4 is not allowed: the base's 3"),
-        (base, 0, PROMPTS, "batch=0 with 4 prompts"),
-        (base, 2, [], "at least one prompt"),
-        (base, 2, ["red " * 9], "of 11 tokens is not allowed"),
+        (replace(base, steps=STEPS + 1), 2, PROMPTS, "steps=4 is not allowed: the base's 3"),
+        (expert, 0, PROMPTS, "batch=0 with 4 prompts"),
+        (expert, 2, [], "at least one prompt"),
+        (expert, 2, ["red " * 9], "of 11 tokens is not allowed"),
+        (expert, 2, "red circle", "prompts with 'red circle' are not allowed: one list of texts"),
+        (expert, 2, [PROMPTS, PROMPTS], "one list of texts, the same for base and expert"),
+        (expert, 2, [*PROMPTS, None], "prompts with None are not allowed"),
     ):
         with pytest.raises(InputError, match=message):
             next(image_pairs.compare(base, other, prompts, tmp_path, batch=batch, seed=0))
+    with pytest.raises(InputError, match="negative_prompt='cross' is not allowed"):
+        next(
+            image_pairs.compare(*pair, PROMPTS, tmp_path, batch=2, seed=0, negative_prompt="cross")
+        )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pair_without_any_difference_is_refused(pair, tmp_path, monkeypatch):
+    base, _ = pair
+    shared = StableDiffusionPipeline(**base.pipeline.components, requires_safety_checker=False)
+    alike = copy.deepcopy(base.pipeline)
+    for other in (base, replace(base, pipeline=shared), replace(base, pipeline=alike)):
+        with pytest.raises(InputError, match="the base's own weights and settings are not allowed"):
+            next(image_pairs.compare(base, other, PROMPTS, tmp_path, batch=2, seed=0))
+    # Other settings that come to the same: the first shard shows it.
+    with pytest.warns(UserWarning, match="safe guidance does nothing"):
+        late = Guided(base.pipeline, STEPS, 4.0, CONFIGURATIONS["weak"], "cross")
+    with pytest.raises(InputError, match="no difference from the base in 2 prompts"):
+        next(image_pairs.compare(base, late, PROMPTS, tmp_path, batch=2, seed=0))
+    assert not list(tmp_path.iterdir())
+    drifted(tmp_path)
+    read = Shards.read
+    monkeypatch.setattr(
+        Shards, "read", lambda self, k, name, i: read(self, k, name, i) * ("differ" not in name)
+    )
+    with pytest.raises(InputError, match="holds comparisons without any difference"):
+        image_pairs.learn(tmp_path, Fit(0.5, (8,), 1))
+
+
+def test_what_is_not_finite_is_refused_at_the_first_step(pair, tmp_path, monkeypatch):
+    base, expert = pair
+    broken = copy.deepcopy(base.pipeline)
+    with torch.no_grad():
+        broken.unet.conv_out.bias[1] = float("nan")
+    calls, real = [], Guided.noise
+    monkeypatch.setattr(Guided, "noise", lambda self, *a: calls.append(a) or real(self, *a))
+    for name, two in (
+        ("base", (replace(base, pipeline=broken), expert)),
+        ("expert", (base, replace(expert, pipeline=broken))),
+    ):
+        del calls[:]
+        with pytest.raises(
+            InputError, match=rf"{name}: its latents after step 0 of 3 are not fini"
+        ):
+            next(image_pairs.compare(*two, PROMPTS, tmp_path, batch=4, seed=0))
+        assert len(calls) <= 2
+    blank = copy.deepcopy(base.pipeline)
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    blank.scheduler = DDIMScheduler.from_config(dict(blank.scheduler.config) | config)
+    with pytest.raises(InputError, match="rescale_betas_zero_snr=True is not allowed"):
+        two = (replace(sampler, pipeline=blank) for sampler in pair)
+        next(image_pairs.compare(*two, PROMPTS, tmp_path, batch=4, seed=0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_of_rounding_is_none():
+    class Jitter(Drift):
+        def noise(self, x, step, texts, state):
+            return x - self.place + (1e-7 * x if step < 2 else 0.0), state
+
+    x = Drift(0.0).start(3, stream(0, "x"))
+    texts = [torch.zeros(3)] * 2
+    found = image_extraction.run((Drift(0.0), Jitter(0.0)), texts, x, 0)["differences"]
+    assert not found.any()
+    parts = {"Jitter": 0.0, "apart": 1e-4}
+    found = image_extraction.run((Drift(0.0), Jitter(parts["apart"])), texts, x, 0)["differences"]
+    assert_close(found.float(), torch.full_like(found.float(), 0.5e-4), atol=2e-7, rtol=0)
 
 
 def test_out_of_memory_says_what_would_fit(pair, tmp_path, monkeypatch):
@@ -183,23 +271,23 @@ def test_the_loss_is_l_rrf_and_the_levels_of_the_bases_own_alone():
     network = encoder().double()
     draws = stream(2, "batch")
     x, target = (torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=draws) for _ in range(2))
-    t, scale = torch.tensor([0, 1, 2, 3, 4, 0]), torch.linspace(1, 3, 6, dtype=torch.float64)
+    t, weight = torch.tensor([0, 1, 2, 3, 4, 0]), torch.linspace(0, 3, 6, dtype=torch.float64)
     own = torch.tensor([True, False, True, True, False, False])
     errors, levels = [], []
     for k in range(6):
         one = x[k : k + 1].clone().requires_grad_()
         rho = network(one, t[k : k + 1])
         error = torch.autograd.grad(rho.sum(), one)[0] - target[k]
-        errors.append((error / scale[k]).square().mean())
+        errors.append((error * weight[k]).square().mean())
         levels.append((rho / network.unit[t[k]]).square())
     wanted = torch.stack(errors).mean()
-    found = image_pairs.levelled_loss(network, x, t, target, scale, own, 0.0)
+    found = image_pairs.levelled_loss(network, x, t, target, weight, own, 0.0)
     assert_close(found, wanted)
     mean = (levels[0] + levels[2] + levels[3]).squeeze() / 3
-    found = image_pairs.levelled_loss(network, x, t, target, scale, own, 0.5)
+    found = image_pairs.levelled_loss(network, x, t, target, weight, own, 0.5)
     assert_close(found, wanted + 0.5 * mean)
     nobody = torch.zeros(6, dtype=torch.bool)
-    assert_close(image_pairs.levelled_loss(network, x, t, target, scale, nobody, 0.5), wanted)
+    assert_close(image_pairs.levelled_loss(network, x, t, target, weight, nobody, 0.5), wanted)
 
 
 def test_the_encoder_of_table_2_takes_the_papers_latents():
@@ -256,10 +344,15 @@ class Drift:
         return x - 0.5 * noise
 
 
-def test_a_reward_tells_the_sides_of_unseen_prompts(tmp_path):
-    prompts = [str(k) for k in range(60)]
-    run = image_extraction.generate(tmp_path, Drift(-0.1), Drift(0.1), prompts, batch=20, seed=0)
+def drifted(folder, prompts: int = 60) -> None:
+    """Comparisons of two that drift to points 0.2 apart."""
+    texts = [str(k) for k in range(prompts)]
+    run = image_extraction.generate(folder, Drift(-0.1), Drift(0.1), texts, batch=20, seed=0)
     finish(run, "")
+
+
+def test_a_reward_tells_the_sides_of_unseen_prompts(tmp_path):
+    drifted(tmp_path)
     fit = Fit(held_out=0.5, channels=(8, 16), steps=150, batch=32, learning_rate=3e-3)
     found = image_pairs.learn(tmp_path, fit)
     assert found.about["accuracy"] > 0.95 and found.about["auc"] > 0.99
@@ -274,3 +367,183 @@ def test_a_reward_tells_the_sides_of_unseen_prompts(tmp_path):
     assert_close(found.shift(x, 0, 2.0), 2 * found.reward.gradient(x, torch.full((len(x),), 3)))
     with pytest.raises(InputError, match=r"held_out=0.01 of 60 prompts"):
         image_pairs.split(60, 0.01, 0)
+    for step in (-1, 4, 9):
+        with pytest.raises(InputError, match=rf"step={step} is not allowed: one from 0 to 3"):
+            found.shift(x, step)
+
+
+def test_the_split_is_by_its_seed():
+    assert image_pairs.split(60, 0.5, 0) == image_pairs.split(60, 0.5, 0)
+    assert image_pairs.split(60, 0.5, 0) != image_pairs.split(60, 0.5, 1)
+
+
+def test_a_fit_sees_its_own_prompts_and_is_judged_by_the_others(tmp_path, monkeypatch):
+    drifted(tmp_path)
+    trained, losses, judged = [], [], []
+
+    def train(module, loss, **options):
+        trained.append(options)
+        loss(stream(0, "batch"))
+        yield Progress(1, 1, torch.zeros(()))
+
+    real, judge = image_pairs.levelled_loss, image_pairs.judge
+    monkeypatch.setattr(image_pairs.training, "train", train)
+    monkeypatch.setattr(
+        image_pairs, "levelled_loss", lambda *parts: losses.append(parts) or real(*parts)
+    )
+    monkeypatch.setattr(image_pairs, "judge", lambda *parts: judged.append(parts) or judge(*parts))
+    fit = Fit(0.4, (16, 8), 7, 64, 0.02, 3, 0.25)
+    found = image_pairs.learn(tmp_path, fit, "cpu", tmp_path / "checkpoint")
+    options = {"steps": 7, "learning_rate": 0.02, "seed": 3}
+    assert trained == [options | {"checkpoint": tmp_path / "checkpoint"}]
+    mine, rest = image_pairs.split(60, 0.4, 3)
+    shards = Shards(tmp_path)
+    whole = {k: torch.cat([load_file(path)[k] for path in shards.files]).float() for k in KEYS}
+    network, x, t, target, weight, of_base, level = losses[0]
+    assert level == 0.25 and network.channels == (16, 8) and len(x) == 64
+    scale = shards.pool(mine).scale(4)
+    assert_close(weight, extraction.step_weights(scale, network.unit)[t])
+    for row in range(len(x)):  # each is of the side that it is said to be of, at its t
+        side = "base" if of_base[row] else "expert"
+        at = [(whole[f"{side}.latents"][k, t[row]] == x[row]).all() for k in mine]
+        assert sum(at) == 1
+        assert (whole[f"{side}.differences"][mine[at.index(True)], t[row]] == target[row]).all()
+    assert of_base.any() and not of_base.all()
+    both = torch.cat([whole[f"{side}.latents"][mine] for side in SIDES])
+    assert_close(network.mean, both.mean(0))
+    assert_close(network.deviation, both.std(0, correction=0))
+    assert [part[2:] for part in judged] == [(rest, 3)] and found.about["held_out"] == rest
+    assert found.about["level"] == 0.25
+    torch.manual_seed(3)
+    tables = (network.mean, network.deviation, network.unit)
+    assert torch.equal(network.head[0].weight, EncoderReward(*tables, (16, 8)).head[0].weight)
+
+
+KEYS = [f"{side}.{name}" for side in ("base", "expert") for name in ("latents", "differences")]
+
+
+@pytest.mark.slow
+def test_a_step_without_signal_neither_weighs_nor_spoils_the_fit(tmp_path, monkeypatch):
+    class Late(Drift):
+        def noise(self, x, step, texts, state):
+            return x - self.place * (step > 1), state
+
+    texts = [str(k) for k in range(60)]
+    finish(image_extraction.generate(tmp_path, Late(0.0), Late(0.2), texts, batch=20, seed=0), "")
+    shards = Shards(tmp_path)
+    scale = shards.pool(range(60)).scale(4)
+    assert (scale > 0).tolist() == [True, True, False, False]
+    found = image_pairs.learn(tmp_path, Fit(0.5, (8, 16), 150, 32, 3e-3))
+    assert found.about["auc"] > 0.99
+    pool = shards.pool(found.about["held_out"])
+    rows = torch.arange(len(pool))
+    memory = Pool(pool.x[rows], pool.t, pool.target[rows])
+    share = extraction.explained(found.reward.network, memory, 4)
+    losses, real = [], image_pairs.levelled_loss
+    monkeypatch.setattr(
+        image_pairs, "levelled_loss", lambda *parts: losses.append(parts) or real(*parts)
+    )
+    image_pairs.learn(tmp_path, Fit(0.5, (8,), 1, 64))
+    assert set(losses[0][2].tolist()) == {0, 1}  # nothing is drawn where nothing is told
+    assert share[:2].min() > 0.9 and share[2:].isnan().all()
+
+
+# Units -------------------------------------------------------------------------------------------
+
+
+class Two:
+    """DDIM's exact sampler of two kinds of pictures, each plus noise of deviation 0.2.
+
+    It says nothing of its units. The second kind is drawn with a chance of `share`.
+    """
+
+    shape = (1, 8, 8)
+    tables = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def __init__(self, share: float, steps: int = 20, **options):
+        self.share, self.steps = share, steps
+        self.scheduler = DDIMScheduler(1000, clip_sample=False, **options)
+        self.scheduler.set_timesteps(steps)
+
+    def condition(self, prompts, truncate):
+        return torch.zeros(len(prompts))
+
+    def start(self, n, generator):
+        return torch.randn(n, *self.shape, generator=generator)
+
+    def noise(self, x, step, texts, state):
+        abar = self.scheduler.alphas_cumprod[self.scheduler.timesteps[step]]
+        spread = 0.04 * abar + 1 - abar
+        apart = x[:, None] - abar.sqrt() * self.tables
+        chances = torch.tensor([1 - self.share, self.share]).log()
+        odds = (chances - apart.square().flatten(2).sum(2) / (2 * spread)).softmax(1)
+        score = -(odds[..., None, None, None] * apart).sum(1) / spread
+        return -(1 - abar).sqrt() * score, state
+
+    def advance(self, x, noise, step):
+        return self.scheduler.step(noise, self.scheduler.timesteps[step], x).prev_sample
+
+
+def worth(sampler: Two, guided: bool = False) -> torch.Tensor:
+    """What a unit of score adds to each of DDIM's steps, by its formula (Eq. 12 there), [T]."""
+    scheduler = sampler.scheduler
+    abar = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    last = torch.ones(1) if scheduler.config.set_alpha_to_one else scheduler.alphas_cumprod[:1]
+    after = torch.cat([abar[1:], last.double()])
+    of_noise = (1 - after).sqrt() - (after / abar * (1 - abar)).sqrt()
+    return (-of_noise * (1 - abar).sqrt()).flip(0)
+
+
+def test_units_are_read_off_any_samplers_steps(pair):
+    assert_close(image_extraction.units(Two(0.5)).double(), worth(Two(0.5)), rtol=1e-3, atol=1e-5)
+    base, _ = pair
+    found = image_extraction.units(base)
+    assert_close(found.double(), worth(base), rtol=1e-4, atol=1e-6)
+    assert (found.diff() > 0).all() and len(found) == STEPS  # the last step is the smallest
+    # Steps to a point of its own: no linear ones, no units.
+    odd = Drift(0.0)
+    odd.advance = lambda x, noise, step: x + noise
+    assert image_extraction.units(odd) is None
+
+
+@pytest.mark.slow
+def test_the_documented_call_tells_the_sides_apart(tmp_path):
+    texts = [str(k) for k in range(80)]
+    run = image_extraction.generate(tmp_path, Two(0.5), Two(0.98), texts, batch=40, seed=0)
+    finish(run, "")
+    fit = Fit(0.5, (8, 16), 200, 32, 2e-3)
+    found = image_pairs.learn(tmp_path, fit)
+    kinds = [f"{side}.final" for side in SIDES]
+    shards = Shards(tmp_path)
+    finals = torch.cat([load_file(path)[k] for k in kinds for path in shards.files]).float()
+    second = (finals[:, None] - Two.tables).flatten(2).norm(dim=2).argmin(1) == 1
+    scores = found.score(finals)
+    auc = (scores[second][:, None] > scores[~second]).float().mean()
+    assert auc > 0.98
+    unit = worth(Two(0.5)).float()
+    network = found.reward.network
+    near = {"rtol": 1e-2, "atol": 1e-5}
+    assert_close(network.unit, unit * (network.unit[5] / unit[5]), **near)
+    given = image_pairs.blank(shards, range(40), fit, unit.double()).network.unit
+    assert_close(given, image_pairs.blank(shards, range(40), fit).network.unit, **near)
+    for wrong in (unit[:3], -unit, unit * float("nan")):
+        with pytest.raises(InputError, match="unit of shape"):
+            image_pairs.learn(tmp_path, fit, unit=wrong)
+
+
+def test_a_folder_says_what_was_compared(pair, folder):
+    record = Shards(folder).record
+    base, expert = pair
+    assert (record["steps"], record["prompts"], record["batch"], record["seed"]) == (STEPS, 3, 2, 1)
+    assert_close(torch.tensor(record["unit"]), image_extraction.units(base))
+    about = record["about"]
+    assert about["timesteps"] == base.scheduler.timesteps.tolist()
+    assert_close(torch.tensor(about["levels"]), base.scheduler.alphas_cumprod[about["timesteps"]])
+    assert about["base"]["model"] == about["expert"]["model"] == image_pairs.digest(base.pipeline)
+    assert about["expert"]["safety"]["scale"] == expert.safety.scale
+    assert (about["base"]["scale"], about["base"]["safety"]) == (4.0, None)
+    (folder / "comparisons.json").write_text("{")
+    with pytest.raises(InputError, match=r"comparisons.json' is damaged"):
+        assert Shards(folder).record
+    finish(image_pairs.compare(*pair, PROMPTS[:3], folder, batch=2, seed=1), "")
+    assert json.loads((folder / "comparisons.json").read_text()) == record

@@ -9,7 +9,9 @@ from rrlib import image_pairs, image_pools, image_weights, miniature, pipelines,
 from rrlib.errors import InputError
 from rrlib.image_pairs import Fit
 from rrlib.image_pools import Elsewhere, ImagePool, PoolReward, PoolRival, Shipped
+from rrlib.images import CONFIGURATIONS
 from rrlib.miniature import Size
+from rrlib.training import Progress, stream
 
 TINY = Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)
 PROMPTS = tuple(scenes.prompts(12, 0))
@@ -39,7 +41,14 @@ def test_a_reward_and_its_rival_are_made_from_two_samplers(pool):
     assert (expert.safety is None) == (pool.safety is None)
     assert (base.pipeline is expert.pipeline) == (pool.expert is None)
     reward, rival = (store.obtain(recipe(pool, FIT)) for recipe in (PoolReward, PoolRival))
-    assert set(reward.about) == {"accuracy", "auc", "held_out"}
+    assert set(reward.about) == {"accuracy", "auc", "held_out", "comparisons", "level"}
+    assert reward.about["comparisons"] == {k: v for k, v in shards.record.items() if k != "unit"}
+    # The file keeps what was measured to the last digit.
+    train = image_pairs.split(12, 0.5, 0)[0]
+    tables = image_pairs.blank(shards, train, FIT).network
+    for name in ("mean", "deviation", "unit"):
+        assert torch.equal(getattr(reward.reward.network, name), getattr(tables, name))
+    assert rival.reward.network.unit.tolist() == [1.0] * 3
     latents = shards.images([3, 11])[1]
     pictures = pipelines.decode(base.pipeline, latents)
     scores = reward.score(latents)
@@ -51,9 +60,10 @@ def test_a_reward_and_its_rival_are_made_from_two_samplers(pool):
 
 
 def test_a_rival_learns_which_side_is_which(models, monkeypatch):
-    pool = ImagePool(models[0], tuple(scenes.prompts(40, 3)), steps=3, safety=None, batch=20)
+    prompts = tuple(scenes.prompts(40, 3))
+    pool = ImagePool(models[0], prompts, models[1], steps=3, safety=None, batch=20)
     shards = store.obtain(pool)
-    # The base's own images against themselves, moved: easy to tell.
+    # Images of two that have learnt nothing, the expert's moved: easy to tell.
     read = type(shards).read
 
     def moved(self, shard, name, index):
@@ -94,3 +104,83 @@ def test_the_shipped_pipeline_is_a_recipe():
     tuned = store.obtain(Shipped("hollow"))
     pipelines.check_pair(whole, tuned)
     assert image_pairs.digest(whole) != image_pairs.digest(tuned)
+
+
+def test_other_parts_of_a_pipeline_are_another_recipe(models, tmp_path):
+    whole = models[0].load(tmp_path, "cpu")
+    with torch.no_grad():
+        for value in whole.text_encoder.parameters():
+            value.mul_(3)
+    pipelines.save_pipeline(whole, tmp_path)
+    other = Elsewhere.at(str(tmp_path), "cpu", "float32")
+    assert store.key(other) != store.key(models[0])
+    assert store.key(ImagePool(other, PROMPTS)) != store.key(ImagePool(models[0], PROMPTS))
+    with pytest.raises(InputError, match="has changed since this run began"):
+        replace(models[0], model_id=str(tmp_path)).load(tmp_path, "cpu")
+    assert replace(models[0], model_id=other.model_id, digest=other.digest).load(tmp_path, "cpu")
+    same = Elsewhere.at(models[0].model_id, "cpu", "float32")
+    assert store.key(ImagePool(same, PROMPTS)) == store.key(ImagePool(models[0], PROMPTS))
+
+
+# What is passed on ---------------------------------------------------------------------------
+
+
+def test_a_pool_compares_what_it_says(models, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        image_pairs, "compare", lambda *given, **named: calls.append((given, named)) or iter(())
+    )
+    options = {"concept": "a scene", "steps": 12, "guidance": 3.5}
+    pool = ImagePool(models[0], PROMPTS, models[1], "medium", **options, batch=7, seed=9)
+    base, expert = pool.pair()
+    whole = [image_pairs.digest(sampler.pipeline) for sampler in (base, expert)]
+    assert whole == [model.digest for model in models]
+    assert [(s.steps, s.scale) for s in (base, expert)] == [(12, 3.5)] * 2
+    assert base.safety is None and expert.safety == CONFIGURATIONS["medium"]
+    assert expert.concept == "a scene"
+    replace(pool, truncate=True).make(tmp_path, "cpu")
+    ((mine, other, prompts, folder), named) = calls[0]
+    assert (prompts, folder) == (PROMPTS, tmp_path) and (mine.safety, other.safety) == (
+        None,
+        CONFIGURATIONS["medium"],
+    )
+    assert named == {"batch": 7, "seed": 9, "truncate": True}
+    own = replace(pool, expert=None, safety=None).pair()[1]
+    assert own.safety is None and image_pairs.digest(own.pipeline) == models[0].digest
+
+
+def test_a_reward_is_fitted_as_it_says_to_its_own_pool(pool, tmp_path, monkeypatch):
+    calls = []
+
+    class Made:
+        def save(self, path):
+            calls.append(path)
+
+    monkeypatch.setattr(image_pairs, "learn", lambda *given: calls.append(given) or Made())
+    PoolReward(pool, FIT).make(tmp_path, "cpu")
+    (place, fit, device, checkpoint), path = calls
+    assert image_pairs.Shards(place).prompts == len(pool.prompts)
+    assert place == store.folder(pool) and (fit, device) == (FIT, "cpu")
+    assert checkpoint.is_relative_to(tmp_path) and path == tmp_path / "reward.safetensors"
+
+
+def test_a_rival_sees_the_same_prompts_and_its_own_settings(pool, tmp_path, monkeypatch):
+    trained, pools = [], []
+
+    def train(module, loss, **options):
+        trained.append((module, options))
+        yield Progress(1, 1, loss(stream(0, 0)))
+
+    held = image_pairs.held
+    monkeypatch.setattr(image_pairs, "held", lambda found: pools.append(found) or held(found))
+    monkeypatch.setattr(image_pools.training, "train", train)
+    fit = Fit(0.5, (8, 16), 9, 4, 0.03, 5)
+    PoolRival(pool, fit).make(tmp_path, "cpu")
+    ((network, options),) = trained
+    assert options.pop("checkpoint").is_relative_to(tmp_path)
+    assert options == {"steps": 9, "learning_rate": 0.03, "seed": 5}
+    assert network.channels == (8, 16)
+    assert list(pools[0].prompts) == image_pairs.split(12, 0.5, 5)[0]
+    found = image_pairs.load(tmp_path / "reward.safetensors")
+    assert found.about == {"held_out": image_pairs.split(12, 0.5, 5)[1]}
+    assert (found.reward.target, found.reward.place) == ("score", "x_t")

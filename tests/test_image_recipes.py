@@ -1,11 +1,15 @@
 """The miniature image world: what is drawn, told and detected; its recipes, trained for moments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
+from torch.testing import assert_close
 
-from rrlib import miniature, pipelines, scenes, store
+from rrlib import miniature, pipelines, scenes, store, training
 from rrlib.errors import InputError
 from rrlib.image_recipes import LAYERS, MiniAutoencoder, MiniDiffusion, hollow
 from rrlib.miniature import Size
@@ -118,3 +122,85 @@ def test_a_pipeline_is_trained_and_stored():
 
 def test_the_shipped_fine_tune_begins_at_the_shipped_base():
     assert hollow().start == MiniDiffusion() and hollow().style == "hollow"
+
+
+class Noted(Exception):
+    """What is trained, before it is."""
+
+    def __init__(self, module, loss, options):
+        self.module, self.loss, self.options = module, loss, options
+
+
+def asked(recipe, folder, monkeypatch) -> Noted:
+    """The training that a recipe asks for."""
+
+    def train(module, loss, **options):
+        raise Noted(module, loss, options)
+
+    with monkeypatch.context() as patch, pytest.raises(Noted) as found:
+        patch.setattr(training, "train", train)
+        recipe.make(folder, "cpu")
+    return found.value
+
+
+def test_the_diffusion_learns_scaled_latents_and_most_captions(tmp_path, monkeypatch):
+    recipe = replace(BASE, blind=0.25, steps=7, batch=512, learning_rate=0.02, seed=4)
+    whole = recipe.blank("cpu")  # what it needs is made first
+    found = asked(recipe, tmp_path, monkeypatch)
+    options = {"steps": 7, "learning_rate": 0.02, "seed": 4}
+    assert found.options.pop("checkpoint").is_relative_to(tmp_path) and found.options == options
+    noised, texts, outputs, real = [], [], [], DDIMScheduler.add_noise
+    monkeypatch.setattr(
+        DDIMScheduler, "add_noise", lambda self, *parts: noised.append(parts) or real(self, *parts)
+    )
+    found.module["text"].register_forward_pre_hook(lambda _, given: texts.append(given[0]))
+    found.module["unet"].register_forward_hook(lambda *parts: outputs.append(parts[-1].sample))
+    value = found.loss(training.stream(0, "batch"))
+    latents, noise, t = noised[0]
+    # What it learns is what pipelines decode: latents times their scale, of its own scenes.
+    data = scenes.render(recipe.scenes, 5, recipe.style)
+    wanted = pipelines.encode(whole, [Image.fromarray(one) for one in data.pixels])
+    apart = (latents[:, None] - wanted).flatten(2).abs().amax(2)  # [batch, scenes]
+    rows = apart.argmin(1)
+    assert apart.amin(1).max() < 1e-4 and wanted.std() > 0.5
+    assert t.min() < 50 and t.max() > 950
+    assert_close(value, (outputs[0] - noise).square().mean())
+    # A quarter of the captions is left out, and the others are those of their scenes.
+    texts_of = [*data.captions, ""]
+    tokens = whole.tokenizer(texts_of, padding="max_length", return_tensors="pt").input_ids
+    empty = (texts[0] == tokens[-1]).all(1)
+    assert 0.2 < empty.float().mean() < 0.3
+    assert torch.equal(texts[0][~empty], tokens[rows][~empty])
+
+
+def test_the_autoencoder_learns_both_styles_and_latents_of_unit_size(tmp_path, monkeypatch):
+    recipe = replace(AUTOENCODER, steps=9, batch=256, learning_rate=0.03, seed=6)
+    found = asked(recipe, tmp_path, monkeypatch)
+    options = {"steps": 9, "learning_rate": 0.03, "seed": 6}
+    assert found.options.pop("checkpoint").is_relative_to(tmp_path) and found.options == options
+    seen, vae = [], found.module
+    real = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda x: seen.append(x) or real(x))
+    value = found.loss(training.stream(0, "batch"))
+    drawn = ((seen[0] + 1) * 127.5).round().byte()
+    for style in ("filled", "hollow"):
+        pixels = torch.from_numpy(scenes.render(32, 6, style).pixels).permute(0, 3, 1, 2)
+        there = (drawn[:, None] == pixels).flatten(2).all(2)
+        assert there.any(1).float().mean() > 0.3 and there.any(0).float().mean() > 0.9
+    draws = training.stream(0, "batch")
+    torch.randint(64, (256,), generator=draws)
+    with torch.no_grad():
+        latent = vae.encode(seen[0]).latent_dist
+        rebuilt = vae.decode(latent.sample(draws)).sample
+        prior = 0.5 * (latent.mean.square() + latent.var - 1 - latent.logvar).mean()
+    assert_close(value, (rebuilt - seen[0]).square().mean() + 1e-5 * prior)
+
+
+def test_a_fine_tune_trains_its_layers_on_its_own_style(tmp_path, monkeypatch):
+    whole, styles, render = TUNED.blank("cpu"), [], scenes.render
+    monkeypatch.setattr(scenes, "render", lambda *given: styles.append(given) or render(*given))
+    found = asked(TUNED, tmp_path, monkeypatch)
+    assert styles == [(64, 1, "hollow")]
+    assert all(p.requires_grad for p in found.module.parameters()) and len(found.module) == 3
+    count = sum(len(list(whole.unet.get_submodule(name).parameters())) for name in LAYERS)
+    assert len(list(found.module.parameters())) == count

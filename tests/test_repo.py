@@ -37,11 +37,12 @@ FLOORS = [
         "locomotion_sizes",
         "perceptron",
     }
-    | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
+    | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"}
+    | {"pictures", "pipeline_digest"},
     {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields", "pools"}
     | {"reward_files", "image_rewards", "image_weights"},
     {"comparisons"},
-    {"extraction", "steering", "rotation", "image_extraction"},
+    {"extraction", "steering", "rotation", "image_extraction", "image_scoring"},
     {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"}
     | {"image_evidence", "image_checks"},
     {"maze_recipes", "locomotion_recipes", "image_recipes"},
