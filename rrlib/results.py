@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from rrlib import host
+from rrlib import disk, host
 
 
 def meets(value: float, bar: str) -> bool:
@@ -95,6 +95,15 @@ def join(folder: str, study: str, part: str) -> None:
             entry.pop("label", None)
         result["summary"][name] = entry
     _write(path, result)
+
+
+def published(study: str, profile: str = "full") -> dict[str, object]:
+    """The summary of a study as this book publishes it: name -> number, or object (`publish`).
+
+    Raises:
+        InputError: it is not there, as in an installed copy, which has no `results` folder.
+    """
+    return disk.read_json(host.CHECKOUT / "results" / profile / f"{study}.json")["summary"]
 
 
 def _write(path: Path, result: Mapping[str, object]) -> None:

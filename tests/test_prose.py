@@ -1,12 +1,15 @@
 """The code in the prose pages runs, and does what the text around it says."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor
 
 from rrlib import miniature, pipelines, scenes, steering
-from rrlib.denoisers import PlanNetwork, cosine_scheduler
+from rrlib.denoisers import cosine_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,21 +36,72 @@ def test_the_calls_for_two_pipelines(tmp_path, monkeypatch):
     assert names["reward"].score(images, names["base"].pipeline).shape == (4,)
 
 
-def test_the_three_calls_of_the_first_page():
+# Two humps of plans [32, 6], of which the expert prefers the first, both a little moved.
+DEVIATION = 0.3
+HUMPS = {"base": ((0.5, 0.5), 0.0), "expert": ((0.85, 0.15), 1.5)}
+
+
+def humps(name: str) -> tuple[Tensor, Tensor]:
+    """Log weights [2] and means [2, 32, 6] of one side's mixture."""
+    weights, moved = HUMPS[name]
+    directions = torch.randn(3, 32, 6, generator=torch.Generator().manual_seed(0))
+    directions *= DEVIATION / directions.flatten(1).norm(dim=1)[:, None, None]
+    return torch.tensor(weights).log(), 3 * directions[:2] + moved * directions[2]
+
+
+def plans(name: str, n: int, seed: int) -> Tensor:
+    """Plans [n, 32, 6] of one side."""
+    generator = torch.Generator().manual_seed(seed)
+    logs, means = humps(name)
+    which = torch.multinomial(logs.exp(), n, True, generator=generator)
+    return means[which] + DEVIATION * torch.randn(n, 32, 6, generator=generator)
+
+
+def log_parts(name: str, x: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of each hump's share of the density of noised plans, [n, 2], and x less its mean."""
+    logs, means = humps(name)
+    off = x[:, None] - abar.sqrt() * means
+    variance = abar * DEVIATION**2 + 1 - abar
+    return logs - (off.square() / (2 * variance)).sum((2, 3)), off / variance
+
+
+def exact(name: str, scheduler) -> Callable[[Tensor, Tensor], Tensor]:
+    """E[x_0 | x_t] of one side, as a network says it."""
+
+    def x0(x: Tensor, t: Tensor) -> Tensor:
+        abar = scheduler.alphas_cumprod[t][:, None, None, None]
+        logs, pull = log_parts(name, x, abar)
+        score = -(logs.softmax(1)[..., None, None] * pull).sum(1)
+        return (x + (1 - abar[:, 0]) * score) / abar[:, 0].sqrt()
+
+    return x0
+
+
+@pytest.mark.slow
+def test_the_calls_of_the_first_page_find_a_known_log_ratio():
+    """With the page's own settings, a third of its steps and of its points."""
     code, _ = blocks()
-    for large, small in (("20_000", "64"), ("3_000", "3"), ("512", "16")):
+    for large, small in (("20_000", "7_000"), ("1_500", "500")):
         assert large in code
         code = code.replace(large, small)
     torch.manual_seed(0)
+    scheduler = cosine_scheduler(50)
     names = {
-        "network_1": PlanNetwork(6, (8, 16)),
-        "network_2": PlanNetwork(6, (8, 16)),
-        "scheduler": cosine_scheduler(10),
-        "base_data": torch.rand(20, 32, 6) * 2 - 1,
-        "expert_data": torch.rand(20, 32, 6) * 2 - 1,
+        "network_1": exact("base", scheduler),
+        "network_2": exact("expert", scheduler),
+        "scheduler": scheduler,
+        "base_data": plans("base", 3000, 1),
+        "expert_data": plans("expert", 3000, 2),
     }
     exec(code, names)
-    x, t = torch.rand(5, 32, 6), torch.arange(5)
-    assert names["reward"](x, t).shape == (5,)
+    x = torch.cat([plans("base", 300, 3), plans("expert", 300, 4)])
+    clean = torch.ones(len(x), 1, 1, 1)
+    of_base, of_expert = (log_parts(name, x, clean)[0].logsumexp(1) for name in HUMPS)
+    with torch.no_grad():
+        found = names["reward"](x, torch.zeros(len(x), dtype=torch.long))
+    truth = of_expert - of_base
+    assert torch.corrcoef(torch.stack([found, truth]))[0, 1] >= 0.97
+    slope = ((found - found.mean()) * (truth - truth.mean())).mean() / truth.var()
+    assert 0.5 < slope < 1.5  # in nats
     drawn = steering.sample(names["base"], (2, 32, 6), torch.Generator(), reward=names["reward"])
     assert torch.isfinite(drawn).all()
