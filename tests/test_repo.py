@@ -24,20 +24,20 @@ CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = [
     {"errors", "host"},
-    {"disk"},
+    {"disk", "costs"},
     {"tensor_files"},
     {
-        "rules",
         "results",
         "store",
         "metrics",
         "plots",
         "maze_sizes",
         "locomotion_sizes",
+        "image_sizes",
         "perceptron",
     }
     | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"},
-    {"maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
+    {"rules", "maze", "locomotion", "images", "scenes", "miniature", "sde", "fields"}
     | {"reward_files", "image_rewards", "image_weights"},
     {"extraction", "steering", "rotation", "image_extraction"},
     {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"}
