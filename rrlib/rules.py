@@ -127,14 +127,9 @@ def _may_be_injected(name: str, value: object) -> bool:
 
 def shared(**own: Rule) -> dict[str, Rule]:
     """The rules of what every chapter has; `own` ones take their place."""
-    found = {
-        # What NumPy's own seed may be.
-        "seed": integer(0, 2**32 - 1),
-        "device": device(),
-        "store": writable_folder(),
-        "results": results_folder(),
-    }
-    return found | own
+    seed = integer(0, 2**32 - 1)  # NumPy's own range
+    found = {"seed": seed, "device": device()}
+    return found | {"store": writable_folder(), "results": results_folder()} | own
 
 
 def one_of(*choices: str) -> Rule:
@@ -175,9 +170,7 @@ def text() -> Rule:
 def _text(value: object) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError
-    value = str(value)
-    value.encode()  # ValueError for half a character, which no file can hold
-    return value
+    return str(value).encode().decode()  # ValueError for half a character, which no file can hold
 
 
 def boolean() -> Rule:
@@ -194,8 +187,7 @@ def boolean() -> Rule:
 def integer(minimum: int, maximum: int, multiple_of: int = 1) -> Rule:
     """An integer in [minimum, maximum] that `multiple_of` divides; a bool is none.
 
-    The upper end is some ten times the most that the paper or this book has asked for: what is
-    beyond it is a slip of the hand, and days of work.
+    The upper end is some ten times what the paper or this book has asked for: beyond lie slips.
     """
 
     def accept(value: object) -> int:
@@ -215,10 +207,9 @@ def real(minimum: float, maximum: float) -> Rule:
     """A finite number in [minimum, maximum]; an integer counts as one, a bool does not."""
 
     def accept(value: object) -> float:
-        # Compared as it is: an integer of 400 digits is no float.
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError
-        if not minimum <= value <= maximum:
+        if not minimum <= value <= maximum:  # as it is: an integer of 400 digits is no float
             raise ValueError
         return float(value)
 
@@ -304,8 +295,7 @@ def results_folder() -> Rule:
     folder = writable_folder()
 
     def accept(value: object) -> str:
-        path = folder.accept(value)
-        if path:
+        if path := folder.accept(value):
             results.profile(path)
         return path
 

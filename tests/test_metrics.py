@@ -251,7 +251,17 @@ def test_mean_interval_is_students(seed=3):
     low, high = metrics.mean_interval(values)
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (low, high) == pytest.approx((theirs.low, theirs.high))
-    assert metrics.mean_interval([2.0]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("values", [[2.0], [0.1, 0.1, 0.1], [0.1, float("nan")]])
+def test_where_nothing_varies_there_is_no_interval(values):
+    assert np.isnan(metrics.mean_interval(values)).all()
+
+
+def test_separability_takes_any_seed_that_a_chapter_may_count_to():
+    last = 2**32 - 1
+    found = [metrics.separability(*two_kinds(1.5), seed=last + k) for k in (0, 1)]
+    assert found[1] == metrics.separability(*two_kinds(1.5), seed=0) != found[0]
 
 
 def test_separability_does_not_depend_on_the_unit_of_the_reward():
