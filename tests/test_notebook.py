@@ -193,6 +193,22 @@ def test_no_number_loses_the_hours_of_a_chapter(tmp_path):
     ]
 
 
+def test_a_published_interval_has_a_width(tmp_path):
+    result = published(tmp_path)
+    for ci in ([0.9, 0.9], [0.9], [0.8, None], "01", 0.9):
+        result["summary"]["found"]["ci"] = ci
+        with pytest.raises(ValueError, match="summary 'found' has interval"):
+            results.validate_result(result)
+
+
+def test_provenance_names_commit_and_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "commit", lambda: "abc-dirty")
+    monkeypatch.setattr(host, "device_name", lambda device: f"model of {device}")
+    for given, device in (({"device": "cuda:1"}, "cuda:1"), ({}, "cpu")):
+        found = published(tmp_path, parameters=given)["provenance"]
+        assert (found["commit"], found["device"]) == ("abc-dirty", f"model of {device}")
+
+
 def test_two_studies_that_end_together_keep_their_own_numbers(tmp_path):
     """Each writes its own file, and none of them reads or writes another's."""
     for study in ("whole", "part", "whole"):
