@@ -246,6 +246,20 @@ def test_rank_correlation_asks_only_bins_that_both_know():
     assert metrics.rank_correlation(a, -b) == pytest.approx(-1)
 
 
+def test_a_peak_is_where_something_is_known_though_all_of_it_is_below_zero():
+    heat = np.full((20, 20), np.nan)
+    heat[3, 4], heat[15, 7] = -2.0, -1.0
+    assert metrics.peak(heat) == pytest.approx((1.05, 0.25))
+
+
+def test_maps_are_smoothed_by_two_bins_unless_asked_otherwise():
+    cells = np.random.default_rng(0).uniform(-0.5, 1.5, (4000, 2))
+    two = metrics.heat_map(cells, cells[:, 0], (2, 2), 2.0)
+    np.testing.assert_array_equal(metrics.heat_map(cells, cells[:, 0], (2, 2)), two)
+    two = metrics.log_visit_ratio(cells, cells[:2000], (2, 2), 2.0)
+    np.testing.assert_array_equal(metrics.log_visit_ratio(cells, cells[:2000], (2, 2)), two)
+
+
 def test_mean_interval_is_students(seed=3):
     values = np.random.default_rng(seed).normal(size=7)
     low, high = metrics.mean_interval(values)

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -68,6 +69,18 @@ def test_start_seeds_and_names_the_store(monkeypatch, tmp_path):
     assert_close(torch.randn(4), first[0], rtol=0, atol=0)
     assert np.random.rand() == first[1]
     assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+
+
+def test_start_seeds_all_three_by_the_seed_and_asks_for_determinism():
+    def drawn(seed):
+        torch.use_deterministic_algorithms(False)
+        nb.start(SimpleNamespace(seed=seed, store=""))
+        assert torch.are_deterministic_algorithms_enabled()
+        return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    last = 2**32 - 1
+    first, again, other = drawn(3), drawn(3), drawn(last)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize(
