@@ -2,8 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+from rrlib.costs import CUDA, Cost
 from rrlib.errors import InputError
+
+# Seconds that one core takes for a step of training, and to denoise one plan once.
+SECONDS = {"small": (0.003, 5e-5), "medium": (0.012, 2e-4), "paper": (0.1, 7e-3)}
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,24 @@ def check(
                     f"untils={until} is not allowed: steps from 0 to {last}, the last of "
                     f"size = '{size}', are needed."
                 )
+
+
+def cost(asked: SimpleNamespace) -> Cost:
+    """What a chapter about robots costs by its parameters; those that it lacks cost nothing.
+
+    Memory is that of a data set and of a batch of plans; time is that of training, of rollouts, and
+    of the search, in which every scale and last step is tried with every method.
+    """
+    lacking = dict.fromkeys(("reward_steps", "search", "rounds"), 0)
+    of = SimpleNamespace(**lacking | {"weights": (), "untils": (), "kinds": ()} | vars(asked))
+    step, denoise = SECONDS[of.size]
+    pairs = len(of.environment) * of.n_seeds
+    fits = 2 * of.diffuser_steps + (4 + of.rounds) * of.reward_steps
+    tried = of.search * len(of.weights) * len(of.untils) * 9
+    played = (12 + len(of.kinds)) * of.episodes + tried
+    plans = played * of.steps / of.executed * of.denoising
+    seconds = pairs * (fits * step + plans * denoise) / (1 if of.device == "cpu" else CUDA)
+    seconds += pairs * (2 * of.transitions + played * of.steps) / 5e3  # physics
+    longest = max(sizes(of.size, name).horizon for name in of.environment)
+    numbers = 24 * (4 * of.transitions + of.episodes * (4 * of.steps + 2000 * longest))
+    return Cost(4 * numbers / 1e9, seconds / 3600)

@@ -5,8 +5,16 @@ It imports nothing that is slow, so that a chapter can refuse a horizon at once.
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+from rrlib.costs import CUDA, Cost
 from rrlib.errors import InputError
+
+# Seconds that one core takes for a step of a diffuser and of a reward, and at which horizon.
+SECONDS = {"small": (0.035, 0.005, 32), "medium": (0.06, 0.005, 128), "paper": (1.7, 0.1, 256)}
+NUMBERS = (  # of parameters that not every chapter has
+    *("diffuser_steps", "reward_steps", "choices", "balls", "episodes", "transitions", "plans"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,3 +67,26 @@ def check_horizon(horizon: int, size: str, *names: str) -> None:
                 f"horizon={horizon} is not allowed: a multiple of {factor}, which the networks "
                 f"of size='{size}' work on, is needed."
             )
+
+
+def cost(asked: SimpleNamespace) -> Cost:
+    """What a chapter about mazes costs by its parameters; those that it lacks cost nothing.
+
+    Memory is that of a data set, read, normalised and cut, and of a pool of comparisons; time is
+    that of diffusers, rewards and balls.
+    """
+    given = {"n_goals": 8, "n_seeds": 1, "horizon": 128, "size": "medium", "device": "cpu"}
+    of = SimpleNamespace(**given | dict.fromkeys(NUMBERS, 0) | vars(asked))
+    diffuser, reward, horizon = SECONDS[of.size]
+    longer = max(1.0, of.horizon / horizon)
+    pairs = len(of.maze) * of.n_goals
+    seconds = longer * (len(of.maze) + pairs) * of.diffuser_steps * diffuser
+    kinds = max(1, 15 if "all" in (of.choices or ()) else len(of.choices or ()))
+    seconds += longer * pairs * of.n_seeds * kinds * of.reward_steps * reward
+    seconds += pairs * of.balls * 300 * 50 * diffuser / 300  # an episode, T, plans of a batch
+    seconds /= 1 if of.device == "cpu" else CUDA
+    rows = max(600 * of.episodes, *(int(n) for n in of.transitions or (0,)))
+    seconds += (len(of.maze) + pairs) * rows / 2e5  # physics
+    plan = 6 * of.horizon * 4
+    pool = max(sizes(of.size, name).plans for name in of.maze) if of.reward_steps else 0
+    return Cost((rows * 100 + max(4 * pool, 3 * of.plans) * plan) / 1e9, seconds / 3600)

@@ -1,5 +1,6 @@
 """What counts as evidence: peaks, separability, distances, intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,10 +109,14 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of independent values by Student's t; of no width for one value."""
+    """95 % interval of the mean of independent values by Student's t.
+
+    (NaN, NaN) where nothing varies (one value, or equal ones): how far it may be off is not known,
+    and `results.publish` leaves such an interval out.
+    """
     values = np.asarray(values, dtype=float)
-    if len(values) == 1:
-        return float(values[0]), float(values[0])
+    if len(values) < 2 or np.ptp(values) == 0:
+        return math.nan, math.nan
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
@@ -144,8 +149,8 @@ def separability(
         seed: of the split.
     """
     values = [base, expert]
-    folds = [
-        next(GroupShuffleSplit(1, test_size=0.5, random_state=seed).split(v, groups=g))
+    folds = [  # a chapter counts seeds from its own, which may be the last that scikit-learn takes
+        next(GroupShuffleSplit(1, test_size=0.5, random_state=seed % 2**32).split(v, groups=g))
         for v, g in zip(values, (base_trajectory, expert_trajectory), strict=True)
     ]
     x, y = ([], []), ([], [])

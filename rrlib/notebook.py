@@ -24,9 +24,11 @@ def start(parameters: SimpleNamespace) -> None:
     """Begin a chapter: its `store` holds the artefacts, its `seed` seeds Python, NumPy and torch.
 
     Artefacts are made on its `device` (see `store.maker`).
-    One thread and deterministic kernels from here on.
+    One thread and deterministic kernels from here on, and figures in the page.
     """
     import torch
+
+    _show_figures()
 
     if parameters.store:
         os.environ["RRLIB_STORE"] = parameters.store
@@ -36,6 +38,18 @@ def start(parameters: SimpleNamespace) -> None:
     torch.manual_seed(parameters.seed)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+
+
+def _show_figures() -> None:
+    """Have the kernel draw into the page, whatever MPLBACKEND its shell has set."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is not None and hasattr(shell, "kernel"):
+        import matplotlib
+
+        if "inline" not in matplotlib.get_backend():
+            shell.enable_matplotlib("inline")
 
 
 def claim(label: str, value: float, bar: str, digits: int | None = None) -> None:

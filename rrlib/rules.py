@@ -1,16 +1,23 @@
 """A chapter's parameters: what each may be, and one sentence when it is not."""
 
+import ast
 import difflib
 import math
+import os
 import re
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-from rrlib import host  # noqa: F401  a chapter imports this room first, so settings are in time
-from rrlib.errors import InputError
+from rrlib import disk, results  # results imports host, so its settings are in time
+from rrlib.costs import Cost
+from rrlib.errors import InputError, shown
+
+_CHECKED = object()  # no parameter can be this
 
 
 @dataclass(frozen=True)
@@ -25,44 +32,104 @@ class Rule:
     allowed: str
 
 
-def check(names: dict[str, object], **rules: Rule) -> SimpleNamespace:
+class _TooMuch(ValueError):
+    """An integer beyond the upper end of its rule."""
+
+
+def check(
+    names: dict[str, object],
+    cost: Callable[[SimpleNamespace], Cost] | None = None,
+    /,
+    **rules: Rule,
+) -> SimpleNamespace:
     """Check a chapter's parameters, and that papermill was given no name that is none of them.
 
     `names` is the notebook's `globals()`, `rules` has one rule per parameter. Call it in the second
-    code cell: any plain value that is defined by then must be a parameter, since papermill itself
-    accepts every name. A second call in the same kernel does not look at other names again: by then
-    the chapter has defined its own.
+    code cell. Papermill itself accepts every name: those of its cell, which IPython remembers, must
+    be parameters; where nothing is remembered, any plain value that is defined by then. A second
+    call in the same kernel does not look at such values again: by then the chapter has its own.
+
+    `cost` estimates what the accepted values ask of a machine; more than it has is refused, and a
+    number beyond its upper end is refused with what it would cost.
 
     Returns a namespace of the values to use (`several_of` gives a tuple, `writable_folder` an
     absolute path, the other rules the value as it is).
     Raises InputError, one sentence, on the first value or name that is not allowed.
     """
-    if "_parameters_checked" not in names:
-        unknown = sorted(n for n in names if n not in rules and _may_be_injected(n, names[n]))
-        if unknown:
-            close = difflib.get_close_matches(unknown[0], rules, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise InputError(
-                f"{unknown[0]}={names[unknown[0]]!r} is not allowed: the parameters here are "
-                f"{', '.join(rules)}{hint}."
-            )
-    values = {}
+    given = _given(names, rules)
+    unknown = sorted(set(given) - set(rules))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], rules, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise InputError(
+            f"{unknown[0][:80]}={shown(given[unknown[0]])} is not allowed: the parameters here are "
+            f"{', '.join(rules)}{hint}."
+        )
+    values, beyond = {}, []
     for name, rule in rules.items():
         try:
             values[name] = rule.accept(names[name])
+        except _TooMuch:
+            values[name] = min(names[name], 10**18)  # enough to see what it would cost
+            beyond.append(name)
         except ValueError as reason:
-            why = f" ({reason})" if str(reason) else ""
-            raise InputError(
-                f"{name}={names[name]!r} is not allowed: {rule.allowed} is needed{why}."
-            ) from None
-    names["_parameters_checked"] = True
-    return SimpleNamespace(**values)
+            raise _refused(name, names[name], rule, str(reason)) from None
+    chosen = SimpleNamespace(**values)
+    if beyond:
+        why = f"it would take {cost(chosen)}" if cost else ""
+        raise _refused(beyond[0], names[beyond[0]], rules[beyond[0]], why)
+    if cost and (excess := cost(chosen).excess()):
+        asked = [f"{k}={v}" for k, v in values.items() if type(v) is int and k != "seed"]
+        raise InputError(
+            f"{', '.join(asked)} are not allowed together: smaller ones are needed (they would "
+            f"take {cost(chosen)}; {excess})."
+        )
+    names["_parameters_checked"] = _CHECKED
+    return chosen
+
+
+def _refused(name: str, value: object, rule: Rule, reason: str) -> InputError:
+    why = f" ({reason})" if reason else ""
+    return InputError(f"{name}={shown(value)} is not allowed: {rule.allowed} is needed{why}.")
+
+
+def _given(names: Mapping[str, object], rules: Mapping[str, Rule]) -> dict[str, object]:
+    """What papermill set, by its cell in IPython's history; else all that it may have set."""
+    history = next((h for h in map(names.get, ("In", "_ih")) if isinstance(h, list)), [])
+    if "check(" in str(history[-1:]):
+        cells = [cell for cell in history if str(cell).startswith("# Parameters\n")]
+        return {
+            target.id: _literal(node.value, names[target.id])
+            for cell in cells
+            for node in ast.parse(cell).body
+            for target in getattr(node, "targets", ())
+            if isinstance(target, ast.Name)
+        }
+    if names.get("_parameters_checked") is _CHECKED:
+        return {}
+    return {name: v for name, v in names.items() if name in rules or _may_be_injected(name, v)}
+
+
+def _literal(node: ast.expr, otherwise: object) -> object:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:  # papermill writes float('nan')
+        return otherwise
 
 
 def _may_be_injected(name: str, value: object) -> bool:
-    if name.startswith("_") or name in ("In", "Out"):
+    if re.fullmatch(r"__\w+__|_+(i*|[iod]h|i?\d+)", name):  # Python's and IPython's own
         return False
+    if name in ("In", "Out"):
+        return not isinstance(value, list | dict)
     return not (isinstance(value, ModuleType) or callable(value))
+
+
+def shared(**own: Rule) -> dict[str, Rule]:
+    """The rules of what every chapter has; `own` ones take their place."""
+    seed = integer(0, 2**32 - 1)  # NumPy's own range
+    found = {"seed": seed, "device": device()}
+    return found | {"store": writable_folder(), "results": results_folder()} | own
 
 
 def one_of(*choices: str) -> Rule:
@@ -76,30 +143,34 @@ def one_of(*choices: str) -> Rule:
     return Rule(accept, f"one of {', '.join(choices)}")
 
 
-def several_of(*choices: str) -> Rule:
+def several_of(*choices: str, alone: tuple[str, ...] = ()) -> Rule:
     """One or more of the named choices in one string, separated by commas, each once -> a tuple.
 
-    A number counts as its text: papermill's command line makes one of a choice such as 10000.
+    Those in `alone` go with no other: "none", "all". A number counts as its text: papermill's
+    command line makes one of a choice such as 10000.
     """
 
     def accept(value: object) -> tuple[str, ...]:
-        picked = [part.strip() for part in str(value).split(",")]
-        if len(set(picked)) < len(picked) or not set(picked) <= set(choices):
+        picked = [part.strip() for part in _text(value).split(",")]
+        if len(set(picked)) < len(picked) or not set(picked) <= {*choices, *alone}:
             raise ValueError
+        if len(picked) > 1 and not set(picked).isdisjoint(alone):
+            raise ValueError(f"{' and '.join(alone)} only alone")
         return tuple(picked)
 
-    return Rule(accept, f"one or more of {', '.join(choices)}, separated by commas, each once,")
+    named = ", ".join([*alone, *choices])
+    return Rule(accept, f"one or more of {named}, separated by commas, each once,")
 
 
 def text() -> Rule:
     """Any text; a number counts as its text, as papermill's command line makes one of some."""
+    return Rule(_text, "a text")
 
-    def accept(value: object) -> str:
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            raise ValueError
-        return str(value)
 
-    return Rule(accept, "a text")
+def _text(value: object) -> str:
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ValueError
+    return str(value).encode().decode()  # ValueError for half a character, which no file can hold
 
 
 def boolean() -> Rule:
@@ -113,53 +184,57 @@ def boolean() -> Rule:
     return Rule(accept, "True or False")
 
 
-def integer(minimum: int, maximum: int | None = None, multiple_of: int = 1) -> Rule:
-    """An integer in [minimum, maximum] that `multiple_of` divides; a bool is none."""
+def integer(minimum: int, maximum: int, multiple_of: int = 1) -> Rule:
+    """An integer in [minimum, maximum] that `multiple_of` divides; a bool is none.
+
+    The upper end is some ten times what the paper or this book has asked for: beyond lie slips.
+    """
 
     def accept(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError
-        if value < minimum or (maximum is not None and value > maximum) or value % multiple_of:
+        if value < minimum or value % multiple_of:
             raise ValueError
+        if value > maximum:
+            raise _TooMuch
         return value
 
     kind = "an integer" if multiple_of == 1 else f"a multiple of {multiple_of}"
-    return Rule(accept, f"{kind} {_interval(minimum, maximum)}")
+    return Rule(accept, f"{kind} from {minimum} to {maximum}")
 
 
-def real(minimum: float, maximum: float | None = None) -> Rule:
+def real(minimum: float, maximum: float) -> Rule:
     """A finite number in [minimum, maximum]; an integer counts as one, a bool does not."""
 
     def accept(value: object) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError
-        if not math.isfinite(value) or value < minimum or (maximum is not None and value > maximum):
+        if not minimum <= value <= maximum:  # as it is: an integer of 400 digits is no float
             raise ValueError
         return float(value)
 
-    return Rule(accept, f"a number {_interval(minimum, maximum)}")
+    return Rule(accept, f"a number from {minimum} to {maximum}")
 
 
-def several_numbers(minimum: float, *, whole: bool = False) -> Rule:
+def several_numbers(minimum: float, maximum: float, *, whole: bool = False) -> Rule:
     """One or more numbers in one string, separated by commas, each once -> a tuple.
 
     A single number may also come as a number, as papermill's command line makes it one.
     """
-    one = integer(int(minimum)) if whole else real(minimum)
+    one = integer(int(minimum), int(maximum)) if whole else real(minimum, maximum)
 
     def accept(value: object) -> tuple[float, ...]:
-        parts = str(value).split(",") if isinstance(value, str | int | float) else []
-        picked = tuple(one.accept((int if whole else float)(part)) for part in parts)
-        if not picked or len(set(picked)) < len(picked):
+        try:
+            parts = _text(value).split(",")
+            picked = tuple(one.accept((int if whole else float)(part)) for part in parts)
+        except ValueError:
+            raise ValueError from None  # the sentence says it better than Python
+        if len(set(picked)) < len(picked):
             raise ValueError
         return picked
 
     kind = "integers" if whole else "numbers"
-    return Rule(accept, f"{kind} of at least {minimum}, separated by commas, each once,")
-
-
-def _interval(minimum: float, maximum: float | None) -> str:
-    return f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    return Rule(accept, f"{kind} from {minimum} to {maximum}, separated by commas, each once,")
 
 
 def cell() -> Rule:
@@ -169,7 +244,10 @@ def cell() -> Rule:
         if value == "":
             return None
         parts = value.split(",") if isinstance(value, str) else []
-        point = tuple(float(part) for part in parts)  # ValueError if a part is no number
+        try:
+            point = tuple(float(part) for part in parts)
+        except ValueError:
+            raise ValueError from None  # the sentence says it better than Python
         if len(point) != 2 or not all(map(math.isfinite, point)):
             raise ValueError
         return point
@@ -181,9 +259,14 @@ def existing_file_or_empty() -> Rule:
     """The path of a file or folder that exists, or an empty string for none."""
 
     def accept(value: object) -> str:
-        if not isinstance(value, str) or (value and not Path(value).expanduser().exists()):
+        if not (path := _path(value)):
+            return ""
+        with _in_words():
+            # Nothing that never ends, such as a pipe or /dev/zero.
+            mode = os.stat(path).st_mode if _there(path) else 0
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ValueError
-        return str(Path(value).expanduser().resolve()) if value else ""
+        return path
 
     return Rule(accept, "the path of an existing file or folder, or an empty string,")
 
@@ -196,20 +279,55 @@ def writable_folder() -> Rule:
     """
 
     def accept(value: object) -> str:
-        if not isinstance(value, str):
-            raise ValueError
-        if not value:
+        if not (path := _path(value)):
             return ""
-        folder = Path(value).expanduser().resolve()
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
-        try:
+        with _in_words():
+            nearest = next(p for p in (Path(path), *Path(path).parents) if _there(p))
             with tempfile.TemporaryDirectory(dir=nearest):
                 pass
-        except OSError as reason:
-            raise ValueError(reason.strerror) from None
-        return str(folder)
+        return path
 
     return Rule(accept, "a folder that can be written, or an empty string,")
+
+
+def results_folder() -> Rule:
+    """As `writable_folder`, and its name can be that of a profile, which `publish` makes of it."""
+    folder = writable_folder()
+
+    def accept(value: object) -> str:
+        if path := folder.accept(value):
+            results.profile(path)
+        return path
+
+    return Rule(accept, folder.allowed)
+
+
+def _path(value: object) -> str:
+    """An absolute path; empty for an empty string. A whole number is a name, too."""
+    if isinstance(value, float):
+        raise ValueError("a number with a point loses its digits: write ./ before it")
+    if not (value := _text(value)):
+        return ""
+    with _in_words():
+        return str(Path(value).expanduser().resolve())
+
+
+def _there(path: str | Path) -> bool:
+    """Whether there is something; raises OSError where one cannot look, unlike `exists`."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What the system refuses, as a reason of a few words."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user, a loop of links
+        raise ValueError(disk.reason(error).rstrip(".")) from None
 
 
 def device() -> Rule:
@@ -218,7 +336,7 @@ def device() -> Rule:
     def accept(value: object) -> str:
         if value == "cpu":
             return value
-        if not isinstance(value, str) or not re.fullmatch(r"cuda(:\d+)?", value):
+        if not isinstance(value, str) or not re.fullmatch(r"cuda(:[0-9]{1,3})?", value):
             raise ValueError
         import torch  # takes seconds, and a CPU needs no asking
 

@@ -1,7 +1,5 @@
 """The batch against PointMaze itself, the layouts and goals, the controller and its data."""
 
-import time
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -227,32 +225,17 @@ def test_an_experts_goal_is_the_same_in_every_episode():
     assert len(np.unique(data.observations[::10, :2], axis=0)) == 4  # starts differ all the same
 
 
-@pytest.mark.slow
-def test_a_thousand_balls_are_five_times_as_fast_as_point_maze():
-    """Controller included on our side only; PointMaze through Gymnasium gets its actions free."""
-    world, n = maze.load("umaze"), 1000
-    rng = np.random.default_rng(0)
-    targets = world.to_xy(world.sample(n, rng))
-    env = gym.make("PointMaze_UMaze-v3", max_episode_steps=10**6)
-    env.reset(seed=0)
-    actions = rng.uniform(-1, 1, (2000, 2))
+def test_a_thousand_balls_are_one_call_of_mujoco(monkeypatch):
+    """Why they are fast: a step costs as many calls for a thousand balls as for one."""
+    world, calls = maze.load("umaze"), []
+    rollout = maze.mujoco.rollout.rollout
 
-    def batch() -> float:
-        states, accelerations = at_rest(world, n, rng), np.zeros((n, 2))
-        start = time.perf_counter()
-        for _ in range(100):
-            chosen = maze.control(world, states, targets)
-            states, accelerations = maze.step(world, states, chosen, accelerations)
-        return 100 * n / (time.perf_counter() - start)
+    def counted(model, data, states, *args, **more):
+        calls.append(len(states))
+        return rollout(model, data, states, *args, **more)
 
-    def single() -> float:
-        start = time.perf_counter()
-        for action in actions:
-            env.step(action)
-        return len(actions) / (time.perf_counter() - start)
-
-    # In turns, and the best of each, since other work may go on beside.
-    ours, theirs = np.max([(batch(), single()) for _ in range(6)], axis=0)
-    env.close()
-    print(f"\n{ours:.0f} against {theirs:.0f} steps per second: {ours / theirs:.1f} times")
-    assert ours >= 5 * theirs
+    monkeypatch.setattr(maze.mujoco.rollout, "rollout", counted)
+    for n in (1, 1000):
+        states = at_rest(world, n, np.random.default_rng(0))
+        maze.step(world, states, np.zeros((n, 2)), np.zeros((n, 2)))
+    assert calls == [1, 1000]

@@ -246,12 +246,36 @@ def test_rank_correlation_asks_only_bins_that_both_know():
     assert metrics.rank_correlation(a, -b) == pytest.approx(-1)
 
 
+def test_a_peak_is_where_something_is_known_though_all_of_it_is_below_zero():
+    heat = np.full((20, 20), np.nan)
+    heat[3, 4], heat[15, 7] = -2.0, -1.0
+    assert metrics.peak(heat) == pytest.approx((1.05, 0.25))
+
+
+def test_maps_are_smoothed_by_two_bins_unless_asked_otherwise():
+    cells = np.random.default_rng(0).uniform(-0.5, 1.5, (4000, 2))
+    two = metrics.heat_map(cells, cells[:, 0], (2, 2), 2.0)
+    np.testing.assert_array_equal(metrics.heat_map(cells, cells[:, 0], (2, 2)), two)
+    two = metrics.log_visit_ratio(cells, cells[:2000], (2, 2), 2.0)
+    np.testing.assert_array_equal(metrics.log_visit_ratio(cells, cells[:2000], (2, 2)), two)
+
+
 def test_mean_interval_is_students(seed=3):
     values = np.random.default_rng(seed).normal(size=7)
     low, high = metrics.mean_interval(values)
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (low, high) == pytest.approx((theirs.low, theirs.high))
-    assert metrics.mean_interval([2.0]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("values", [[2.0], [0.1, 0.1, 0.1], [0.1, float("nan")]])
+def test_where_nothing_varies_there_is_no_interval(values):
+    assert np.isnan(metrics.mean_interval(values)).all()
+
+
+def test_separability_takes_any_seed_that_a_chapter_may_count_to():
+    last = 2**32 - 1
+    found = [metrics.separability(*two_kinds(1.5), seed=last + k) for k in (0, 1)]
+    assert found[1] == metrics.separability(*two_kinds(1.5), seed=0) != found[0]
 
 
 def test_separability_does_not_depend_on_the_unit_of_the_reward():

@@ -5,14 +5,18 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from build_site import pages
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from normalise import normalise, written
 from scoreboard import read, table
-from verify import TOLERANCES, report
+from verify import TOLERANCES, report, summary
 
+from rrlib.errors import InputError
 from rrlib.results import publish
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def executed() -> nbformat.NotebookNode:
@@ -108,8 +112,44 @@ def test_of_two_results_with_one_name_the_later_counts(tmp_path):
 def test_a_result_of_another_form_is_named(tmp_path):
     path = tmp_path / "bad.json"
     path.write_text(json.dumps({"study": "x"}))
-    with pytest.raises(ValueError, match=r"bad\.json"):
+    with pytest.raises(InputError, match=r"bad\.json"):
         read([path])
+
+
+def test_damaged_results_are_refused_and_named(tmp_path):
+    """400 mutations: each is read as what it says or refused in one sentence with its name."""
+    original = (ROOT / "results/full/locomotion-diffusers.json").read_bytes()
+    rng, path, refused = np.random.default_rng(0), tmp_path / "damaged.json", 0
+    values = [b"null", b"[]", b"{}", b"1e999", b'"x"', b"-1", b"true", b"NaN", b"9" * 400]
+    for k in range(400):
+        content = bytearray(original)
+        if k % 4 == 0:  # a byte is another
+            content[rng.integers(len(content))] = rng.integers(256)
+        elif k % 4 == 1:  # a file is cut off
+            del content[rng.integers(len(content)) :]
+        else:  # a value is of another kind
+            found = list(re.finditer(rb'(?<=: )("[^"]*"|-?[\d.]+|\[|\{)', bytes(content)))
+            match = found[rng.integers(len(found))]
+            content[match.start() : match.end()] = values[rng.integers(len(values))]
+        path.write_bytes(bytes(content))
+        try:
+            lines = table(read([path])).splitlines()
+        except InputError as error:
+            assert re.fullmatch(r"File '\S+damaged\.json' [^\n]+\.", str(error)), str(error)
+            refused += 1
+        else:
+            assert {line.count("|") for line in lines} <= {7}
+    assert 200 < refused < 400
+    for content in (b"", b"\x00" * 99, b"[]", b"5", b'"x"', b"[" * 10**5, b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"damaged\.json"):
+            read([path])
+
+
+def test_what_is_published_is_of_the_form():
+    """No interval without a width among them: of one value, none is known."""
+    paths = sorted(ROOT.glob("results/*/*.json"))
+    assert len(read(paths)) == len(paths) > 20
 
 
 def test_pages_of_a_table_of_contents():
@@ -137,9 +177,17 @@ def test_verify_names_what_is_not_as_published(name, sign, capsys):
     assert f"{name}: 0.9000 on fresh trajectories, 0.9000 published" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_verify_names_what_could_not_be_measured(tmp_path, side):
+    sides = [{"x": 0.5}, {"x": 0.5}]
+    for k, value in ((side, float("nan")), (1 - side, 0.5)):
+        publish(str(tmp_path), f"s{k}", rows=[], summary={"x": value}, parameters={})
+        sides[k] = summary(tmp_path / f"s{k}.json")
+    assert report(*sides, {"x": 9.0}) == ["x"]
+
+
 def test_the_chapters_that_go_first_exist():
-    root = Path(__file__).resolve().parent.parent
-    text = (root / "workflow/Snakefile").read_text(encoding="utf-8")
+    text = (ROOT / "workflow/Snakefile").read_text(encoding="utf-8")
     named = re.findall(r'^ {4}"(\d\d_\w+)",$', text, re.MULTILINE)
     assert len(named) > 3
-    assert set(named) <= {path.stem for path in root.glob("notebooks/*.ipynb")}
+    assert set(named) <= {path.stem for path in ROOT.glob("notebooks/*.ipynb")}

@@ -7,9 +7,11 @@ entry of its summary that has a label.
 """
 
 import argparse
-import json
+import re
 from pathlib import Path
 
+from rrlib import disk
+from rrlib.errors import InputError
 from rrlib.results import meets, validate_result
 
 HEADER = ("quantity", "paper", "ours (95 % interval)", "bar", "profile", "hardware")
@@ -37,34 +39,48 @@ def _place(result: dict) -> tuple:
 
 
 def _row(entry: dict, profile: str, hardware: str) -> list[str]:
-    ours = _number(entry["value"])
+    value = entry["value"]
+    ours = "not measured" if value is None else _number(value)
     if "ci" in entry:
         low, high = entry["ci"]
         ours += f" ({_number(low)} to {_number(high)})"
     bar = ""
     if "bar" in entry:
         sign = entry["bar"].replace(">=", "≥").replace("<=", "≤")
-        bar = f"{sign} ({'met' if meets(entry['value'], entry['bar']) else 'missed'})"
-    cells = [entry["label"], _number(entry.get("paper", "")), ours, bar, profile, hardware]
-    return [cell.replace("|", "&#124;") for cell in cells]
+        met = value is not None and meets(value, entry["bar"])
+        bar = f"{sign} ({'met' if met else 'missed'})"
+    label, profile, hardware = (_plain(text) for text in (entry["label"], profile, hardware))
+    return [label, _number(entry.get("paper", "")), ours, bar, profile, hardware]
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows letter by letter, as a cell of one line."""
+    return re.sub(
+        r"[\\`*_{}\[\]<>|#$~&]", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split())
+    )
 
 
 def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    if isinstance(value, str):
+        return _plain(value)
+    try:
+        return f"{value:.4g}"
+    except OverflowError:  # an integer of over 308 digits
+        return f"10^{len(str(value)) - 1}"
 
 
 def read(paths: list[Path]) -> list[dict]:
     """The results in these files. Of two with one study and profile the later one counts.
 
-    Raises ValueError, naming the file, for one that is not of the published form.
+    Raises InputError, naming the file, for one that is damaged or not of the published form.
     """
     found = {}
     for path in paths:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = disk.read_json(path)
         try:
             validate_result(result)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise InputError(f"File '{path}' is not as results are published: {error}.") from None
         found[result["study"], result["profile"]] = result
     return list(found.values())
 
