@@ -1,8 +1,10 @@
 # `make help` lists what there is. The first call makes .venv from requirements.lock.
-PROFILE ?= quick
-CORES ?= 2
-LOCK_FLAGS ?=
-SEED ?= 2
+# They are given to make (`make book PROFILE=full`); variables of the shell do not change them.
+PROFILE := quick
+CORES := 2
+LOCK_FLAGS :=
+SEED := 2
+PYTHON :=
 
 PY := .venv/bin/python
 STAMP := .venv/.stamp
@@ -19,7 +21,22 @@ export ONEDNN_MAX_CPU_ISA := AVX2
 export MKL_CBWR := AVX2,STRICT
 endif
 # Nothing here renders with MuJoCo; a value from outside could only ask for libraries not present.
-unexport MUJOCO_GL
+# The others would change what Python imports (PYTHONPATH of ROS) or whether it keeps byte code
+# (without it every process compiles torch again), what pytest runs, how Snakemake runs, where
+# Jupyter looks for kernels, how figures are drawn, and which repository git describes.
+OUTSIDE := PYTHON% PYTEST% SNAKEMAKE% JUPYTER% IPYTHON% MPL% MATPLOTLIB% \
+	GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE CDPATH MUJOCO_GL
+KEPT := PYTHONUTF8 PYTHONIOENCODING PYTHONUNBUFFERED
+unexport $(filter-out $(KEPT),$(filter $(OUTSIDE),$(.VARIABLES)))
+# Jupyter, Snakemake and matplotlib write into the home, and some machines have none.
+ifeq ($(shell test -d "$$HOME" -a -w "$$HOME" && echo yes),)
+export HOME := $(shell mkdir -p _run/home && pwd -P)/_run/home
+endif
+# An environment knows its folder: one that was copied or moved here is made anew.
+ifeq ($(shell grep -sF -- "-m venv $$(pwd -P)/.venv" .venv/pyvenv.cfg),)
+.PHONY: $(STAMP)
+endif
+.NOTPARALLEL:
 
 .DEFAULT_GOAL := help
 .PHONY: help book test verify check accept lock format clean
@@ -37,7 +54,7 @@ help:  ## list the commands
 	@echo "make clean                 delete what was built; keeps .venv and the trained artefacts"
 
 $(STAMP): requirements.lock pyproject.toml
-	@PYTHON="$(PYTHON)" workflow/environment.sh
+	@PYTHON="$(PYTHON)" bash workflow/environment.sh
 	@touch $@
 
 book: $(STAMP)
