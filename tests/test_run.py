@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -177,6 +178,21 @@ def pipe(tmp_path: Path):
     os.close(descriptor)
 
 
+@pytest.fixture
+def begun():
+    """Starts a command in a process group of its own; a failing test leaves none of it behind."""
+    started = []
+
+    def begin(command: list[str]) -> subprocess.Popen:
+        started.append(subprocess.Popen(command, process_group=0))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def heard(descriptor: int) -> bytes:
     """What comes next through the pipe; nothing once all its writers have ended."""
     assert select.select([descriptor], [], [], GUARD)[0], "nothing came"
@@ -194,11 +210,11 @@ sys.exit(watch.run(json.loads(sys.argv[1]), sys.stdout))
 """
 
 
-def test_a_killed_run_takes_along_what_it_started(tmp_path, pipe):
+def test_a_killed_run_takes_along_what_it_started(tmp_path, pipe, begun):
     path, descriptor = pipe
     tied = python(TIED, json.dumps(python(LONG, path)))
     shell = ["bash", "-c", '"$@"; exit $?', "bash", *tied]  # as Snakemake puts one between
-    starter = subprocess.Popen(python(STARTER, tmp_path / "lock", json.dumps(shell)))
+    starter = begun(python(STARTER, tmp_path / "lock", json.dumps(shell)))
     assert heard(descriptor) == b"up"
     starter.kill()
     starter.wait()
@@ -207,11 +223,11 @@ def test_a_killed_run_takes_along_what_it_started(tmp_path, pipe):
         pass
 
 
-def test_a_killed_run_keeps_its_lock_until_what_it_started_has_ended(tmp_path, pipe):
+def test_a_killed_run_keeps_its_lock_until_what_it_started_has_ended(tmp_path, pipe, begun):
     path, descriptor = pipe
     code = "import os, signal, sys; os.write({}, str(os.getpid()).encode()); signal.pause()"
     stubborn = python(code.format("os.open(sys.argv[1], os.O_WRONLY)"), path)
-    starter = subprocess.Popen(python(STARTER, tmp_path / "lock", json.dumps(stubborn)))
+    starter = begun(python(STARTER, tmp_path / "lock", json.dumps(stubborn)))
     left = int(heard(descriptor))
     starter.kill()
     starter.wait()
