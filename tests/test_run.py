@@ -17,11 +17,13 @@ from pathlib import Path
 
 import chapter
 import nbformat
+import oldest
 import pytest
 import snakemake.cli
 import watch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from normalise import keep
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from run import show
 from test_repo import imports, pins
@@ -436,14 +438,24 @@ def test_a_folder_with_a_colon_is_refused(bare):
 
 def test_no_pin_asks_for_a_newer_python_than_we_do():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    oldest = re.match(r">=([\d.]+),", project["requires-python"])[1] + ".0"
+    promised = re.match(r">=([\d.]+),", project["requires-python"])[1] + ".0"
     for name, version in pins().items():
         try:
             found = metadata.metadata(name)
         except metadata.PackageNotFoundError:  # pinned, not installed yet
             continue
         if found["Version"].partition("+")[0] == version:
-            assert oldest in SpecifierSet(found.get("Requires-Python", "")), name
+            assert promised in SpecifierSet(found.get("Requires-Python", "")), name
+
+
+def test_the_oldest_versions_are_the_lower_ends_of_the_ranges():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    found = dict(pin.split("==") for pin in oldest.pins(project))
+    for text in [*project["dependencies"], *extras["book"], *extras["test"]]:
+        requirement = Requirement(text)
+        lower = [s.version for s in requirement.specifier if s.operator in (">=", "==")]
+        assert [found.get(requirement.name)] == (lower or [None]), text
 
 
 # What make does --------------------------------------------------------------------------------
@@ -465,6 +477,14 @@ def test_make_does_what_it_is_told_and_not_what_the_shell_holds(bare):
         bare, "-n", "book", "verify", "lock"
     )
     assert "run.py full --cores 3" in make(bare, "-n", "book", "PROFILE=full", "CORES=3")
+
+
+def test_make_compares_every_chapter_the_longest_first():
+    said = make(ROOT, "-n", "test")
+    run = re.findall(r"notebooks/(\w+)\.ipynb", said)
+    assert sorted(run) == sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
+    first = re.findall(r'^ {4}"(\d\d_\w+)",$', SNAKEFILE, re.MULTILINE)
+    assert len(first) > 3 and run[: len(first)] == first
 
 
 def test_make_shields_what_it_starts(bare):

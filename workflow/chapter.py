@@ -44,6 +44,8 @@ def main() -> None:
         "-m",
         "papermill",
         "--log-output",
+        "--start-timeout",
+        "3600",  # a machine with other work is slow, not wrong
         "--kernel",
         "python3",
         "--language",
