@@ -22,10 +22,9 @@ import pytest
 import snakemake.cli
 import watch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from normalise import keep
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from run import show
+from run import show, store
 from test_repo import imports, pins
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -321,14 +320,20 @@ def test_a_chapter_without_its_figures_is_not_done(executed, lost, tmp_path, mon
     assert {path.name for path in output.parent.glob("*")} <= {output.name}
 
 
-def test_a_file_with_the_same_text_stays_as_old_as_it_was(tmp_path):
-    path = tmp_path / "chapter.ipynb"
-    keep(path, "one")
-    os.utime(path, (1, 1))
-    keep(path, "one")
-    assert path.stat().st_mtime == 1
-    keep(path, "two")
-    assert path.stat().st_mtime > 1 and path.read_text() == "two"
+def test_accepted_results_are_new_where_they_differ(tmp_path):
+    made, kept = tmp_path / "made", tmp_path / "kept"
+    for folder in (made, kept):
+        (folder / "deep").mkdir(parents=True)
+        (folder / "same.json").write_text("1")
+    for name in ("other.json", "deep/new.json"):
+        (made / name).write_text("2")
+    (kept / "other.json").write_text("1")
+    for path in (*made.rglob("*.json"), *kept.rglob("*.json")):
+        os.utime(path, (1, 1))
+    store(made, kept)
+    changed = {path.name: path.stat().st_mtime > 1 for path in kept.rglob("*.json")}
+    assert changed == {"same.json": False, "other.json": True, "new.json": True}
+    assert (kept / "deep" / "new.json").read_text() == (kept / "other.json").read_text() == "2"
 
 
 # The environment -------------------------------------------------------------------------------

@@ -80,11 +80,11 @@ def written(notebook: nbformat.NotebookNode) -> str:
     return nbformat.writes(normalise(notebook)).rstrip("\n") + "\n"
 
 
-def keep(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, unless it has that text: what is equal stays as old."""
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+def keep(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, unless it has that content: what is equal stays as old."""
+    if not path.exists() or path.read_bytes() != content:
         with atomic(path) as whole:
-            whole.write_text(text, encoding="utf-8")
+            whole.write_bytes(content)
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
         try:
             after = written(nbformat.reads(before, as_version=4))
             if args.into:
-                keep(args.into / path.name, after)
+                keep(args.into / path.name, after.encode())
         except ValueError as error:
             sys.exit(f"{path}: {error}")
         if args.check and after != before:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from normalise import keep
 from watch import locked, start
 
 from rrlib.disk import atomic
@@ -78,7 +79,7 @@ def accept(folder: Path, cores: int, profile: str, lock: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     made = folder / "results" / profile
     snakemake(folder, "chapters", cores, profile, made, lock)
-    shutil.copytree(made, ROOT / "results" / profile, dirs_exist_ok=True)
+    store(made, ROOT / "results" / profile)
     print(f"stored in {ROOT / 'results' / profile}")
     if profile != "quick":  # the committed chapters are the quick profile's
         return
@@ -86,6 +87,13 @@ def accept(folder: Path, cores: int, profile: str, lock: int) -> None:
     command = [sys.executable, str(ROOT / "workflow" / "normalise.py")]
     subprocess.run([*command, "--into", str(ROOT / "notebooks"), *executed], check=True)
     print(f"stored in {ROOT / 'notebooks'}: {', '.join(Path(path).stem for path in executed)}")
+
+
+def store(made: Path, kept: Path) -> None:
+    """Copy a run's results; each is as new as it is here, and as old as it was if it is equal."""
+    for path in sorted(made.rglob("*")):
+        if path.is_file():
+            keep(kept / path.relative_to(made), path.read_bytes())
 
 
 if __name__ == "__main__":
