@@ -1,10 +1,17 @@
 # `make help` lists what there is. The first call makes .venv from requirements.lock.
-PROFILE ?= quick
-CORES ?= 2
-LOCK_FLAGS ?=
-SEED ?= 2
+# They are given to make (`make book PROFILE=full`); variables of the shell do not change them.
+PROFILE := quick
+CORES := 2
+LOCK_FLAGS :=
+SEED := 2
+PYTHON :=
 
 PY := .venv/bin/python
+# As in workflow/Snakefile the longest go first, so that none is left to run alone at the end.
+LONGEST := $(shell sed -n 's|^    "\([0-9a-z_]*\)",$$|notebooks/\1.ipynb|p' workflow/Snakefile)
+CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
+# Seconds. A machine with other work is slow, not wrong: only a kernel that died waits so long.
+PATIENCE := 7200
 STAMP := .venv/.stamp
 
 # The settings of rrlib/host.py (see there why; tests/test_repo.py compares them), in place here
@@ -19,16 +26,32 @@ export ONEDNN_MAX_CPU_ISA := AVX2
 export MKL_CBWR := AVX2,STRICT
 endif
 # Nothing here renders with MuJoCo; a value from outside could only ask for libraries not present.
-unexport MUJOCO_GL
+# The others would change what Python imports (PYTHONPATH of ROS) or whether it keeps byte code
+# (without it every process compiles torch again), what pytest runs, how Snakemake runs, where
+# Jupyter looks for kernels, how figures are drawn, and which repository git describes.
+OUTSIDE := PYTHON% PYTEST% SNAKEMAKE% JUPYTER% IPYTHON% MPL% MATPLOTLIB% \
+	GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE CDPATH MUJOCO_GL
+KEPT := PYTHONUTF8 PYTHONIOENCODING PYTHONUNBUFFERED
+unexport $(filter-out $(KEPT),$(filter $(OUTSIDE),$(.VARIABLES)))
+# Jupyter, Snakemake and matplotlib write into the home, and some machines have none.
+ifeq ($(shell test -d "$$HOME" -a -w "$$HOME" && echo yes),)
+export HOME := $(shell mkdir -p _run/home && pwd -P)/_run/home
+endif
+# An environment knows its folder: one that was copied or moved here is made anew.
+ifeq ($(shell grep -sF -- "-m venv $$(pwd -P)/.venv" .venv/pyvenv.cfg),)
+.PHONY: $(STAMP)
+endif
+.NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test verify check accept lock format clean
+.PHONY: help book test verify check oldest accept lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (2 minutes)"
+	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
 	@echo "                           of the quick profile, their outputs in notebooks/"
@@ -37,7 +60,7 @@ help:  ## list the commands
 	@echo "make clean                 delete what was built; keeps .venv and the trained artefacts"
 
 $(STAMP): requirements.lock pyproject.toml
-	@PYTHON="$(PYTHON)" workflow/environment.sh
+	@PYTHON="$(PYTHON)" bash workflow/environment.sh
 	@touch $@
 
 book: $(STAMP)
@@ -50,9 +73,9 @@ test: $(STAMP)
 	$(PY) -c "import matplotlib.font_manager"
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m pytest -m "not book" -n 2 --dist loadfile
-	$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1800 -n 2 --dist loadfile notebooks/
-	$(PY) -m pytest -m book
+	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env \
+		--nbval-cell-timeout=$(PATIENCE) --nbval-kernel-startup-timeout=$(PATIENCE) $(CHAPTERS)
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)
@@ -61,6 +84,14 @@ check: $(STAMP)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pytest -m "not slow and not book"
+
+# With the same pip settings as .venv, but the oldest version of each range. PYTHON= is heard, too.
+oldest: $(STAMP)
+	rm -rf _run/oldest && mkdir -p _run
+	$(or $(PYTHON),$(PY)) -m venv _run/oldest
+	$(PY) workflow/oldest.py >_run/oldest.txt
+	_run/oldest/bin/python -m pip install -c _run/oldest.txt -e '.[book,test]'
+	_run/oldest/bin/python -m pytest -m "not slow and not book"
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix

@@ -9,7 +9,6 @@ nothing is written between them.
 
 import argparse
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import yaml
 from normalise import written
 from picture import draw
 from scoreboard import read, table
+from watch import run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,8 +60,9 @@ def build(site: Path, html: Path) -> None:
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(site)]
     command += ["-W", "-n", "--keep-going", "--all"]
     log = site.with_suffix(".log")
+    print(f"book: building (its output goes to {log})", flush=True)
     with log.open("w", encoding="utf-8") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT).returncode
+        code = run(command, stream)
     lines = log.read_text(encoding="utf-8").splitlines()
     built = site / "_build" / "html"
     # Jupyter Book 2 would end with 0 and no page.

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import nbformat
 
+from rrlib.disk import atomic
+
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {
@@ -78,6 +80,13 @@ def written(notebook: nbformat.NotebookNode) -> str:
     return nbformat.writes(normalise(notebook)).rstrip("\n") + "\n"
 
 
+def keep(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, unless it has that content: what is equal stays as old."""
+    if not path.exists() or path.read_bytes() != content:
+        with atomic(path) as whole:
+            whole.write_bytes(content)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
@@ -90,12 +99,11 @@ def main() -> None:
         before = path.read_text(encoding="utf-8")
         try:
             after = written(nbformat.reads(before, as_version=4))
+            if args.into:
+                keep(args.into / path.name, after.encode())
         except ValueError as error:
             sys.exit(f"{path}: {error}")
-        if args.into:
-            args.into.mkdir(parents=True, exist_ok=True)
-            (args.into / path.name).write_text(after, encoding="utf-8")
-        elif after != before:
+        if args.check and after != before:
             wrong.append(str(path))
     if wrong:
         sys.exit(f"not in normal form (run `make accept`): {', '.join(wrong)}")

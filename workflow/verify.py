@@ -10,11 +10,11 @@ in _run/verify/notebooks/.
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from watch import locked, start
 
 from rrlib import locomotion, locomotion_files
 
@@ -39,33 +39,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=2, help="of the fresh trajectories")
     seed = parser.parse_args().seed
-    failed = [*mazes(seed), *robots(seed), *images(seed)]
+    try:
+        with locked(FOLDER.with_suffix(".lock")) as lock:
+            failed = [*mazes(seed, lock), *robots(seed), *images(seed, lock)]
+    except BlockingIOError:
+        sys.exit(f"another run is under way in {FOLDER}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     if failed:
         sys.exit(f"not as published: {', '.join(failed)}")
 
 
-def run(chapter: str, **parameters) -> None:
+def run(chapter: str, lock: int, **parameters) -> None:
     """Execute a chapter; what it publishes is found in FOLDER."""
     parameters["results"] = str(FOLDER / "results" / "verify")
     notebook, output = (folder / "notebooks" / f"{chapter}.ipynb" for folder in (ROOT, FOLDER))
     command = [sys.executable, str(ROOT / "workflow" / "chapter.py"), str(notebook), str(output)]
-    subprocess.run([*command, json.dumps(parameters)], check=True)
-    print(f"the executed chapter: {output}")
+    if start([*command, json.dumps(parameters)], lock):
+        sys.exit(f"chapter {chapter} failed, and nothing was judged by it")
+    print(f"the executed chapter: {output}", flush=True)
 
 
-def mazes(seed: int) -> list[str]:
+def mazes(seed: int, lock: int) -> list[str]:
     """The shipped rewards of mazes; the names of the numbers that are too far off."""
-    run("14_maze_grid", seed=seed, n_seeds=5, episodes=1000, plans=8000)
+    run("14_maze_grid", lock, seed=seed, n_seeds=5, episodes=1000, plans=8000)
     found = FOLDER / "results" / "verify" / "maze2d-verify.json"
     return report(summary(ROOT / "results" / "full" / "maze2d.json"), summary(found), TOLERANCES)
 
 
-def images(seed: int) -> list[str]:
+def images(seed: int, lock: int) -> list[str]:
     """The shipped rewards of images on fresh prompts; the names of the numbers too far off.
 
     Allowed are four standard errors of the difference of two shares.
     """
-    run("12_image_rewards", seed=seed, n_prompts=200, style_prompts=100, steered=100)
+    run("12_image_rewards", lock, seed=seed, n_prompts=200, style_prompts=100, steered=100)
     places = ROOT / "results" / "full", FOLDER / "results" / "verify"
     both = [json.loads((place / "images.json").read_text())["summary"] for place in places]
     halves = {n: [(s[n]["ci"][1] - s[n]["ci"][0]) / 2 for s in both] for n in SHARES}
