@@ -261,20 +261,19 @@ def check_schedules(base: Denoiser, expert: Denoiser) -> None:
     And one clip of x0, else their difference holds the clipping of one of them.
     """
     mine, other = base.schedule, expert.schedule
-    if mine.abar.shape != other.abar.shape or not torch.equal(mine.abar, other.abar):
+    if mine.abar != other.abar:
         where = ""
         if mine.about == other.about:
-            step = int((mine.abar - other.abar).abs().argmax())
-            where = f" (they differ most at t={step}, by {mine.abar[step] - other.abar[step]:.1e})"
+            gaps = [abs(a - b) for a, b in zip(mine.abar, other.abar, strict=True)]
+            where = f" (they differ most at t={gaps.index(max(gaps))}, by {max(gaps):.1e})"
         raise InputError(
             f"expert: its schedule ({other.about}) is not allowed: the base's own schedule "
             f"({mine.about}) is needed{where}."
         )
     if mine.clip != other.clip:
-        clips = [
-            "not clipped" if c is None else f"clipped at {c:g}" for c in (other.clip, mine.clip)
-        ]
+        clips = (other.clip, mine.clip)
+        theirs, ours = ("no clip" if c is None else f"a clip at {c:g}" for c in clips)
         raise InputError(
-            f"expert: its x0, {clips[0]}, is not allowed: that of the base is {clips[1]}, and one "
-            "choice for both is needed (clip_sample, clip_sample_range of the schedulers)."
+            f"expert: {theirs} of its x0 is not allowed: the base's scheduler has {ours}, and one "
+            "choice for both is needed (clip_sample, clip_sample_range)."
         )

@@ -41,14 +41,14 @@ class Schedule:
     """A scheduler's own tables; the scheduler may move or change its own without harm.
 
     Attributes:
-        abar: alpha-bar at each t, [T], float32 on the CPU.
+        abar: alpha-bar at each t, T numbers of float32.
         prediction: what the network predicts.
         clip: x0 is kept within plus and minus this; None where it is not clipped.
         large: whether sampling uses the larger of DDPM's two deviations.
         name: of the noise schedule, for messages.
     """
 
-    abar: Tensor
+    abar: tuple[float, ...]
     prediction: Prediction
     clip: float | None
     large: bool
@@ -72,7 +72,7 @@ class Schedule:
             raise InputError(f"scheduler: {type(scheduler).__name__} is not allowed: {reason}.")
         clip = float(setting("clip_sample_range", 1.0)) if setting("clip_sample") else None
         return cls(
-            scheduler.alphas_cumprod.detach().to("cpu", torch.float32, copy=True),
+            tuple(scheduler.alphas_cumprod.detach().float().tolist()),
             config.prediction_type,
             clip,
             setting("variance_type") == "fixed_large",
@@ -86,7 +86,7 @@ class Schedule:
         """
         key = like.device, wide(like)
         if key not in self.copies:
-            abar = self.abar.to(*key)
+            abar = torch.tensor(self.abar, dtype=key[1]).to(like.device)
             self.copies[key] = abar, torch.cat([abar.new_ones(1), abar[:-1]])
         return self.copies[key]
 

@@ -91,7 +91,7 @@ def denoise(
     place, steps = check(denoiser, reward, weight, place, anyway, onto, until, denoising)
     if isinstance(weight, Tensor):
         weight = weight.reshape(-1, *[1] * (start.ndim - 1)).to(start)
-    steers = reward and torch.as_tensor(weight).any()
+    steers = reward and (weight.any() if isinstance(weight, Tensor) else weight)
     guide = _Guide(reward, weight, place, onto, until) if steers else None
     keep = (lambda x: x) if first is None else (lambda x: held(x, first))
     return _denoise(denoiser, start, generator, steps, guide, keep)

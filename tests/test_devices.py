@@ -68,8 +68,9 @@ def on(module: torch.nn.Module) -> torch.nn.Module:
 
 def model(make=lambda: PlanNetwork(D, (8, 16))) -> Denoiser:
     with unset_fake_temporarily():
-        network, scheduler = make(), cosine_scheduler(STEPS, clip=False)
-    return Denoiser(on(network), scheduler)
+        made = Denoiser(make(), cosine_scheduler(STEPS, clip=False))
+    on(made.network)
+    return made
 
 
 def is_there(*values: torch.Tensor) -> bool:
