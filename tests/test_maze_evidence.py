@@ -5,29 +5,23 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
-from torch import nn
 
 from rrlib import maze, maze_evidence, metrics
-from rrlib.rewards import RelativeReward
+from rrlib.rewards import RelativeReward, WindowReward
 from rrlib.trajectories import Normaliser
 
 GOAL, HORIZON = (1.0, 4.0), 8
 
 
-class Near(nn.Module):
+class Near(WindowReward):
     """g of a window of one step: minus the distance to the goal, times a sign."""
 
-    window, strided = 1, False
-
     def __init__(self, sign: float, goal: np.ndarray):
-        super().__init__()
+        super().__init__(6, 1, torch.ones(5), (1,))
         self.sign, self.goal = sign, torch.from_numpy(goal).float()
 
     def per_window(self, x, t):
         return -self.sign * (x[..., 2:4] - self.goal).norm(dim=-1)
-
-    def forward(self, x, t):
-        return self.per_window(x, t).mean(1)
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +84,16 @@ class OnAccelerator(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-class Elsewhere(nn.Module):
+class Elsewhere(WindowReward):
     """A network on another device; torch's own "meta" is one that every machine has."""
 
-    window, strided = 1, False
-
     def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, device="meta"))
+        super().__init__(6, 1, torch.ones(5), (1,))
+        self.to("meta")
 
     def per_window(self, x, t):
-        assert x.device == t.device == self.weight.device
+        assert x.device.type == t.device.type == "meta"
         return torch.rand(x.shape[:2]).as_subclass(OnAccelerator)
-
-    def forward(self, x, t):
-        return self.per_window(x, t).mean(1)
 
 
 def test_a_reward_is_judged_on_its_own_device(world):
