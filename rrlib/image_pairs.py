@@ -100,11 +100,6 @@ def compare(
             "needed (adapters of one pipeline or U-Net object are both those set last: each of the "
             "two needs a pipeline of its own)."
         )
-    if min(about["levels"]) == 0:
-        raise InputError(
-            "base: rescale_betas_zero_snr=True is not allowed: a schedule whose first step leaves "
-            "some signal is needed, for noise does not tell x0 there."
-        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     options = {"batch": batch, "seed": seed, "about": about, "truncate": truncate}

@@ -64,7 +64,8 @@ def scaled(part: nn.Module) -> None:
 
 
 def rescheduled(whole, **change) -> None:
-    whole.scheduler = DDIMScheduler.from_config(dict(whole.scheduler.config) | change)
+    config = {k: v for k, v in whole.scheduler.config.items() if k[0] != "_"}
+    whole.scheduler = DDIMScheduler(**config | change)
 
 
 CHANGES = {
