@@ -174,6 +174,7 @@ def test_what_goes_wrong_in_a_worker_is_said_here(monkeypatch):
         rollouts.play(HOPPER, closed_form, 2, 0, steps=3, workers=2, version=3)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_and_no_process_is_left(monkeypatch):
     monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
 
