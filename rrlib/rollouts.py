@@ -209,8 +209,9 @@ def _served(blocks: list[tuple]) -> Iterator[Callable[..., list]]:
 
         def everywhere(name: str, *columns: list) -> list:
             rows = zip(*columns, strict=True) if columns else [()] * len(pools)
-            asked = [pool.submit(_ask, name, *row) for pool, row in zip(pools, rows, strict=True)]
-            try:
+            pairs = zip(pools, rows, strict=True)
+            try:  # a pool whose process is gone says so when asked, or when its answer is due
+                asked = [pool.submit(_ask, name, *row) for pool, row in pairs]
                 return [future.result() for future in asked]
             except BrokenProcessPool:
                 raise InputError(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import gymnasium as gym
 import numpy as np
@@ -161,19 +162,43 @@ def test_plans_that_are_not_finite_are_refused(value):
         rollouts.play(HOPPER, lambda o, e: closed_form(o) * value, 2, 0, steps=3)
 
 
-def test_what_goes_wrong_in_a_worker_is_said_here(monkeypatch):
-    """Threads in the place of processes, which take seconds to start."""
+class Threads(ThreadPoolExecutor):
+    """In the place of processes, which take seconds to start."""
 
-    class Threads(ThreadPoolExecutor):
-        def __init__(self, n, context, initializer):
-            super().__init__(n)
+    def __init__(self, n, context, initializer):
+        super().__init__(n)
 
+
+@pytest.fixture
+def two_workers(monkeypatch):
     monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(rollouts, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(rollouts, "_BLOCK", [])
+    return monkeypatch
+
+
+def test_what_goes_wrong_in_a_worker_is_said_here(two_workers):
     with pytest.raises(InputError, match=r"^version = 3 is out of range: allowed is 4 or 5\.$"):
         rollouts.play(HOPPER, closed_form, 2, 0, steps=3, workers=2, version=3)
 
 
+@pytest.mark.parametrize("when", ["asked", "answered"])
+def test_a_worker_that_is_gone_is_named_whenever_it_is_noticed(when, two_workers):
+    def gone(*_):
+        raise BrokenProcessPool
+
+    class Gone(Threads):
+        def submit(self, function, name, *arguments):
+            if name != "start":
+                return super().submit(function, name, *arguments)
+            return super().submit(gone) if when == "answered" else gone()
+
+    two_workers.setattr(rollouts, "ProcessPoolExecutor", Gone)
+    with pytest.raises(InputError, match=r"^workers = 2: one of these processes was ended"):
+        rollouts.play(HOPPER, closed_form, 2, 0, steps=3, workers=2)
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_and_no_process_is_left(monkeypatch):
     monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
 
