@@ -277,7 +277,7 @@ def made(kind, **options):
     return getattr(diffusers, kind)(STEPS, **options)
 
 
-@pytest.mark.filterwarnings("ignore:__array__")  # of their own
+@pytest.mark.filterwarnings("ignore:__array")  # of their own
 @pytest.mark.parametrize(
     "kind",
     ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
@@ -360,7 +360,7 @@ def unet(channels: int) -> diffusers.UNet1DModel:
     return diffusers.UNet1DModel(
         in_channels=channels, out_channels=channels, block_out_channels=(32, 32),
         down_block_types=("DownBlock1DNoSkip", "AttnDownBlock1D"),
-        up_block_types=("AttnUpBlock1D", "UpBlock1DNoSkip"), extra_in_channels=16,
+        up_block_types=("AttnUpBlock1D", "UpBlock1DNoSkip"), extra_in_channels=64,
     )  # fmt: skip
 
 
