@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -139,14 +138,14 @@ def test_a_checkpoint_is_one_safetensors_file(tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import os, signal, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from rrlib.training import train
 
-folder, pause = Path(sys.argv[1]), float(sys.argv[2])
+folder, kill = Path(sys.argv[1]), sys.argv[2]
 torch.manual_seed(0)
 module = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, 1))
 
@@ -157,32 +156,29 @@ def loss(generator):
 checkpoint = folder / "checkpoint.safetensors"
 for progress in train(module, loss, steps=300, learning_rate=1e-2, seed=1,
                       checkpoint=checkpoint, every=20):
-    time.sleep(pause)
+    if kill and checkpoint.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
     last = progress
 save_file({**module.state_dict(), "loss": last.loss}, folder / "end.safetensors")
 """
 
 
-def start(folder: Path, pause: float) -> subprocess.Popen:
+def train_in(folder: Path, kill: bool) -> int:
+    """The exit status of a training; it may kill itself, once it has left a checkpoint."""
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(pause)]
-    return subprocess.Popen(command, env=environment)
+    command = [sys.executable, "-c", SCRIPT, str(folder), "kill" if kill else ""]
+    return subprocess.run(command, env=environment).returncode
 
 
 @pytest.mark.slow
 def test_a_killed_run_started_again_writes_the_same_bytes(tmp_path):
     killed, alone = tmp_path / "killed", tmp_path / "alone"
-    process = start(killed, pause=0.05)
-    deadline = time.monotonic() + 60
-    while not (killed / "checkpoint.safetensors").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert train_in(killed, kill=True) == -signal.SIGKILL
+    assert (killed / "checkpoint.safetensors").exists()
     assert not (killed / "end.safetensors").exists()
     for folder in (killed, alone):
-        assert start(folder, pause=0).wait(timeout=60) == 0
+        assert train_in(folder, kill=False) == 0
     assert (killed / "end.safetensors").read_bytes() == (alone / "end.safetensors").read_bytes()
 
 
