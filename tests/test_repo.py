@@ -89,9 +89,8 @@ def imports(tree: ast.Module) -> set[str]:
 
 
 CLOCKS = re.compile(r"\b(perf_counter|monotonic|process_time|time\.time|sleep|Timer|timeit)\b")
-# Waiting until another process has come so far is no claim about time: what follows does not
-# depend on how long it took. Each such place says so here.
-WAITING = {"test_store.py", "test_training.py", "test_recipes.py"}
+# It waits for other processes; nothing there depends on how long that takes.
+WAITING = {"test_store.py"}
 
 
 def test_nothing_that_is_compared_reads_a_clock():
