@@ -91,9 +91,7 @@ def test_the_average_that_all_recipes_use_is_the_papers():
     """The default, 0.995; a run long enough that the first steps' smaller decay is over."""
     module, steps = network(), 1000
     average = []
-    for item in train(
-        module, lambda draws: module[0].weight.square().sum(), steps=steps, **OPTIONS
-    ):
+    for item in train(module, lambda draws: module[0].weight.sum(), steps=steps, **OPTIONS):
         now = module[0].weight.detach().clone()
         keep = min(0.995, item.step / (9 + item.step)) if average else 0.0
         average = [keep * (average[0] if average else 0) + (1 - keep) * now]
