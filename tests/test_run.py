@@ -525,6 +525,12 @@ def test_make_sees_that_the_environment_was_copied(bare):
     assert "environment.sh" in make(copy, "-n", "book")
 
 
+def test_no_script_goes_where_cdpath_leads():
+    for path in (ROOT / ".ci" / "run", *WORKFLOW.glob("*.sh")):
+        text = path.read_text(encoding="utf-8")
+        assert 0 <= text.find("\nunset CDPATH") < text.find("\ncd "), path
+
+
 def test_no_script_needs_to_be_executable():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in makefile.splitlines():
