@@ -370,6 +370,15 @@ def test_the_defaults_that_results_rest_on():
     assert [sizes("paper", n).diffusion_steps for n in locomotion.ENVIRONMENTS] == [20] * 3
     assert sizes("paper", "halfcheetah").diffuser["channels"] == (32, 128, 256)
     assert sizes("paper", "hopper").diffuser["channels"] == (32, 64, 128, 256)
+    wide = {"hidden": 256, "blocks": 2, "batch": 256}
+    narrow = {"hidden": 128, "blocks": 2, "batch": 128, "learning_rate": 2e-3}
+    for name, horizon, plans in (("hopper", 32, 300_000), ("halfcheetah", 4, 800_000)):
+        full = locomotion_sizes.Sizes(
+            horizon, 20, wide, 100_000, plans, wide | {"learning_rate": 2e-3}
+        )
+        assert sizes("medium", name) == full
+        quick = locomotion_sizes.Sizes(horizon, 10, narrow, 60_000, 60_000, narrow)
+        assert sizes("small", name) == quick
 
 
 def test_rollouts_of_a_use_are_as_the_parameters_say():

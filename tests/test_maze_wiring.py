@@ -299,3 +299,17 @@ def test_the_goals_are_the_papers(name):
     assert " ".join(written) == GOALS[name]
     assert maze.goals(maze.load(name), 3) == maze.GOALS[name][:3]
     assert maze.goals(maze.load(name), 3, (1.0, 1.0)) == ((1.0, 1.0),)
+
+
+def test_the_sizes_that_published_results_were_made_with():
+    """`results/full` and `results/quick` rest on these; the shipped rewards have their shapes."""
+    quick, full = (maze_sizes.sizes(size, "large") for size in ("small", "medium"))
+    assert quick == maze_sizes.Sizes(
+        *((16, 32, 64), 1, 50, 32, 2e-3, 0.5, 0.75, True),
+        *(20_000, 32, (128, 64, 32), 1, 256, 2e-3),
+    )
+    assert full == maze_sizes.Sizes(
+        *((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True),
+        *(8_000, 128, (96, 64, 32), 4, 256, 2e-3),
+    )
+    assert maze_recipes.LENGTHS == {"open": 300, "umaze": 300, "medium": 500, "large": 600}
