@@ -32,4 +32,4 @@ def shown(value: object, most: int = 80) -> str:
         return f"an integer of {value.bit_length()} bits"
     if len(text) <= most:
         return text
-    return f"{text[: most - 25]}...{text[-10:]} ({len(text)} characters)"
+    return f"{text[: most - 50]}...{text[-30:]} ({len(text)} characters)"  # a path ends in its name

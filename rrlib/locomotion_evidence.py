@@ -235,6 +235,8 @@ def apart(
         seed: of the draws.
         device: where.
     """
+    if other == pair[0]:
+        return 0.0
     models = [store.obtain(half, device) for half in (pair[0], other)]
     data = [half.split().held_out_plans(plans, seed)[0].to(device) for half in pair]
     width = pair[0].environment.observation

@@ -4,6 +4,10 @@ Whatever mixes two devices raises there, and so does whatever asks for a value, 
 device waits for all that was begun. The one look for numbers that are not finite is counted.
 """
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -19,13 +23,28 @@ from rrlib.training import Stack
 FAKE, STEPS, H, D = "fake_accelerator", 6, 8, 5
 
 
+# Torch's threads learn which devices there are at the first backward pass of a process, so these
+# tests have one of their own, that `test_the_fake_device_in_a_process_of_its_own` starts.
+INSIDE = "RRLIB_FAKE_DEVICE"
+inside = pytest.mark.skipif(INSIDE not in os.environ, reason="run in a process of its own")
+
+
+@pytest.mark.skipif(INSIDE in os.environ, reason="the process of its own")
+def test_the_fake_device_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, __file__], env=os.environ | {INSIDE: "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:]
+
+
 class Draws:
     """Stands in for a generator of the fake device."""
 
     device = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def device():
     backend_registration._setup_privateuseone_for_python_backend(FAKE)
     Draws.device = torch.device(FAKE, 0)
@@ -44,7 +63,7 @@ def there(make):
 
 
 @pytest.fixture
-def looks(monkeypatch):
+def looks(device, monkeypatch):
     """On the fake device, with its random numbers; holds what was looked at for finite numbers."""
     seen = []
     for name in ("randn", "rand", "randint"):
@@ -77,6 +96,7 @@ def is_there(*values: torch.Tensor) -> bool:
     return all(value.device.type == FAKE for value in values)
 
 
+@inside
 def test_two_models_with_a_scheduler_each_are_compared_twice(looks):
     """diffusers' own noise moves the base's table alone: the second check met two devices."""
     base, expert = model(), model()
@@ -95,6 +115,7 @@ def test_two_models_with_a_scheduler_each_are_compared_twice(looks):
     assert base.scheduler.alphas_cumprod.device.type == "cpu"
 
 
+@inside
 def test_controlled_and_sampled_comparisons_stay_there(looks):
     pair = (
         model(lambda: PlanPerceptron(D, H, STEPS, 16, 1)),
@@ -117,6 +138,7 @@ def stack() -> Stack:
         return Stack(rewards(2))
 
 
+@inside
 def test_the_loss_of_one_reward_and_of_a_stack_is_there(looks):
     x, t = torch.zeros(6, 4, D, device=FAKE), torch.zeros(6, dtype=torch.long, device=FAKE)
     for network in (rewards(1)[0], stack()):
@@ -130,6 +152,7 @@ def test_the_loss_of_one_reward_and_of_a_stack_is_there(looks):
     assert is_there(extraction.explained(on(rewards(1)[0]), Pool(x, t, x), STEPS))
 
 
+@inside
 @pytest.mark.parametrize("place", ["x_t", "mu_base"])
 @pytest.mark.parametrize("target", ["score", "mean"])
 def test_sampling_steered_and_given_asks_for_no_value(looks, target, place):
@@ -142,6 +165,7 @@ def test_sampling_steered_and_given_asks_for_no_value(looks, target, place):
         assert is_there(x) and x.shape == start.shape
 
 
+@inside
 def test_tables_are_copied_to_a_device_once(looks):
     base, x, t = (
         model(),
@@ -156,6 +180,7 @@ def test_tables_are_copied_to_a_device_once(looks):
     assert given(base, x[:, 0, :3]).schedule is base.schedule
 
 
+@inside
 def test_a_turned_network_is_asked_there(looks):
     class Plain(torch.nn.Module):
         def __init__(self):

@@ -252,10 +252,11 @@ def test_nothing_ends_that_no_run_started(pipe):
     assert done.stdout == "ran\n"
 
 
-def test_a_run_says_that_another_is_under_way():
-    folder = ROOT / "_run" / "accept"
+def test_a_run_says_that_another_is_under_way(tmp_path):
+    shutil.copytree(WORKFLOW, tmp_path / "workflow")  # a checkout's own lock may be held
+    folder = tmp_path / "_run" / "accept"
     with watch.locked(Path(f"{folder}.lock")):
-        command = [sys.executable, str(WORKFLOW / "run.py"), "quick", "--accept"]
+        command = [sys.executable, str(tmp_path / "workflow" / "run.py"), "quick", "--accept"]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"another run is under way in {folder}\n"
