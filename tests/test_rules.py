@@ -1,5 +1,6 @@
 """Parameter checks: what is taken, and the one sentence for what is not."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rrlib import costs, rules
+from rrlib import costs, image_sizes, rules
 from rrlib import notebook as nb
 from rrlib.errors import InputError
 
@@ -240,3 +241,20 @@ def test_writable_folder_leaves_nothing_behind(tmp_path):
     said = message(rule, str(tmp_path / "file" / "sub"))
     assert "file/sub' is not allowed" in said and "(Not a directory)" in said
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("config", "share"),
+    [
+        ({"sample_size": 64, "block_out_channels": [320, 640]}, 1),
+        ({"sample_size": 8, "block_out_channels": [32, 64]}, 1 / 640),
+        ({"sample_size": [8, 16], "block_out_channels": [320]}, 1 / 32),
+        ({"sample_size": None}, 1),
+        ([], 1),
+    ],
+)
+def test_a_pipeline_costs_what_its_size_says(tmp_path, config, share):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    assert image_sizes.share(str(tmp_path)) == pytest.approx(share)
+    assert image_sizes.share("someone/elsewhere") == 1
