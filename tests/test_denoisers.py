@@ -80,6 +80,13 @@ def test_clipping_matters_in_the_toy(prediction):
     assert (free - clipped).abs().max() > 0.1
 
 
+def test_the_clip_is_the_schedulers_own():
+    x, t = batch(STEPS // 2)
+    table = DDPMScheduler.from_config(scheduler(clip=True).config, clip_sample_range=0.4)
+    free = toy("sample", False)
+    assert_close(Denoiser(free.network, table).x0(x, t), free.x0(x, t).clamp(-0.4, 0.4))
+
+
 def test_the_readings_differ_per_row_of_a_mixed_batch():
     denoiser = toy("epsilon", False)
     x, _ = batch(3)

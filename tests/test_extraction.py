@@ -281,6 +281,20 @@ def test_algorithm1_gives_both_models_the_ends_of_each_plan():
     assert (found.base - found.expert).abs()[:, [0, 5], 0].max() > 0.1  # actions are not given
 
 
+def test_control_comparisons_hold_the_first_observation_and_give_it_to_both():
+    base, expert = marked_pair()
+    data = plans(9, 3).tanh(), plans(5, 4).tanh()
+    found = extraction.control_comparisons(base, expert, *data, 1, size=23, seed=6, batch=8)
+    for i, (x0, x_t, t) in enumerate(literal_draws(base, data, 23, 6, 8)):
+        marks = torch.zeros(1, 6, dtype=torch.bool)
+        x_t[0, 0, 1], marks[0, 0] = x0[0, 1], True  # the observation, not the action
+        assert_close(found.x[i : i + 1], x_t, rtol=1e-6, atol=1e-6)
+        for model, ours in ((base, found.base), (expert, found.expert)):
+            answer = model.network(x_t, t, marks).clamp(-1, 1)
+            answer[0, 0, 1] = x0[0, 1]
+            assert_close(ours[i : i + 1], answer, rtol=1e-5, atol=1e-6)
+
+
 def test_algorithm1_depends_on_the_seed_alone():
     base, expert = plan_pair()
 
@@ -545,6 +559,26 @@ def test_the_loss_of_a_fit_weighs_each_t_by_its_targets_scale():
         nn.init.zeros_(parameter)
     progress = extraction.fit(network, pool, steps=1, batch=20_000, learning_rate=1e-3, seed=0)
     assert float(next(progress).loss) / pool.target[0].numel() == pytest.approx(1, abs=0.05)
+
+
+def test_a_fit_compares_scales_in_its_networks_units():
+    """Targets that fade with the unit over eight decades count alike at every t."""
+    network, pool = reward(6), random_pool(400)
+    network.unit.copy_(torch.logspace(0, -8, STEPS))
+    faded = pool.target.sign() * network.unit[pool.t][:, None, None]
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    pool = Pool(pool.x, pool.t, faded)
+    progress = extraction.fit(network, pool, steps=1, batch=2000, learning_rate=1e-3, seed=0)
+    assert float(next(progress).loss) / pool.target[0].numel() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_fit_passes_on_what_it_is_told(monkeypatch, tmp_path):
+    passed = {}
+    monkeypatch.setattr(extraction, "train", lambda network, loss, **rest: passed.update(rest))
+    told = {"steps": 7, "learning_rate": 0.3, "seed": 5, "checkpoint": tmp_path / "a.safetensors"}
+    extraction.fit(reward(6), random_pool(), batch=4, **told)
+    assert passed == told
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -337,6 +337,17 @@ def test_plans_that_a_value_cannot_take_are_named(shape):
         network(torch.zeros(shape), torch.tensor([0]))
 
 
+def test_a_conditional_reward_has_no_gradient_to_what_is_given():
+    inner, x, t = reward(3), plans(), torch.tensor([0, 3, 3, 9])
+    held = RelativeReward(ConditionalReward(inner, 2), "mean", "x_t")
+    plain = RelativeReward(inner, "mean", "x_t")
+    assert torch.equal(held(x, t), plain(x, t))
+    found, wanted = held.gradient(x, t), plain.gradient(x, t).clone()
+    assert wanted[:, 0, -2:].abs().min() > 0
+    wanted[:, 0, -2:] = 0
+    assert_close(found, wanted)
+
+
 def test_each_step_of_a_sum_is_the_sum_of_its_rewards_steps():
     one, two = (RelativeReward(reward(window), "mean", "x_t") for window in (3, 4))
     x = plans()

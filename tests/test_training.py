@@ -87,6 +87,14 @@ def test_the_end_is_the_average_of_adams_weights(ema, decay):
     assert_close([p.detach() for p in module.parameters()], average, rtol=1e-3, atol=1e-4)
 
 
+def test_the_rate_is_annealed_unless_told():
+    plain, annealed, even = network(), network(), network()
+    run(plain, steps=10)
+    run(annealed, steps=10, decay=True)
+    run(even, steps=10, decay=False)
+    assert same(plain, annealed) and not same(plain, even)
+
+
 def test_the_average_that_all_recipes_use_is_the_papers():
     """The default, 0.995; a run long enough that the first steps' smaller decay is over."""
     module, steps = network(), 1000
