@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-import figures
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scoreboard
 import torch
+from chapter import draws
 from matplotlib.animation import FuncAnimation
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
@@ -51,13 +51,11 @@ def test_figures_are_shown_whatever_the_shell_says(monkeypatch):
         "notebook.start(SimpleNamespace(seed=0, store=''))\nplots.use_style()"
     )
     cells = [new_code_cell(first), new_code_cell("_ = plt.plot([0, 1])")]
-    cells[1].metadata["mystnb"] = {"image": {"alt": "a line"}}
     book = new_notebook(cells=cells)
-    assert figures.none_shown(book)
     NotebookClient(book, kernel_name="python3").execute()
     assert [output.output_type for output in cells[0].outputs] == []
     assert [list(output.data) for output in cells[1].outputs] == [["text/plain", "image/png"]]
-    assert not figures.none_shown(book)
+    assert draws(book)
 
 
 def test_start_seeds_and_names_the_store(monkeypatch, tmp_path):
