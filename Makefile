@@ -50,7 +50,7 @@ help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
-	@echo "make check                 lint and the tests that train nothing (2 minutes)"
+	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
@@ -83,7 +83,7 @@ verify: $(STAMP)
 check: $(STAMP)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m pytest -m "not slow and not book"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not book"
 
 # With the same pip settings as .venv, but the oldest version of each range. PYTHON= is heard, too.
 oldest: $(STAMP)

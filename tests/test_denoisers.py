@@ -658,6 +658,7 @@ def waves(n: int, seed: int) -> torch.Tensor:
     return torch.stack([angle.sin(), angle.cos()], -1)
 
 
+@pytest.mark.slow
 def test_training_beats_the_trivial_predictor_on_held_out_plans():
     torch.manual_seed(0)
     denoiser = Denoiser(PlanNetwork(2, (16, 32)), cosine_scheduler(STEPS))

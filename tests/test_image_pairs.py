@@ -350,6 +350,7 @@ def drifted(folder, prompts: int = 60) -> None:
     finish(run, "")
 
 
+@pytest.mark.slow
 def test_a_reward_tells_the_sides_of_unseen_prompts(tmp_path):
     drifted(tmp_path)
     fit = Fit(held_out=0.5, channels=(8, 16), steps=150, batch=32, learning_rate=3e-3)

@@ -34,6 +34,7 @@ def pool(models, request):
     return ImagePool(models[0], PROMPTS, steps=3, batch=5, **other)
 
 
+@pytest.mark.slow
 def test_a_reward_and_its_rival_are_made_from_two_samplers(pool):
     shards = store.obtain(pool)
     assert shards.prompts == 12 and shards.sizes == [5, 5, 2]

@@ -227,6 +227,7 @@ def test_same_seed_same_bytes():
     assert same(one, again) and not same(one, other)
 
 
+@pytest.mark.slow
 @every_shipped
 def test_same_seed_same_bytes_of_policies(name):
     world = locomotion.load(name)

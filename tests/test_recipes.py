@@ -241,6 +241,7 @@ def test_each_seed_begins_with_weights_of_its_own():
     assert torch.equal(other._network(1).g[0].weight, starts[1].g[0].weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

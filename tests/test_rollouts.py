@@ -49,6 +49,7 @@ def literal(seed: int, episode: int, steps: int, executed: int) -> list[tuple]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("executed", "workers"), [(1, 1), (3, 1), (2, 2)])
 def test_episodes_are_those_of_a_plain_loop(executed, workers, monkeypatch):
     monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
@@ -86,6 +87,7 @@ def test_other_seeds_start_elsewhere():
     assert not np.array_equal(one.observations[0], one.observations[3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_starts_come_round_again(workers, monkeypatch):
     monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
