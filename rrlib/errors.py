@@ -24,7 +24,7 @@ def warn(sentence: str) -> None:
     warnings.warn_explicit(sentence, DataWarning, "rrlib", 0, registry=said)
 
 
-def shown(value: object, most: int = 80) -> str:
+def shown(value: object, most: int = 160) -> str:
     """A value as a message shows it: its repr, the middle of a long one left out."""
     try:
         text = repr(value)
