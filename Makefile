@@ -5,6 +5,7 @@ CORES := 2
 LOCK_FLAGS :=
 SEED := 2
 PYTHON :=
+FRESH :=
 
 PY := .venv/bin/python
 # As in workflow/Snakefile the longest go first, so that none is left to run alone at the end.
@@ -13,6 +14,15 @@ CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipy
 # Seconds. A machine with other work is slow, not wrong: only a kernel that died waits so long.
 PATIENCE := 7200
 STAMP := .venv/.stamp
+
+# FRESH=1: nothing is taken from shipped/ or from earlier runs.
+ifneq ($(filter-out 1,$(FRESH)),)
+$(error FRESH='$(FRESH)' is not allowed: FRESH=1, or no FRESH, is needed)
+endif
+ifeq ($(FRESH),1)
+export RRLIB_FRESH := 1
+export RRLIB_STORE := $(CURDIR)/_run/fresh/artefacts
+endif
 
 # The settings of rrlib/host.py (see there why; tests/test_repo.py compares them), in place here
 # for every process that make starts, whatever it imports first.
@@ -44,7 +54,7 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test verify check oldest accept lock format clean
+.PHONY: help book test verify check oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
@@ -55,6 +65,8 @@ help:  ## list the commands
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
 	@echo "                           of the quick profile, their outputs in notebooks/"
+	@echo "                           FRESH=1, with book, test or accept: train the shipped diffusers, too"
+	@echo "make ship                  train the quick profile's diffusers anew, for shipped/"
 	@echo "make lock                  pin requirements.lock from pyproject.toml"
 	@echo "                           (LOCK_FLAGS=--upgrade: newest versions in its ranges)"
 	@echo "make clean                 delete what was built; keeps .venv and the trained artefacts"
@@ -63,13 +75,22 @@ $(STAMP): requirements.lock pyproject.toml
 	@PYTHON="$(PYTHON)" bash workflow/environment.sh
 	@touch $@
 
-book: $(STAMP)
+# With FRESH=1 an empty store is part of what was asked for.
+.PHONY: emptied
+emptied:
+	$(if $(FRESH),rm -rf _run/fresh)
+
+book: $(STAMP) emptied
 	$(PY) workflow/run.py $(PROFILE) --cores $(CORES)
 
-accept: $(STAMP)
+accept: $(STAMP) emptied
 	$(PY) workflow/run.py $(PROFILE) --cores $(CORES) --accept
 
-test: $(STAMP)
+ship: $(STAMP)
+	$(MAKE) accept FRESH=1
+	$(PY) workflow/ship_diffusers.py --store _run/fresh/artefacts
+
+test: $(STAMP) emptied
 	$(PY) -c "import matplotlib.font_manager"
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check

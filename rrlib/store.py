@@ -17,6 +17,10 @@ time is what `tests/test_recipe_code.py` sees to.
 
 An artefact is a folder with a manifest, written under a partial name and renamed when it is whole.
 What is damaged is noticed when it is loaded, set aside and made again.
+
+The book comes with some artefacts, the diffusers of its quick profile, in the checkout's `shipped`.
+What is wanted and lies there under its key is copied into the store instead of being made. With
+``RRLIB_FRESH=1`` all is made here.
 """
 
 import hashlib
@@ -37,9 +41,10 @@ from safetensors import SafetensorError
 
 from rrlib import disk, host, keys
 from rrlib.disk import write_json
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown
 
 MANIFEST = "manifest.json"
+SHIPPED = host.CHECKOUT / "shipped"
 
 
 def root() -> Path:
@@ -53,6 +58,18 @@ def root() -> Path:
     if (host.CHECKOUT / "pyproject.toml").exists():
         return host.CHECKOUT / "artefacts"
     return Path.home() / ".cache" / "rrlib"
+
+
+def fresh() -> bool:
+    """Whether ``RRLIB_FRESH`` says that all is made here, and nothing is taken from the book.
+
+    Raises:
+        InputError: it is set to something else than 0 or 1.
+    """
+    said = os.environ.get("RRLIB_FRESH") or "0"
+    if said not in ("0", "1"):
+        raise InputError(f"RRLIB_FRESH={shown(said)} is not allowed: 0 or 1 is needed.")
+    return said == "1"
 
 
 def maker(device: str = "cpu") -> str:
@@ -144,10 +161,28 @@ def _ensure(recipe: Any, place: Path, device: str, wait: bool) -> None:
             return
     try:
         with _turn(place, wait):
-            if not (place / MANIFEST).exists():
+            if not (place / MANIFEST).exists() and not _unpack(place):
                 _make(recipe, place, device)
     except Timeout:
         return
+
+
+def _unpack(place: Path) -> bool:
+    """Copy what comes with the book into the store; whether there is such, and it is whole."""
+    source = SHIPPED / place.parent.name / place.name
+    if fresh() or not source.exists():
+        return False
+    if why := _damage(source):
+        disk.say(f"'{place}' is made here, for '{source}' is damaged ({why}).")
+        return False
+    with _own_work():
+        beside = place.parent / f".{place.name}.unpacked"
+        shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+        shutil.copytree(source, beside)
+        if place.exists():  # a folder without a manifest is no artefact
+            disk.set_aside(place, f"it has no {MANIFEST}")
+        disk.settle(beside, place)
+    return True
 
 
 def _mend(recipe: Any, place: Path, device: str) -> None:
@@ -157,7 +192,8 @@ def _mend(recipe: Any, place: Path, device: str) -> None:
             return
         with _own_work():
             disk.set_aside(place, why)
-        _make(recipe, place, device)
+        if not _unpack(place):
+            _make(recipe, place, device)
         if why := _damage(place):
             raise InputError(
                 f"The artefact '{place}' is damaged as soon as it is made ({why}): a store on a "

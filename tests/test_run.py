@@ -139,6 +139,8 @@ def test_the_graph_knows_what_shipped_files_chapters_read():
         rooms = reached(imports(ast.parse(code)))
         wanted = set(re.findall(r"results/full/[\w*-]+\.safetensors", code))
         wanted |= {"rrlib/policies/*"} if "locomotion" in rooms else set()
+        wanted |= {"shipped/MazeDiffuser/*/*"} if "maze_recipes" in rooms else set()
+        wanted |= {"shipped/LocomotionDiffuser/*/*"} if "locomotion_recipes" in rooms else set()
         if "image_experiments" in rooms:
             wanted |= {"rrlib/miniature_weights/**/*", "results/full/images-*.safetensors"}
         assert set(told.get(path.stem, [])) == wanted, path.stem

@@ -291,6 +291,75 @@ def test_a_key_is_the_same_in_every_python(monkeypatch):
         assert told.stdout.strip() == keys.key(scope["Work"](rate=1e-3), "cuda"), told.stderr
 
 
+# What comes with the book
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The artefact of Number(3.0), as the book would bring it, and an empty store."""
+    store.obtain(Number(3.0))
+    place = shutil.move(
+        store.folder(Number(3.0)), tmp_path / "shipped/Number" / store.key(Number(3.0))
+    )
+    monkeypatch.setattr(store, "SHIPPED", tmp_path / "shipped")
+    Number.calls.clear()
+    return Path(place)
+
+
+def test_what_comes_with_the_book_is_loaded_and_not_made(shipped):
+    before = {path.name: path.read_bytes() for path in shipped.iterdir()}
+    assert store.obtain(Number(3.0)) == store.obtain(Number(3.0)) == 3
+    assert store.obtain(Pair(Number(3.0))) == 3
+    assert "make" not in Number.calls
+    assert store.obtain(Number(4.0)) == 4 and Number.calls.count("make") == 1
+    assert store.manifest(Number(3.0))["key"] == store.key(Number(3.0))
+    assert {path.name: path.read_bytes() for path in shipped.iterdir()} == before
+
+
+def test_another_version_of_the_code_is_made_here(shipped, monkeypatch):
+    monkeypatch.setattr(Number, "code_version", 2, raising=False)
+    assert store.obtain(Number(3.0)) == 3 and "make" in Number.calls
+
+
+@pytest.mark.parametrize("said, made", [("1", True), ("0", False), ("", False)])
+def test_a_fresh_run_takes_nothing_from_the_book(shipped, said, made, monkeypatch):
+    monkeypatch.setenv("RRLIB_FRESH", said)
+    assert store.obtain(Number(3.0)) == 3
+    assert ("make" in Number.calls) == made
+
+
+@pytest.mark.parametrize("said", ["yes", "2", "01"])
+def test_fresh_is_yes_or_no(shipped, said, monkeypatch):
+    monkeypatch.setenv("RRLIB_FRESH", said)
+    with pytest.raises(InputError, match=f"RRLIB_FRESH='{said}' is not allowed: 0 or 1 is needed"):
+        store.obtain(Number(3.0))
+
+
+@pytest.mark.parametrize("name", ["number.safetensors", store.MANIFEST])
+def test_a_damaged_file_of_the_book_is_said_and_made_here(shipped, name, capsys):
+    flipped(shipped / name)
+    wrong = (shipped / name).read_bytes()
+    assert store.obtain(Number(3.0)) == 3 and Number.calls.count("make") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(shipped) in said and name in said
+    assert store.obtain(Number(3.0)) == 3 and Number.calls.count("make") == 1
+    assert (shipped / name).read_bytes() == wrong  # read only
+
+
+def test_what_was_damaged_in_the_store_comes_from_the_book_again(shipped, capsys):
+    store.obtain(Number(3.0))
+    flipped(store.folder(Number(3.0)) / "number.safetensors")
+    assert store.obtain(Number(3.0)) == 3 and "make" not in Number.calls
+    assert "is made again" in capsys.readouterr().err
+
+
+def test_a_folder_half_copied_is_no_artefact(shipped):
+    place = store.folder(Number(3.0))
+    (place.parent / f".{place.name}.unpacked").mkdir(parents=True)
+    place.mkdir()
+    assert store.obtain(Number(3.0)) == 3 and "make" not in Number.calls
+
+
 # Damage
 
 

@@ -4,9 +4,9 @@
 
 A run that was interrupted, SIGKILL included, goes on where it stopped: finished chapters are not
 run again, and a chapter in the middle finds the models it had made so far. The book is built in
-_run/<profile>/ and copied to _build/html. --accept runs everything in a fresh folder and then
-stores the results in results/<profile>/ and, of the quick profile, the normal form of the executed
-chapters in notebooks/.
+_run/<profile>/ (_run/fresh/<profile>/ where RRLIB_FRESH is 1) and copied to _build/html. --accept
+runs everything in a new folder and then stores the results in results/<profile>/ and, of the quick
+profile, the normal form of the executed chapters in notebooks/.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from watch import locked, start
 
 from rrlib.disk import atomic
 from rrlib.errors import InputError
+from rrlib.store import fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,9 +33,10 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--accept", action="store_true")
     args = parser.parse_args()
-    folder = ROOT / "_run" / ("accept" if args.accept else args.profile)
     make = accept if args.accept else book
     try:
+        runs = ROOT / "_run" / "fresh" if fresh() else ROOT / "_run"
+        folder = runs / ("accept" if args.accept else args.profile)
         with locked(Path(f"{folder}.lock")) as lock:
             make(folder, args.cores, args.profile, lock)
     except BlockingIOError:
