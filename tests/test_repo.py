@@ -1,7 +1,9 @@
 """The repository: pins, floors, settings, licence, and the form of the committed chapters."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -176,7 +178,34 @@ def test_make_exports_the_settings_of_host():
         "ATEN_CPU_CAPABILITY",
         "ONEDNN_MAX_CPU_ISA",
         "MKL_CBWR",
+        "RRLIB_FRESH",  # only with FRESH=1
+        "RRLIB_STORE",
     }
+
+
+def make(*words: str) -> subprocess.CompletedProcess:
+    """What make would do, nothing of it done."""
+    # A make that runs these tests passes on what it was given.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    ours = {name: value for name, value in ours.items() if name != "MFLAGS"}
+    command = ["make", "--dry-run", "--no-print-directory", *words]
+    return subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True)
+
+
+def test_fresh_empties_the_store_that_is_used_and_no_other():
+    rule = "--eval=told: ; at $(RRLIB_STORE), fresh '$(RRLIB_FRESH)'"
+    for goal in ("book", "test", "accept"):
+        plain, fresh = (make(goal, "told", *more, rule).stdout for more in ([], ["FRESH=1"]))
+        assert "_run/fresh" not in plain and "fresh ''" in plain
+        assert "rm -rf _run/fresh\n" in fresh
+        assert f"at {ROOT}/_run/fresh/artefacts, fresh '1'" in fresh
+
+
+@pytest.mark.parametrize("value", ["2", "yes", "0", "1 1x"])
+def test_fresh_has_one_value(value):
+    refused = make("book", f"FRESH={value}")
+    assert refused.returncode == 2
+    assert f"FRESH='{value}' is not allowed: FRESH=1, or no FRESH, is needed" in refused.stderr
 
 
 def test_licence_and_citation():
