@@ -24,7 +24,7 @@ export RRLIB_FRESH := 1
 export RRLIB_STORE := $(CURDIR)/_run/fresh/artefacts
 endif
 
-# The settings of rrlib/host.py (see there why; tests/test_repo.py compares them), in place here
+# The settings of rrlib/lab/environment.py (see there why; tests/test_repo.py compares them), in place here
 # for every process that make starts, whatever it imports first.
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1

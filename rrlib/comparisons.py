@@ -5,18 +5,124 @@ Both algorithms fill a pool of (where, t, target) once; training reads the pool 
 diffusion models again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser, given, held
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
-from rrlib.pools import Comparisons
-from rrlib.schedules import narrow
+from rrlib.rewards import Place, Target, windows
+from rrlib.schedules import narrow, wide
 from rrlib.training import stream
 
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
+
+# (x_0, x_t, base, expert) -> x_t as the models are to see it, and the models told what is given;
+# see `plans.conditioning`.
+Condition = Callable[..., tuple[Tensor, Sequence[Denoiser]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Where base and expert were compared, and by how much they differed.
+
+    Attributes:
+        x: points where the reward's gradient is taken, [N, ...].
+        t: diffusion steps, [N].
+        target: expert minus base, [N, ...].
+        kind: what the target is and where x is, as in `RelativeReward`; None if nobody said.
+        windows: steps of a window and whether they are strided, of a pool that was cut.
+    """
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    kind: tuple[Target, Place] | None = None
+    windows: tuple[int, bool] | None = None
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def to(self, device: str) -> "Pool":
+        """The same pool on a device."""
+        parts = (part.to(device) for part in (self.x, self.t, self.target))
+        return Pool(*parts, self.kind, self.windows)
+
+    def cut(self, window: int, strided: bool = False) -> "Pool":
+        """The pool of windows of `window` steps, [N H / h, h, D], for a windowed reward.
+
+        With rho = mean of g over H / h windows, grad rho on a window is (h / H) grad g there, so
+        fitting grad rho to the target is fitting grad g to H / h times the target, each window by
+        itself. See `rewards.windows`.
+        """
+        x, target = (windows(part, window, strided) for part in (self.x, self.target))
+        count = x.shape[1]
+        t = self.t.repeat_interleave(count)
+        target = target.flatten(0, 1) * count
+        return Pool(x.flatten(0, 1), t, target, self.kind, (window, strided))
+
+    def average(self, count: int) -> "Pool":
+        """The pool [N, h / count, D] of means of `count` steps, of a pool of windows [N, h, D].
+
+        For a reward that sees only such means (`rewards.WindowReward`). Times the root of `count`
+        they are a projection, y = A x with orthonormal rows, so |A^T grad_y rho - target|^2 is
+        |grad_y rho - A target|^2 plus what no such reward can change.
+        """
+        x, target = (
+            part.unflatten(1, (-1, count)).mean(2) * count**0.5 for part in (self.x, self.target)
+        )
+        cut = self.windows and (self.windows[0] // count, self.windows[1])
+        return Pool(x, self.t, target, self.kind, cut)
+
+    def scale(self, steps: int) -> Tensor:
+        """Root mean square of the target's entries at each t, [T].
+
+        0 where both models agree at all points of a t, and where the pool has no point of it.
+        """
+        squares = self.target.flatten(1).square().mean(1)
+        total = torch.zeros(steps, dtype=squares.dtype, device=squares.device)
+        count = total.index_add(0, self.t, torch.ones_like(squares))
+        total = total.index_add(0, self.t, squares)
+        return (total / count.clamp(min=1)).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class Comparisons:
+    """Both models' x0 at the same points, from which either target is read, at either place.
+
+    Attributes:
+        x: noised samples x_t, [N, ...].
+        t: diffusion steps, [N].
+        base, expert: E[x_0 | x_t] by each model, [N, ...].
+    """
+
+    x: Tensor
+    t: Tensor
+    base: Tensor
+    expert: Tensor
+
+    def read(self, model: Denoiser, target: Target, place: Place) -> Pool:
+        """The pool that a reward is fitted to.
+
+        Args:
+            model: either model; only its schedule counts.
+            target: "score" (Eq. 14) or "mean" (Eq. 45 with its sign turned).
+            place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
+
+        Raises:
+            InputError: another target or place.
+        """
+        for name, value, kind in (("target", target, Target), ("place", place, Place)):
+            if value not in get_args(kind):
+                allowed = " or ".join(map(repr, get_args(kind)))
+                raise InputError(f"{name}={value!r} is not allowed: {allowed} is needed.")
+        convert = model.score_from_x0 if target == "score" else model.mean_from_x0
+        mean = model.mean_from_x0(self.base, self.x, self.t) if place == "mu_base" else self.x
+        mine, other = (convert(x0, self.x, self.t) for x0 in (self.base, self.expert))
+        return Pool(mean.to(wide(mean)), self.t, other - mine, (target, place))
 
 
 @torch.no_grad()
@@ -55,7 +161,7 @@ def algorithm1(
     size: int,
     seed: int,
     batch: int = 256,
-    ends: int = 0,
+    condition: Condition | None = None,
 ) -> Comparisons:
     """Algorithm 1's comparisons: x_0 from both training sets in equal parts, t uniform, x_t noised.
 
@@ -65,59 +171,23 @@ def algorithm1(
         size: comparisons N.
         seed: of the draws.
         batch: samples per call of the models.
-        ends: give both models the first and last observation of each plan, this many numbers wide
-            (see `denoisers.given`); 0 gives none.
+        condition: gives both models a part of each sample, such as `plans.conditioning.ends_given`;
+            None gives nothing.
 
     Raises:
         InputError: models of two schedules, data that do not suit them or each other, a number out
             of range, an answer that is not finite, or models that agree everywhere.
     """
     _check_call(base, expert, base_data, expert_data, size, batch)
-    if ends:
-        _check_observation("ends", ends, base_data)
     parts = []
     for start in range(0, size, batch):
         generator = stream(seed, f"pool {start}", str(base_data.device))
         x0 = drawn(base_data, expert_data, min(batch, size - start), generator)
         x_t, t = noised(base, x0, generator)
-        pair = (base, expert)
-        if ends:
-            pair = (given(model, x0[:, 0, -ends:], x0[:, -1, -ends:]) for model in pair)
+        pair: Sequence[Denoiser] = (base, expert)
+        if condition:
+            x_t, pair = condition(x0, x_t, *pair)
         parts.append(compare(*pair, x_t, t))
-    return _join(parts)
-
-
-def control_comparisons(
-    base: Denoiser,
-    expert: Denoiser,
-    base_data: Tensor,
-    expert_data: Tensor,
-    observation: int,
-    *,
-    size: int,
-    seed: int,
-    batch: int = 256,
-) -> Comparisons:
-    """Algorithm 1's comparisons of two planners, both given the first observation of each plan.
-
-    As when they control (`steering.denoise` with `first`), x_t has that observation in its place.
-
-    Args:
-        base, expert, base_data, expert_data, size, seed, batch: see `algorithm1`.
-        observation: do, numbers per observation.
-
-    Raises:
-        InputError: see `algorithm1`.
-    """
-    _check_call(base, expert, base_data, expert_data, size, batch)
-    _check_observation("observation", observation, base_data)
-    parts = []
-    for start in range(0, size, batch):
-        generator = stream(seed, f"pool {start}", str(base_data.device))
-        x0 = drawn(base_data, expert_data, min(batch, size - start), generator)
-        x_t, t = noised(base, x0, generator)
-        first = x0[:, 0, -observation:]
-        parts.append(compare(given(base, first), given(expert, first), held(x_t, first), t))
     return _join(parts)
 
 
@@ -157,14 +227,6 @@ def _check_range(name: str, data: Tensor, clip: float | None) -> None:
         raise InputError(
             f"{name}: {beyond:.0%} of its numbers beyond {clip:g}, where the models clip x0, are "
             "not allowed: normalised data, or a scheduler of clip_sample=False, are needed."
-        )
-
-
-def _check_observation(name: str, width: int, data: Tensor) -> None:
-    if data.ndim != 3 or not 1 <= width <= data.shape[-1]:
-        raise InputError(
-            f"{name}={shown(width)} is not allowed for data of shape {tuple(data.shape)}: plans "
-            "[n, H, D] and a number from 1 to D are needed."
         )
 
 

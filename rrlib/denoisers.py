@@ -5,41 +5,20 @@ p(x_{t-1} | x_t).
 They say the same thing in four ways; every conversion between them is here and nowhere else.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
-from rrlib.plan_networks import ChannelsFirst, PlanNetwork, check_horizon
-from rrlib.schedules import (
-    Schedule,
-    check_times,
-    cosine_scheduler,
-    kept_steps,
-    narrow,
-    wide,
-)
+from rrlib.schedules import Schedule, check_times, narrow, wide
 
-# What has a file of its own by now is found here all the same.
-__all__ = [
-    "ChannelsFirst",
-    "Denoiser",
-    "PlanNetwork",
-    "between",
-    "check_horizon",
-    "control_loss",
-    "cosine_scheduler",
-    "given",
-    "held",
-    "kept_steps",
-    "plan_loss",
-]
+if TYPE_CHECKING:  # diffusers takes seconds to import
+    from diffusers import DDPMScheduler
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +34,8 @@ class Denoiser:
             it is told which steps of a plan are given, bool [B, H].
         scheduler: diffusers' DDPMScheduler, or another of models of the same kind, see
             `schedules`; t runs over 0 .. T - 1, and t = 0 is the least noise.
-        known: observations [B, do] that are given at steps of the plan, see `given`.
+        known: observations [B, do] that are given at steps of the plan, see
+            `plans.conditioning.given`.
 
     Raises:
         InputError: a scheduler of another kind; when asked, a t that is no step, or an x_t that
@@ -63,7 +43,7 @@ class Denoiser:
     """
 
     network: Callable[..., Tensor]
-    scheduler: DDPMScheduler
+    scheduler: "DDPMScheduler"
     known: tuple[tuple[int, Tensor], ...] = ()
 
     def __post_init__(self):
@@ -230,107 +210,8 @@ def _check_input(network: Callable, x: Tensor) -> None:
     if channels is not None and x.ndim == 3 and x.shape[1] != channels:
         raise InputError(
             f"x_t of shape {tuple(x.shape)} is not allowed: {channels} channels on the second axis "
-            "are needed, or denoisers.ChannelsFirst(network) for plans [B, H, D]."
+            "are needed, or rrlib.plans.networks.ChannelsFirst(network) for plans [B, H, D]."
         ) from None
-
-
-def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Denoiser:
-    """The model of plans whose first (and last) observation is given, as Diffuser's inpainting.
-
-    What is given is clean at every t, whatever x_t says there.
-
-    Args:
-        denoiser: of a PlanNetwork that was trained with `plan_loss`, or of any network of plans
-            [B, H, D]; one that takes no third argument is not told.
-        first, last: observations [B, do], normalised.
-    """
-    ends = ((0, first),) if last is None else ((0, first), (-1, last))
-    made = copy.copy(denoiser)  # with its tables, wherever they are by now
-    object.__setattr__(made, "known", (*denoiser.known, *ends))
-    return made
-
-
-def _check_plans(denoiser: Denoiser, x0: Tensor, observation: int) -> None:
-    """Raise InputError unless the losses of plans mean something."""
-    if denoiser.schedule.prediction != "sample":
-        raise InputError(
-            f"scheduler: prediction_type={denoiser.schedule.prediction!r} is not allowed: these "
-            "losses are of x0, 'sample' is needed."
-        )
-    if not 1 <= observation <= x0.shape[-1]:
-        raise InputError(
-            f"observation={observation} is not allowed: from 1 to the plans' {x0.shape[-1]} "
-            "numbers are needed."
-        )
-
-
-def plan_loss(
-    denoiser: Denoiser, x0: Tensor, observation: int, generator: torch.Generator, share: float
-) -> Tensor:
-    """Mean squared error of a plan network's x0 at uniform t, [] (Eq. 18 in x0's form).
-
-    Some plans have their first observation given, as many their first and last, the others are
-    noised throughout: one network serves as density of plans and as planner (see `given`).
-
-    Args:
-        denoiser: of a PlanNetwork that predicts x0.
-        x0: plans [B, H, D], normalised.
-        observation: do, numbers per observation.
-        generator: of t, noise and what is given.
-        share: of the plans that have an observation given.
-
-    Raises:
-        InputError: a network that predicts something else, or a number out of range.
-    """
-    _check_plans(denoiser, x0, observation)
-    if not 0 <= share <= 1:
-        raise InputError(f"share={share} is not allowed: a number from 0 to 1 is needed.")
-    device = x0.device
-    t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=device)
-    x_t = denoiser.noise(x0, t, generator)
-    choice = torch.rand(len(x0), generator=generator, device=device)
-    marks = torch.zeros(x0.shape[:2], dtype=torch.bool, device=device)
-    marks[:, 0], marks[:, -1] = choice < share, choice < share / 2
-    clean = marks[..., None] & (
-        torch.arange(x0.shape[-1], device=device) >= x0.shape[-1] - observation
-    )
-    return (denoiser.predict(torch.where(clean, x0, x_t), t, marks) - x0).square().mean()
-
-
-def control_loss(
-    denoiser: Denoiser,
-    x0: Tensor,
-    observation: int,
-    generator: torch.Generator,
-    first_action: float = 10.0,
-) -> Tensor:
-    """Diffuser's loss for control, []: the first observation is given, the first action matters.
-
-    Args:
-        denoiser: of a PlanNetwork that predicts x0.
-        x0: plans [B, H, D], normalised.
-        observation: do, numbers per observation.
-        generator: of t and noise.
-        first_action: weight of the squared error of the first action; all others weigh 1.
-
-    Raises:
-        InputError: a network that predicts something else, or no such observation.
-    """
-    _check_plans(denoiser, x0, observation)
-    t = torch.randint(denoiser.steps, (len(x0),), generator=generator, device=x0.device)
-    marks = torch.zeros(x0.shape[:2], dtype=torch.bool, device=x0.device)
-    marks[:, 0] = True
-    weight = torch.ones_like(x0[0])
-    weight[0, :-observation], weight[0, -observation:] = first_action, 0.0
-    x_t = held(denoiser.noise(x0, t, generator), x0[:, 0, -observation:])
-    return ((denoiser.predict(x_t, t, marks) - x0).square() * weight).mean()
-
-
-def held(x: Tensor, first: Tensor) -> Tensor:
-    """Plans [B, H, D] with the first observation [B, do] in its place."""
-    x = x.clone()
-    x[:, 0, -first.shape[-1] :] = first
-    return x
 
 
 def between(

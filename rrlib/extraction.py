@@ -12,41 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.comparisons import (
-    algorithm1,
-    algorithm2,
-    check_schedules,
-    compare,
-    control_comparisons,
-    drawn,
-    noised,
-)
-from rrlib.denoisers import Denoiser, held
+from rrlib.comparisons import Condition, Pool, compare, drawn, noised
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.pools import Comparisons, Pool
 from rrlib.rewards import Place, Target, WindowReward, unit_of
 from rrlib.training import Progress, train
-
-# Comparisons have a file of their own; the method is found here as a whole.
-__all__ = [
-    "Comparisons",
-    "Pool",
-    "algorithm1",
-    "algorithm2",
-    "check_schedules",
-    "compare",
-    "control_comparisons",
-    "discriminator_loss",
-    "displacement_units",
-    "drawn",
-    "explained",
-    "fit",
-    "literal_loss",
-    "loss",
-    "noised",
-    "step_weights",
-    "units",
-]
 
 
 def loss(
@@ -85,7 +55,7 @@ def discriminator_loss(
     expert_data: Tensor,
     n: int,
     generator: torch.Generator,
-    observation: int = 0,
+    condition: Condition | None = None,
 ) -> Tensor:
     """Cross-entropy of telling noised expert data from noised base data, [] : a rival estimator.
 
@@ -98,12 +68,12 @@ def discriminator_loss(
         base_data, expert_data: [m, ...] training samples, normalised alike.
         n: samples drawn, half of them from each side.
         generator: of the draws.
-        observation: numbers of the first observation, held without noise; 0 holds nothing.
+        condition: puts what is given of a sample into its x_t, see `comparisons.algorithm1`.
     """
     x0 = drawn(base_data, expert_data, n, generator)
     x_t, t = noised(base, x0, generator)
-    if observation:
-        x_t = held(x_t, x0[:, 0, -observation:])
+    if condition:
+        x_t, _ = condition(x0, x_t)
     is_expert = torch.arange(n, device=t.device) >= n - n // 2  # the order of `drawn`
     logits = network(x_t, t)
     return functional.binary_cross_entropy_with_logits(logits, is_expert.to(logits))

@@ -10,7 +10,6 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from rrlib.errors import InputError, shown
-from rrlib.plan_networks import PlanValue as PlanValue  # beside the networks of plans
 from rrlib.schedules import check_times
 
 Target = Literal["score", "mean"]

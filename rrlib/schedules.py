@@ -6,19 +6,21 @@ of another kind of model is refused when it is given.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
 
 Prediction = Literal["sample", "epsilon", "v_prediction"]
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 
 
-def cosine_scheduler(steps: int, clip: bool = True) -> DDPMScheduler:
+def cosine_scheduler(steps: int, clip: bool = True) -> "DDPMScheduler":
     """The cosine schedule (Nichol and Dhariwal, s = 0.008) with x0 as the network's output.
 
     Args:
@@ -27,6 +29,8 @@ def cosine_scheduler(steps: int, clip: bool = True) -> DDPMScheduler:
     """
     if steps < 2:
         raise InputError(f"steps={steps} is not allowed: at least 2 diffusion steps are needed.")
+    from diffusers import DDPMScheduler  # takes seconds; those who bring a schedule need none
+
     # By name: given by position, the number would be missing from what `from_config` reads.
     return DDPMScheduler(
         num_train_timesteps=steps,

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 # First of all: it sets what torch and the linear algebra libraries read when they are loaded.
-import rrlib.host  # noqa: F401
+import rrlib.lab.environment  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")

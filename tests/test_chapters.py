@@ -19,8 +19,13 @@ from papermill.cli import _resolve_type
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from rrlib import costs, image_experiments, image_pairs, miniature, pipelines, scenes
 from rrlib.errors import InputError
+from rrlib.images import pairs as image_pairs
+from rrlib.images import pipelines
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.miniature import scenes
+from rrlib.lab import costs
+from rrlib.lab.images import experiments as image_experiments
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = {path.stem: path for path in sorted(ROOT.glob("notebooks/*.ipynb"))}

@@ -9,9 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-from rrlib import locomotion, locomotion_recipes, maze, maze_recipes, store
-from rrlib import trajectories as tr
 from rrlib.errors import DataWarning, InputError
+from rrlib.lab import store
+from rrlib.lab.locomotion import recipes as locomotion_recipes
+from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.locomotion import world as locomotion
+from rrlib.mazes import world as maze
+from rrlib.plans import trajectories as tr
 
 N, T = 12, 60  # episodes and their steps
 M = N * T

@@ -6,19 +6,13 @@ import torch
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
-from rrlib import steering
-from rrlib.denoisers import (
-    ChannelsFirst,
-    Denoiser,
-    PlanNetwork,
-    check_horizon,
-    control_loss,
-    cosine_scheduler,
-    given,
-    plan_loss,
-)
+from rrlib import guidance as steering
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.steering import sample
+from rrlib.guidance import sample
+from rrlib.plans.conditioning import control_loss, given, plan_loss
+from rrlib.plans.networks import ChannelsFirst, PlanNetwork, check_horizon
+from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream, train
 
 STEPS = 20

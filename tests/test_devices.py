@@ -13,11 +13,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
 
-from rrlib import comparisons, extraction, steering
-from rrlib.denoisers import ChannelsFirst, Denoiser, PlanNetwork, cosine_scheduler, given
-from rrlib.perceptron import PlanPerceptron
-from rrlib.pools import Pool
+from rrlib import comparisons, extraction
+from rrlib import guidance as steering
+from rrlib.comparisons import Pool
+from rrlib.denoisers import Denoiser
+from rrlib.plans.conditioning import ends_given, first_given, given
+from rrlib.plans.networks import ChannelsFirst, PlanNetwork
+from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.schedules import cosine_scheduler
 from rrlib.training import Stack
 
 FAKE, STEPS, H, D = "fake_accelerator", 6, 8, 5
@@ -103,7 +107,9 @@ def test_two_models_with_a_scheduler_each_are_compared_twice(looks):
     assert base.scheduler is not expert.scheduler
     data = torch.zeros(9, H, D, device=FAKE), torch.zeros(7, H, D, device=FAKE)
     for seed in (0, 1):
-        found = extraction.algorithm1(base, expert, *data, size=10, seed=seed, batch=5, ends=3)
+        found = comparisons.algorithm1(
+            base, expert, *data, size=10, seed=seed, batch=5, condition=ends_given(3)
+        )
         assert is_there(found.x, found.t, found.base, found.expert)
         assert found.x.shape == (10, H, D)
         for target in ("score", "mean"):
@@ -122,9 +128,9 @@ def test_controlled_and_sampled_comparisons_stay_there(looks):
         model(lambda: PlanPerceptron(D, H, STEPS, 16, 1)),
     )
     data = torch.zeros(9, H, D, device=FAKE), torch.zeros(7, H, D, device=FAKE)
-    found = extraction.control_comparisons(*pair, *data, 3, size=4, seed=0)
+    found = comparisons.algorithm1(*pair, *data, size=4, seed=0, condition=first_given(3))
     assert is_there(found.x, found.base, found.expert)
-    found = extraction.algorithm2(*pair, (H, D), runs=2, seed=0, device=FAKE)
+    found = comparisons.algorithm2(*pair, (H, D), runs=2, seed=0, device=FAKE)
     assert is_there(found.x, found.t, found.expert) and len(found.t) == 2 * STEPS
 
 

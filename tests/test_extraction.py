@@ -8,12 +8,14 @@ from diffusers import DDPMScheduler
 from torch import nn
 from torch.testing import assert_close
 
-from rrlib import extraction
-from rrlib.denoisers import Denoiser, cosine_scheduler
+from rrlib import comparisons, extraction
+from rrlib.comparisons import Comparisons, Pool
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.extraction import Comparisons, Pool
+from rrlib.plans.conditioning import ends_given, first_given
 from rrlib.rewards import RelativeReward, WindowReward
-from rrlib.sde import GaussianMixture, log_ratio
+from rrlib.schedules import cosine_scheduler
+from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
 
 STEPS = 20
@@ -58,7 +60,7 @@ def marked_pair() -> tuple[Denoiser, Denoiser]:
 
 
 def ask(base: Denoiser, expert: Denoiser, x, t, target: str, place: str) -> Pool:
-    return extraction.compare(base, expert, x, t).read(base, target, place)
+    return comparisons.compare(base, expert, x, t).read(base, target, place)
 
 
 def plans(n: int, seed: int) -> torch.Tensor:
@@ -144,7 +146,7 @@ def test_a_comparison_asks_each_model_once_and_keeps_no_graph():
 
         return Denoiser(network, model.scheduler)
 
-    found = extraction.compare(counted(base, "base"), counted(expert, "expert"), x, t)
+    found = comparisons.compare(counted(base, "base"), counted(expert, "expert"), x, t)
     assert sorted(calls) == ["base", "expert"]
     assert torch.equal(found.x, x) and torch.equal(found.t, t)
     assert torch.equal(found.base, base.x0(x, t)) and torch.equal(found.expert, expert.x0(x, t))
@@ -154,7 +156,7 @@ def test_a_comparison_asks_each_model_once_and_keeps_no_graph():
 def test_reading_needs_no_network():
     """Only the schedule of the model counts, so a blank one will do."""
     base, expert = plan_pair()
-    found = extraction.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+    found = comparisons.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
 
     def network(x, t):
         raise AssertionError("a model was asked again")
@@ -175,7 +177,7 @@ def test_reading_needs_no_network():
 )
 def test_another_target_or_place_is_named(target, place, message):
     base, expert = pair()
-    found = extraction.compare(base, expert, torch.zeros(1, 2), torch.tensor([0]))
+    found = comparisons.compare(base, expert, torch.zeros(1, 2), torch.tensor([0]))
     with pytest.raises(InputError) as caught:
         found.read(base, target, place)
     assert str(caught.value) == message
@@ -185,10 +187,10 @@ def test_half_of_the_points_are_of_each_data_set_and_t_is_uniform():
     base, _ = pair()
     n = 8001
     generator = stream(0, 0)
-    x0 = extraction.drawn(torch.full((10, 2), -50.0), torch.full((3, 2), 50.0), n, generator)
+    x0 = comparisons.drawn(torch.full((10, 2), -50.0), torch.full((3, 2), 50.0), n, generator)
     assert x0.shape == (n, 2)
     assert (x0[:4001] == -50).all() and (x0[4001:] == 50).all()
-    x_t, t = extraction.noised(base, x0, generator)
+    x_t, t = comparisons.noised(base, x0, generator)
     shares = torch.bincount(t, minlength=STEPS) / n
     assert len(shares) == STEPS
     assert (shares - 1 / STEPS).abs().max() < 6 * math.sqrt(1 / STEPS / n)
@@ -200,7 +202,7 @@ def test_half_of_the_points_are_of_each_data_set_and_t_is_uniform():
 
 def test_every_sample_is_drawn():
     data = torch.arange(5.0)[:, None].expand(-1, 2)
-    x0 = extraction.drawn(data, -data - 1, 2000, stream(0, 1))
+    x0 = comparisons.drawn(data, -data - 1, 2000, stream(0, 1))
     counts = torch.bincount(x0[:, 0].long() + 5)
     assert counts.shape == (10,) and counts.min() > 120  # 200 expected, six deviations less
 
@@ -208,7 +210,7 @@ def test_every_sample_is_drawn():
 def test_noised_is_the_forward_process_at_each_samples_own_t():
     base, _ = pair()
     x0 = plans(50, 1)
-    x_t, t = extraction.noised(base, x0, stream(3, 0))
+    x_t, t = comparisons.noised(base, x0, stream(3, 0))
     generator = stream(3, 0)
     assert torch.equal(t, torch.randint(STEPS, (50,), generator=generator))
     draw = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
@@ -238,7 +240,7 @@ def literal_draws(base: Denoiser, data, size: int, seed: int, batch: int):
 def test_algorithm1_is_the_literal_comparison_batch_by_batch(target, place):
     base, expert = plan_pair()
     data = plans(9, 3).tanh(), plans(5, 4).tanh()
-    found = extraction.algorithm1(base, expert, *data, size=23, seed=6, batch=8)
+    found = comparisons.algorithm1(base, expert, *data, size=23, seed=6, batch=8)
     pool = found.read(base, target, place)
     rows = []
     for _, x_t, t in literal_draws(base, data, 23, 6, 8):
@@ -261,7 +263,9 @@ def test_algorithm1_gives_both_models_the_ends_of_each_plan():
     """Both are asked about x_t with x_0's own last number at both ends, which are marked."""
     base, expert = marked_pair()
     data = plans(9, 3).tanh(), plans(5, 4).tanh()  # as normalised plans, within [-1, 1]
-    found = extraction.algorithm1(base, expert, *data, size=23, seed=6, batch=8, ends=1)
+    found = comparisons.algorithm1(
+        base, expert, *data, size=23, seed=6, batch=8, condition=ends_given(1)
+    )
     rows = []
     for x0, x_t, t in literal_draws(base, data, 23, 6, 8):
         seen, marks = x_t.clone(), torch.zeros(1, 6, dtype=torch.bool)
@@ -281,10 +285,12 @@ def test_algorithm1_gives_both_models_the_ends_of_each_plan():
     assert (found.base - found.expert).abs()[:, [0, 5], 0].max() > 0.1  # actions are not given
 
 
-def test_control_comparisons_hold_the_first_observation_and_give_it_to_both():
+def test_algorithm1_of_planners_holds_the_first_observation_and_gives_it_to_both():
     base, expert = marked_pair()
     data = plans(9, 3).tanh(), plans(5, 4).tanh()
-    found = extraction.control_comparisons(base, expert, *data, 1, size=23, seed=6, batch=8)
+    found = comparisons.algorithm1(
+        base, expert, *data, size=23, seed=6, batch=8, condition=first_given(1)
+    )
     for i, (x0, x_t, t) in enumerate(literal_draws(base, data, 23, 6, 8)):
         marks = torch.zeros(1, 6, dtype=torch.bool)
         x_t[0, 0, 1], marks[0, 0] = x0[0, 1], True  # the observation, not the action
@@ -300,7 +306,7 @@ def test_algorithm1_depends_on_the_seed_alone():
 
     def found(seed):
         data = plans(9, 3).tanh(), plans(5, 4).tanh()
-        return extraction.algorithm1(base, expert, *data, size=10, seed=seed)
+        return comparisons.algorithm1(base, expert, *data, size=10, seed=seed)
 
     assert torch.equal(found(1).x, found(1).x)
     assert not torch.equal(found(1).x, found(2).x)
@@ -327,7 +333,7 @@ def test_loss_is_the_double_loop_over_samples_and_coordinates(window):
 def test_literal_loss_is_the_loss_of_the_pool_of_the_same_draws(target, place):
     base, expert = plan_pair()
     network, data = reward(3), (plans(9, 3).tanh(), plans(5, 4).tanh())
-    found = extraction.algorithm1(base, expert, *data, size=8, seed=6, batch=8)
+    found = comparisons.algorithm1(base, expert, *data, size=8, seed=6, batch=8)
     pool = found.read(base, target, place)
     literal = extraction.literal_loss(
         network, base, expert, *data, 8, stream(6, "pool 0"), target, place
@@ -536,7 +542,7 @@ def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
     base, expert = pair()
     data = [gaussian((side, 0)).sample(2000, stream(1, 0)) for side in (-1.0, 1.0)]
     pools = [
-        extraction.algorithm1(base, expert, *data, size=4000, seed=seed).read(base, target, "x_t")
+        comparisons.algorithm1(base, expert, *data, size=4000, seed=seed).read(base, target, "x_t")
         for seed in (0, 1)
     ]
     torch.manual_seed(0)
@@ -595,7 +601,7 @@ def test_in_units_the_difference_of_unit_gaussians_is_the_same_at_every_t(target
 @pytest.mark.parametrize("target", TARGETS)
 def test_in_displacement_units_a_difference_of_x0_is_the_same_at_every_t(target):
     base, expert = plan_pair()
-    found = extraction.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+    found = comparisons.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
     pool = found.read(base, target, "x_t")
     unit = extraction.displacement_units(base, target).double()
     expected = (found.expert - found.base) * unit[:, None, None]
@@ -619,11 +625,11 @@ def test_models_of_two_schedules_are_refused(other):
     beta = r"linear|squaredcos_cap_v2"
     message = rf"^expert: its schedule \({length} steps, ({beta}), alpha-bar from 0.99\d+ to "
     with pytest.raises(InputError, match=message):
-        extraction.check_schedules(base, expert)
+        comparisons.check_schedules(base, expert)
     data = torch.zeros(4, 2, dtype=torch.float64)
     with pytest.raises(InputError, match=r"^expert: its schedule"):
-        extraction.algorithm1(base, expert, data, data, size=4, seed=0)
-    extraction.check_schedules(base, pair()[1])  # equal, though not the same object
+        comparisons.algorithm1(base, expert, data, data, size=4, seed=0)
+    comparisons.check_schedules(base, pair()[1])  # equal, though not the same object
 
 
 def test_schedules_that_look_alike_say_where_they_differ():
@@ -632,7 +638,7 @@ def test_schedules_that_look_alike_say_where_they_differ():
     options = {"prediction_type": "sample", "clip_sample": False, "trained_betas": betas}
     other = DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2", **options)
     with pytest.raises(InputError, match=r"is needed \(they differ most at t=7, by .*\)\.$"):
-        extraction.check_schedules(base, gaussian((1, 0)).denoiser(other))
+        comparisons.check_schedules(base, gaussian((1, 0)).denoiser(other))
 
 
 @pytest.mark.parametrize("clipped", ["base", "expert"])
@@ -642,7 +648,7 @@ def test_one_clip_and_no_other_is_refused(clipped):
         for name in ("base", "expert")
     }
     with pytest.raises(InputError, match=r"^expert: (no clip|a clip at 1) of its x0 is not "):
-        extraction.check_schedules(*models.values())
+        comparisons.check_schedules(*models.values())
 
 
 def clipping_pair() -> tuple[Denoiser, Denoiser]:
@@ -673,25 +679,27 @@ def spoilt(value: float) -> torch.Tensor:
         ({"base_data": spoilt(float("nan"))}, r"base_data: numbers that are not finite are not"),
         ({"expert_data": spoilt(float("inf"))}, r"expert_data: numbers that are not finite are"),
         ({"base_data": 3 * GOOD}, r"base_data: \d\d% of its numbers beyond 1, where the mod"),
-        ({"ends": 3}, r"ends=3 is not allowed for data of shape \(10, 6, 2\)"),
+        ({"condition": ends_given(3)}, r"observation=3 is not allowed for data of shape \(\d, 6"),
     ],
 )  # fmt: skip
 def test_what_algorithm1_cannot_use_is_named(call, message):
     call = {"base_data": GOOD, "expert_data": GOOD, "size": 4, "seed": 0, **call}
     with pytest.raises(InputError, match="^" + message):
-        extraction.algorithm1(*clipping_pair(), **call)
+        comparisons.algorithm1(*clipping_pair(), **call)
 
 
 def test_a_few_numbers_beyond_the_clip_are_allowed():
     """New data in the range of old: 1 of 120 here."""
     pair = clipping_pair()
-    extraction.algorithm1(*pair, spoilt(1.1), GOOD, size=4, seed=0)
+    comparisons.algorithm1(*pair, spoilt(1.1), GOOD, size=4, seed=0)
 
 
 @pytest.mark.parametrize("observation", [0, 3, -1])
-def test_control_comparisons_name_an_observation_that_is_none(observation):
+def test_planners_are_given_an_observation_that_there_is(observation):
     with pytest.raises(InputError, match=rf"^observation={observation} is not allowed for data"):
-        extraction.control_comparisons(*marked_pair(), GOOD, GOOD, observation, size=4, seed=0)
+        comparisons.algorithm1(
+            *marked_pair(), GOOD, GOOD, size=4, seed=0, condition=first_given(observation)
+        )
 
 
 @pytest.mark.parametrize("side", ["base", "expert"])
@@ -707,15 +715,15 @@ def test_a_model_that_answers_nan_is_stopped_at_once_and_named(side):
     pair = [Denoiser(models[name], scheduler) for name in ("base", "expert")]
     message = rf"^{side}: numbers that are not finite at t=(9|1\d) are not allowed"
     with pytest.raises(InputError, match=message):
-        extraction.algorithm1(*pair, GOOD, GOOD, size=1000, seed=0, batch=50)
+        comparisons.algorithm1(*pair, GOOD, GOOD, size=1000, seed=0, batch=50)
     assert asked == [50]
 
 
 def test_a_pair_without_any_difference_is_refused_by_both_algorithms():
     base = clipping_pair()[0]
     for run in (
-        lambda: extraction.algorithm1(base, base, GOOD, GOOD, size=4, seed=0),
-        lambda: extraction.algorithm2(base, base, (6, 2), runs=2, seed=0),
+        lambda: comparisons.algorithm1(base, base, GOOD, GOOD, size=4, seed=0),
+        lambda: comparisons.algorithm2(base, base, (6, 2), runs=2, seed=0),
     ):
         with pytest.raises(InputError, match=r"^expert: no difference from the base at any of "):
             run()
@@ -724,7 +732,7 @@ def test_a_pair_without_any_difference_is_refused_by_both_algorithms():
 @pytest.mark.parametrize("shape", [(), 6, (6, 0), (6, -2), (6.0, 2), "six"])
 def test_algorithm2_names_a_shape_that_is_none(shape):
     with pytest.raises(InputError, match=r"^shape=.* is not allowed: the sides of one sample"):
-        extraction.algorithm2(*clipping_pair(), shape, runs=2, seed=0)
+        comparisons.algorithm2(*clipping_pair(), shape, runs=2, seed=0)
 
 
 # What suits what
@@ -732,7 +740,7 @@ def test_algorithm2_names_a_shape_that_is_none(shape):
 
 def test_a_pool_knows_what_it_holds():
     base, expert = clipping_pair()
-    pool = extraction.algorithm1(base, expert, GOOD, GOOD, size=4, seed=0).read(base, *KIND)
+    pool = comparisons.algorithm1(base, expert, GOOD, GOOD, size=4, seed=0).read(base, *KIND)
     assert pool.kind == KIND and pool.windows is None
     assert pool.cut(3, True).kind == KIND and pool.cut(3, True).windows == (3, True)
     assert pool.cut(6).average(2).windows == (3, False)
@@ -791,11 +799,11 @@ def test_a_reward_is_held_to_what_its_network_was_fitted_to():
 
 def test_algorithm2_compares_on_the_models_own_samples():
     base, expert = pair()
-    found = extraction.algorithm2(base, expert, (2,), runs=4000, seed=3, dtype=torch.float64)
+    found = comparisons.algorithm2(base, expert, (2,), runs=4000, seed=3, dtype=torch.float64)
     assert len(found.t) == 4000 * STEPS
     assert found.t.bincount().tolist() == [4000] * STEPS
     # The models are compared on the same points, whichever went there.
-    again = extraction.compare(base, expert, found.x, found.t)
+    again = comparisons.compare(base, expert, found.x, found.t)
     assert_close(found.base, again.base)
     assert_close(found.expert, again.expert)
     # Near the data, half of the points are the base's and half the expert's.
@@ -816,7 +824,7 @@ def test_algorithm2_is_the_literal_sampling_and_asks_each_model_once_a_step():
 
     base, expert = plan_pair()
     pair = counted(base, "base"), counted(expert, "expert")
-    found = extraction.algorithm2(*pair, (6, 2), runs=6, seed=3, dtype=torch.float64)
+    found = comparisons.algorithm2(*pair, (6, 2), runs=6, seed=3, dtype=torch.float64)
     assert asked == {"base": 2 * STEPS, "expert": 2 * STEPS}
     points: list[Comparisons] = []
     for name, model in (("base", base), ("expert", expert)):
@@ -835,7 +843,7 @@ def test_algorithm2_is_the_literal_sampling_and_asks_each_model_once_a_step():
 def test_algorithm2_names_a_number_of_runs_that_cannot_be_halved(runs):
     base = gaussian((0, 0)).denoiser(cosine_scheduler(STEPS, False))
     with pytest.raises(InputError, match=f"runs={runs} is not allowed: an even number"):
-        extraction.algorithm2(base, base, (2,), runs=runs, seed=0)
+        comparisons.algorithm2(base, base, (2,), runs=runs, seed=0)
 
 
 # The rival
@@ -846,7 +854,7 @@ def test_the_discriminators_loss_is_the_mean_cross_entropy():
     network, data = reward(3), (plans(9, 3), plans(5, 4))
     ours = extraction.discriminator_loss(network, base, *data, 7, stream(6, 0))
     generator = stream(6, 0)
-    x_t, t = extraction.noised(base, extraction.drawn(*data, 7, generator), generator)
+    x_t, t = comparisons.noised(base, comparisons.drawn(*data, 7, generator), generator)
     share = network(x_t, t).sigmoid()  # of "expert"; the last 3 of 7 are the expert's
     literal = -torch.cat([(1 - share[:4]).log(), share[4:].log()]).mean()
     assert_close(ours, literal, rtol=1e-6, atol=1e-9)
@@ -862,10 +870,12 @@ def test_the_discriminator_sees_the_first_observation_as_it_is(width):
         seen.append(x)
         return x.sum((1, 2))
 
-    extraction.discriminator_loss(network, base, *data, 7, stream(6, 0), observation=width)
+    extraction.discriminator_loss(
+        network, base, *data, 7, stream(6, 0), condition=first_given(width)
+    )
     generator = stream(6, 0)
-    x0 = extraction.drawn(*data, 7, generator)
-    x_t, _ = extraction.noised(base, x0, generator)
+    x0 = comparisons.drawn(*data, 7, generator)
+    x_t, _ = comparisons.noised(base, x0, generator)
     assert torch.equal(seen[0][:, 0, -width:], x0[:, 0, -width:])
     assert torch.equal(seen[0][:, 1:], x_t[:, 1:])
     assert torch.equal(seen[0][:, 0, :-width], x_t[:, 0, :-width])

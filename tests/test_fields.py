@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose
 from scipy.integrate import dblquad, quad
 from scipy.linalg import lstsq
 
-from rrlib import fields
 from rrlib.errors import InputError
+from rrlib.theory import fields
 
 TINY = 1e-12
 GRIDS = [(16, 2), (17, 2), (8, 3), (9, 3)]  # points per axis, even and odd; dimension

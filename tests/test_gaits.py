@@ -8,7 +8,8 @@ import pytest
 from matplotlib.animation import AbstractMovieWriter
 from numpy.testing import assert_allclose
 
-from rrlib import gaits, locomotion
+from rrlib.locomotion import gaits
+from rrlib.locomotion import world as locomotion
 
 
 def episode(name: str, steps: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

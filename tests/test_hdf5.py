@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from rrlib import hdf5
-from rrlib import trajectories as tr
 from rrlib.errors import DataWarning, InputError
+from rrlib.plans import hdf5
+from rrlib.plans import trajectories as tr
 
 M = 40
 ENDS = np.arange(M) % 20 == 19

@@ -5,9 +5,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import image_checks, image_evidence, images, miniature, scenes
 from rrlib.errors import InputError
-from rrlib.images import CONFIGURATIONS, Guided
+from rrlib.images import checks as image_checks
+from rrlib.images import guided as images
+from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.miniature import scenes
+from rrlib.lab.images import evidence as image_evidence
 from rrlib.metrics import Separability
 from rrlib.training import stream
 

@@ -6,12 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rrlib import image_experiments, miniature, pipelines, scenes, store
 from rrlib.errors import InputError
-from rrlib.image_experiments import World
-from rrlib.image_pairs import Fit, ImageReward
-from rrlib.image_pools import CONCEPT, PoolReward, PoolRival, Shipped
-from rrlib.image_rewards import EncoderReward
+from rrlib.images import pipelines
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.miniature import scenes
+from rrlib.images.pairs import Fit, ImageReward
+from rrlib.images.rewards import EncoderReward
+from rrlib.lab import store
+from rrlib.lab.images import experiments as image_experiments
+from rrlib.lab.images.experiments import World
+from rrlib.lab.images.pools import CONCEPT, PoolReward, PoolRival, Shipped
 from rrlib.rewards import RelativeReward
 
 TINY = miniature.Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)

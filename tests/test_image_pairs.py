@@ -10,14 +10,19 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rrlib import extraction, image_extraction, image_pairs, image_rewards, miniature, pipelines
+from rrlib import extraction
+from rrlib.comparisons import Pool
 from rrlib.errors import InputError
-from rrlib.extraction import Pool
-from rrlib.image_pairs import Fit, ImageReward
-from rrlib.image_rewards import EncoderReward
-from rrlib.images import CONFIGURATIONS, Guided
+from rrlib.images import comparisons as image_extraction
+from rrlib.images import pairs as image_pairs
+from rrlib.images import pipelines
+from rrlib.images import rewards as image_rewards
+from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.pairs import Fit, ImageReward
+from rrlib.images.rewards import EncoderReward
+from rrlib.images.shards import Shards
 from rrlib.rewards import RelativeReward
-from rrlib.shards import Shards
 from rrlib.training import Progress, finish, stream
 
 WORDS = ("red", "blue", "circle", "square", "cross")

@@ -5,12 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rrlib import image_pairs, image_pools, image_weights, miniature, pipelines, scenes, store
 from rrlib.errors import InputError
-from rrlib.image_pairs import Fit
-from rrlib.image_pools import Elsewhere, ImagePool, PoolReward, PoolRival, Shipped
-from rrlib.images import CONFIGURATIONS
-from rrlib.miniature import Size
+from rrlib.images import pairs as image_pairs
+from rrlib.images import pipelines
+from rrlib.images.guided import CONFIGURATIONS
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.miniature import scenes
+from rrlib.images.miniature import weights as image_weights
+from rrlib.images.miniature.pipeline import Size
+from rrlib.images.pairs import Fit
+from rrlib.lab import store
+from rrlib.lab.images import pools as image_pools
+from rrlib.lab.images.pools import Elsewhere, ImagePool, PoolReward, PoolRival, Shipped
 from rrlib.training import Progress, stream
 
 TINY = Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)

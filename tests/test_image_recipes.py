@@ -9,10 +9,14 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch.testing import assert_close
 
-from rrlib import miniature, pipelines, scenes, store, training
+from rrlib import training
 from rrlib.errors import InputError
-from rrlib.image_recipes import LAYERS, MiniAutoencoder, MiniDiffusion, hollow
-from rrlib.miniature import Size
+from rrlib.images import pipelines
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.miniature import scenes
+from rrlib.images.miniature.pipeline import Size
+from rrlib.lab import store
+from rrlib.lab.images.recipes import LAYERS, MiniAutoencoder, MiniDiffusion, hollow
 
 TINY = Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)
 AUTOENCODER = MiniAutoencoder(TINY, scenes=64, steps=2, batch=8)

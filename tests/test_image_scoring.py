@@ -10,13 +10,15 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch.testing import assert_close
 
-from rrlib import image_pairs, miniature, pipelines
 from rrlib.errors import InputError
-from rrlib.image_pairs import ImageReward
-from rrlib.image_rewards import EncoderReward
-from rrlib.image_scoring import schedule
-from rrlib.images import Guided
-from rrlib.pictures import pictures
+from rrlib.images import pairs as image_pairs
+from rrlib.images import pipelines
+from rrlib.images.guided import Guided
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.pairs import ImageReward
+from rrlib.images.pictures import pictures
+from rrlib.images.rewards import EncoderReward
+from rrlib.images.scoring import schedule
 from rrlib.rewards import RelativeReward
 from rrlib.training import stream
 

@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import image_weights, miniature, pipelines, scenes
 from rrlib.errors import InputError
-from rrlib.image_recipes import MiniDiffusion, hollow
-from rrlib.miniature import Size
+from rrlib.images import pipelines
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.miniature import scenes
+from rrlib.images.miniature import weights as image_weights
+from rrlib.images.miniature.pipeline import Size
+from rrlib.lab.images.recipes import MiniDiffusion, hollow
 from rrlib.tensor_files import write_tensors
 
 TINY = Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)

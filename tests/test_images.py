@@ -26,9 +26,11 @@ from diffusers.pipelines.deprecated.stable_diffusion_safe import (
 from PIL import Image
 from torch.testing import assert_close
 
-from rrlib import images, miniature, pipelines
 from rrlib.errors import InputError
-from rrlib.images import CONFIGURATIONS, Guided
+from rrlib.images import guided as images
+from rrlib.images import pipelines
+from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.miniature import pipeline as miniature
 from rrlib.training import stream
 
 WORDS = ("red", "blue", "circle", "square", "cross")

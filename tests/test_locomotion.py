@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from rrlib import locomotion, store, trajectories
 from rrlib.errors import InputError
-from rrlib.locomotion import Policy
-from rrlib.locomotion_recipes import LocomotionData
-from rrlib.trajectories import Trajectories
+from rrlib.lab import store
+from rrlib.lab.locomotion.recipes import LocomotionData
+from rrlib.locomotion import world as locomotion
+from rrlib.locomotion.world import Policy
+from rrlib.plans import trajectories
+from rrlib.plans.trajectories import Trajectories
 
 SHIPPED = [
     name for name in locomotion.ENVIRONMENTS if (locomotion.POLICIES / f"{name}.json").exists()

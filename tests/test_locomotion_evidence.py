@@ -9,11 +9,14 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from rrlib import extraction, locomotion_sizes, store, training
-from rrlib import locomotion_evidence as evidence
+from rrlib import comparisons, extraction, training
 from rrlib.errors import InputError
-from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
-from rrlib.locomotion_rewards import LocomotionPool, LocomotionReward
+from rrlib.lab import store
+from rrlib.lab.locomotion import evidence
+from rrlib.lab.locomotion import presets as locomotion_sizes
+from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
+from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
+from rrlib.plans.conditioning import first_given
 
 CHOSEN = SimpleNamespace(
     episodes=3,
@@ -155,7 +158,9 @@ def test_what_is_explained_along_rollouts_is_asked_of_their_own_plans(own_store)
     found = evidence.explained_along([reward, other], run, 30, seed=4)
     plans = run.split().draw(60, training.stream(4, "along"))
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
-    asked = extraction.control_comparisons(*pair, plans[:30], plans[30:], 11, size=60, seed=4)
+    asked = comparisons.algorithm1(
+        *pair, plans[:30], plans[30:], size=60, seed=4, condition=first_given(11)
+    )
     for share, fitted in zip(found, (reward, other), strict=True):
         pool = asked.read(pair[0], "mean", fitted.place)
         wanted = extraction.explained(store.obtain(fitted).network, pool, 5)
@@ -178,7 +183,7 @@ def test_how_far_planners_are_apart_is_asked_of_first_actions(own_store):
     assert evidence.apart(pair, BASE, 30, seed=2) == 0
     data = [half.split().held_out_plans(30, 2)[0] for half in pair]
     models = [store.obtain(half) for half in pair]
-    asked = extraction.control_comparisons(*models, *data, 11, size=60, seed=2)
+    asked = comparisons.algorithm1(*models, *data, size=60, seed=2, condition=first_given(11))
     wanted = np.square(asked.expert.numpy()[:, 0, :3] - asked.base.numpy()[:, 0, :3]).mean()
     assert_allclose(evidence.apart(pair, EXPERT, 30, seed=2), wanted, rtol=1e-5)
 

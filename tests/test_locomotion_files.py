@@ -10,17 +10,15 @@ import torch
 from time_rollouts import Operators, summary, timed
 from torch.testing import assert_close
 
-from rrlib import (
-    locomotion,
-    locomotion_experiments,
-    locomotion_files,
-    locomotion_sizes,
-    store,
-    training,
-)
+from rrlib import training
 from rrlib.errors import InputError
-from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
-from rrlib.locomotion_rewards import LocomotionPool, LocomotionReward
+from rrlib.lab import store
+from rrlib.lab.locomotion import experiments as locomotion_experiments
+from rrlib.lab.locomotion import files as locomotion_files
+from rrlib.lab.locomotion import presets as locomotion_sizes
+from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
+from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
+from rrlib.locomotion import world as locomotion
 from rrlib.tensor_files import read_tensors, write_tensors
 
 ROBOTS = Path(__file__).resolve().parent.parent / "results/full/locomotion-models.safetensors"

@@ -9,24 +9,21 @@ import torch
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from rrlib import (
-    extraction,
-    locomotion,
-    locomotion_experiments,
-    locomotion_sizes,
-    store,
-    training,
-    trajectories,
-)
-from rrlib.denoisers import given, held
+from rrlib import comparisons, extraction, training
 from rrlib.errors import InputError
-from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
-from rrlib.locomotion_rewards import (
+from rrlib.lab import store
+from rrlib.lab.locomotion import experiments as locomotion_experiments
+from rrlib.lab.locomotion import presets as locomotion_sizes
+from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
+from rrlib.lab.locomotion.rewards import (
     LocomotionDiscriminator,
     LocomotionPool,
     LocomotionReward,
     LocomotionRollouts,
 )
+from rrlib.locomotion import world as locomotion
+from rrlib.plans import trajectories
+from rrlib.plans.conditioning import first_given, given, held
 
 HOPPER = locomotion.load("hopper")
 DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
@@ -110,7 +107,9 @@ def test_a_third_of_the_plans_are_what_rollouts_did():
 
 def test_a_reward_follows_first_actions_more_closely_the_more_they_weigh():
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
-    asked = extraction.control_comparisons(*pair, *held_out(300), 11, size=600, seed=8)
+    asked = comparisons.algorithm1(
+        *pair, *held_out(300), size=600, seed=8, condition=first_given(11)
+    )
     pool = asked.read(pair[0], "mean", "mu_base")
     errors = []
     for weight in (1e-4, 1e4):
@@ -123,7 +122,9 @@ def test_a_reward_follows_first_actions_more_closely_the_more_they_weigh():
 
 def test_a_reward_follows_the_difference_where_it_was_not_fitted():
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
-    asked = extraction.control_comparisons(*pair, *held_out(300), 11, size=600, seed=8)
+    asked = comparisons.algorithm1(
+        *pair, *held_out(300), size=600, seed=8, condition=first_given(11)
+    )
     pool = asked.read(pair[0], "mean", "mu_base")
     found = extraction.explained(store.obtain(REWARD).network, pool, 5)
     turned = extraction.explained(

@@ -10,32 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from rrlib import (
-    denoisers,
-    extraction,
-    locomotion,
-    locomotion_experiments,
-    locomotion_recipes,
-    locomotion_rewards,
-    locomotion_sizes,
-    rollouts,
-    rotation,
-    steering,
-    store,
-    training,
-    trajectories,
-)
-from rrlib import locomotion_evidence as evidence
-from rrlib.extraction import Comparisons
-from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
-from rrlib.locomotion_rewards import (
+from rrlib import comparisons, extraction, training
+from rrlib import diagnostics as rotation
+from rrlib import guidance as steering
+from rrlib.comparisons import Comparisons
+from rrlib.lab import store
+from rrlib.lab.locomotion import evidence
+from rrlib.lab.locomotion import experiments as locomotion_experiments
+from rrlib.lab.locomotion import presets as locomotion_sizes
+from rrlib.lab.locomotion import recipes as locomotion_recipes
+from rrlib.lab.locomotion import rewards as locomotion_rewards
+from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
+from rrlib.lab.locomotion.rewards import (
     LocomotionDiscriminator,
     LocomotionPool,
     LocomotionReward,
     LocomotionRollouts,
 )
+from rrlib.locomotion import rollouts
+from rrlib.locomotion import world as locomotion
+from rrlib.plans import conditioning, trajectories
+from rrlib.plans.conditioning import held
+from rrlib.plans.trajectories import Trajectories
 from rrlib.rewards import RelativeReward
-from rrlib.trajectories import Trajectories
 
 DATA = LocomotionData("hopper", "random", 500, seed=4), LocomotionData("hopper", "expert", 700)
 SHAPE = {"ruler": DATA, "horizon": 4, "hidden": 8, "blocks": 1, "diffusion_steps": 6}
@@ -105,9 +102,9 @@ def calls(monkeypatch):
     monkeypatch.setattr(locomotion_rewards, "save_file", lambda *_: None)
     record(training, "train", first_loss)
     record(extraction, "fit")
-    record(denoisers, "control_loss")
+    record(conditioning, "control_loss")
     record(extraction, "discriminator_loss")
-    record(extraction, "control_comparisons", lambda *a, **k: Comparisons(*[torch.zeros(1)] * 4))
+    record(comparisons, "algorithm1", lambda *a, **k: Comparisons(*[torch.zeros(1)] * 4))
     record(rollouts, "play")
     record(rollouts, "planner")
     found.asked, found.sets = asked, sets
@@ -158,11 +155,19 @@ def test_a_diffusers_network_is_the_recipes(calls):
     assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
 
 
+def held_by(condition) -> int:
+    """How many numbers of a plan, the first step's last ones, a condition puts in place."""
+    x_t, _ = condition(torch.ones(1, 3, 14), torch.zeros(1, 3, 14))
+    count = int(x_t.sum())
+    assert x_t[0, 0, 14 - count :].all()
+    return count
+
+
 def test_a_pool_asks_both_models_about_plans_of_both(calls, tmp_path):
     POOL.make(tmp_path, "cpu")
-    asked = calls.of("control_comparisons")
-    _, _, of_base, of_expert, width = asked.args
-    assert (asked.size, asked.seed, width) == (12, 3, OBSERVATION)
+    asked = calls.of("algorithm1")
+    _, _, of_base, of_expert = asked.args
+    assert (asked.size, asked.seed, held_by(asked.condition)) == (12, 3, OBSERVATION)
     assert is_of(of_base, expert=False).all() and is_of(of_expert, expert=True).all()
     assert len(of_base) == len(of_expert) == 12
     draws = training.stream(3, "data")
@@ -172,7 +177,7 @@ def test_a_pool_asks_both_models_about_plans_of_both(calls, tmp_path):
 
 def test_the_pair_is_asked_in_its_order(calls, tmp_path):
     replace(POOL, expert=OTHER).make(tmp_path, "cpu")
-    base, expert, *_ = calls.of("control_comparisons").args
+    base, expert, *_ = calls.of("algorithm1").args
     assert torch.equal(base.network.enter.weight, BASE.blank("cpu").network.enter.weight)
     assert torch.equal(expert.network.enter.weight, OTHER.blank("cpu").network.enter.weight)
 
@@ -417,14 +422,14 @@ def test_what_is_asked_of_held_out_plans(calls, monkeypatch):
         shares.append((network, pool, steps))
         return torch.full((steps,), 0.5)
 
-    monkeypatch.setattr(extraction, "control_comparisons", compare)
+    monkeypatch.setattr(comparisons, "algorithm1", compare)
     monkeypatch.setattr(extraction, "explained", explained)
     pool = replace(POOL, expert=OTHER)
     rewards = [replace(REWARD, pool=pool), replace(REWARD, pool=pool, place="x_t", target="score")]
     found = evidence.held_out(rewards, 15, seed=6)
     call = calls.of("compare")
-    *models, of_base, of_expert, width = call.args
-    assert (width, call.size, call.seed) == (OBSERVATION, 30, 6)
+    *models, of_base, of_expert = call.args
+    assert (held_by(call.condition), call.size, call.seed) == (OBSERVATION, 30, 6)
     for model, plans, half in zip(models, (of_base, of_expert), (BASE, OTHER), strict=True):
         assert torch.equal(plans, half.split().held_out_plans(15, 6)[0])
         assert torch.equal(model.network.enter.weight, half.blank("cpu").network.enter.weight)
@@ -439,8 +444,10 @@ def test_rotation_is_measured_at_the_noised_plans_of_both_halves(calls, monkeypa
     symmetric, turning = torch.eye(2), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     size, seen = {(1, "x_t"): 1.0, (1, "mu_base"): 2.0, (3, "x_t"): 3.0, (3, "mu_base"): 0.0}, []
 
-    def jacobians(base, expert, x_t, step, first, place):
-        seen.append((base, expert, x_t, step, first))
+    def jacobians(base, expert, x_t, step, place, *, condition, free):
+        assert held_by(condition) == int((~free).sum()) == OBSERVATION
+        assert free[1:].all() and not free[0, -OBSERVATION:].any()
+        seen.append((base, expert, x_t, step))
         return (symmetric + size[step, place] * turning)[None]
 
     monkeypatch.setattr(rotation, "difference_jacobians", jacobians)
@@ -451,8 +458,8 @@ def test_rotation_is_measured_at_the_noised_plans_of_both_halves(calls, monkeypa
     x0 = torch.cat([half.split().held_out_plans(5, 6)[0] for half in pair])
     draws, model = training.stream(6, "rotation"), BASE.blank("cpu")
     noised = {t: model.noise(x0, torch.full((10,), t), draws) for t in (1, 3)}
-    for *models, x_t, step, first in seen:
-        assert torch.equal(x_t, noised[step]) and torch.equal(first, x0[:, 0, 3:])
+    for *models, x_t, step in seen:
+        assert torch.equal(x_t, held(noised[step], x0[:, 0, 3:]))
         for asked, half in zip(models, pair, strict=True):
             weights = (m.network.enter.weight for m in (asked, half.blank("cpu")))
             assert torch.equal(*weights)

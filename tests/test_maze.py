@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rrlib import maze
 from rrlib.errors import InputError
+from rrlib.mazes import world as maze
 
 LAYOUTS = {
     "open": "#######/#OOOOO#/#OOGOO#/#OOOOO#/#######",

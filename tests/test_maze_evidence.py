@@ -6,9 +6,11 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from rrlib import maze, maze_evidence, metrics
+from rrlib import metrics
+from rrlib.lab.mazes import evidence as maze_evidence
+from rrlib.mazes import world as maze
+from rrlib.plans.trajectories import Normaliser
 from rrlib.rewards import RelativeReward, WindowReward
-from rrlib.trajectories import Normaliser
 
 GOAL, HORIZON = (1.0, 4.0), 8
 

@@ -7,19 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from rrlib import (
-    denoisers,
-    extraction,
-    maze,
-    maze_experiments,
-    maze_recipes,
-    maze_sizes,
-    store,
-    training,
-    trajectories,
-)
-from rrlib.extraction import Comparisons
-from rrlib.maze_recipes import (
+from rrlib import comparisons, extraction, training
+from rrlib.comparisons import Comparisons
+from rrlib.lab import store
+from rrlib.lab.mazes import experiments as maze_experiments
+from rrlib.lab.mazes import presets as maze_sizes
+from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.lab.mazes.recipes import (
     FRESH_SEED,
     MazeData,
     MazeDiffuser,
@@ -27,7 +21,9 @@ from rrlib.maze_recipes import (
     MazePool,
     MazeRewards,
 )
-from rrlib.trajectories import Normaliser, Trajectories
+from rrlib.mazes import world as maze
+from rrlib.plans import conditioning, trajectories
+from rrlib.plans.trajectories import Normaliser, Trajectories
 
 RULER, SHOWN = MazeData("umaze", None, 30, 40, 2), MazeData("umaze", (3.0, 1.0), 25, 40, 6)
 FIT = {"steps": 17, "batch": 5, "learning_rate": 0.03, "seed": 9}
@@ -81,8 +77,8 @@ def calls(monkeypatch):
     monkeypatch.setattr(maze_recipes, "save_file", lambda _, file: found.files.append(file.name))
     record(training, "train", lambda _, loss, **k: loss(training.stream(k["seed"], 1)))
     record(extraction, "fit")
-    record(denoisers, "plan_loss")
-    record(extraction, "algorithm1", lambda *a, **k: Comparisons(*[torch.zeros(1)] * 4))
+    record(conditioning, "plan_loss")
+    record(comparisons, "algorithm1", lambda *a, **k: Comparisons(*[torch.zeros(1)] * 4))
     found.of = of
     return found
 
@@ -157,7 +153,13 @@ def test_a_pool_asks_both_models_about_plans_of_both(ends, calls, tmp_path):
     replace(POOL, ends=ends).make(tmp_path, "cpu")
     asked = calls.algorithm1
     *models, of_base, of_expert = asked.args
-    assert (asked.size, asked.seed, asked.ends) == (12, 3, 4 if ends else 0)
+    assert (asked.size, asked.seed, asked.condition is not None) == (12, 3, ends)
+    if ends:
+        x_t, (told,) = asked.condition(torch.ones(1, 5, 6), torch.zeros(1, 5, 6), models[0])
+        assert not x_t.any() and [(k, one.shape) for k, one in told.known] == [
+            (0, (1, 4)),
+            (-1, (1, 4)),
+        ]
     draws = training.stream(3, "data")
     for model, plans, half in zip(models, (of_base, of_expert), (BASE, EXPERT), strict=True):
         assert torch.equal(plans, half.split().draw(12, draws))

@@ -22,9 +22,12 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from torch.testing import assert_close
 
-from rrlib import host, metrics, results, rules
-from rrlib import notebook as nb
+from rrlib import metrics
 from rrlib.errors import InputError
+from rrlib.lab import environment as host
+from rrlib.lab import notebook as nb
+from rrlib.lab import parameters as rules
+from rrlib.lab import results
 
 
 def test_settings_are_in_place_and_nothing_slow_is_imported():

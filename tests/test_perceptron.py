@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rrlib.errors import InputError
-from rrlib.perceptron import PlanPerceptron, PlanPotential
+from rrlib.plans.perceptron import PlanPerceptron, PlanPotential
 from rrlib.training import stream
 
 

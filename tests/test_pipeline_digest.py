@@ -7,9 +7,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from rrlib import miniature, pipelines
 from rrlib.errors import InputError
-from rrlib.pipeline_digest import digest
+from rrlib.images import pipelines
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.pipeline_digest import digest
 
 WORDS = ("red", "blue", "circle", "square")
 TINY = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1, tokens=8)

@@ -11,9 +11,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from rrlib import miniature, pipelines
 from rrlib.errors import InputError
-from rrlib.images import Guided
+from rrlib.images import pipelines
+from rrlib.images.guided import Guided
+from rrlib.images.miniature import pipeline as miniature
 
 TINY = miniature.Size(pixels=16, vae=(8, 16), unet=(8, 16), text=16, layers=1, tokens=8)
 UNET = "unet/diffusion_pytorch_model.safetensors"

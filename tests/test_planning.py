@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import maze, planning
-from rrlib.denoisers import Denoiser, PlanNetwork, cosine_scheduler
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.mazes import driving as planning
+from rrlib.mazes import world as maze
+from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.trajectories import Normaliser
 from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream
-from rrlib.trajectories import Normaliser
 
 EPISODES, LENGTH = 5, 49
 

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rrlib import miniature, pipelines, scenes, steering
-from rrlib.denoisers import cosine_scheduler
+from rrlib import guidance as steering
+from rrlib.images import pipelines
+from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.miniature import scenes
+from rrlib.schedules import cosine_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from rrlib import costs, recipe_costs
 from rrlib.errors import InputError
-from rrlib.locomotion_recipes import LocomotionData, LocomotionDiffuser
-from rrlib.locomotion_rewards import (
+from rrlib.lab import costs, recipe_costs
+from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
+from rrlib.lab.locomotion.rewards import (
     LocomotionDiscriminator,
     LocomotionPool,
     LocomotionReward,
     LocomotionRollouts,
 )
-from rrlib.maze_recipes import MazeData, MazeDiffuser, MazePool, MazeRewards
+from rrlib.lab.mazes.recipes import MazeData, MazeDiffuser, MazePool, MazeRewards
 
 MAZE = MazeData("open", episodes=10_000)
 MODEL = MazeDiffuser(MAZE, MAZE)

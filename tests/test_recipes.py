@@ -15,19 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rrlib import (
-    extraction,
-    maze_experiments,
-    maze_recipes,
-    maze_sizes,
-    recipes,
-    rewards,
-    sde,
-    store,
-    training,
-    trajectories,
-)
+from rrlib import comparisons, extraction, rewards, training
 from rrlib.errors import InputError
+from rrlib.lab import recipes, store
+from rrlib.lab.mazes import experiments as maze_experiments
+from rrlib.lab.mazes import presets as maze_sizes
+from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.plans import trajectories
+from rrlib.plans.conditioning import ends_given
+from rrlib.theory import sde
 
 TINY = SimpleNamespace(
     maze=("umaze",),
@@ -95,7 +91,7 @@ def test_comparisons_are_of_the_recipes_own_pair(method):
     pool = recipe.comparisons(400, seed=5)
     assert len(pool) == 400 and pool.target.dtype == torch.float64
     base, expert = recipe.pair()
-    again = extraction.compare(base, expert, pool.x, pool.t).read(base, "mean", "x_t")
+    again = comparisons.compare(base, expert, pool.x, pool.t).read(base, "mean", "x_t")
     assert_close(pool.target, again.target)
 
 
@@ -171,7 +167,9 @@ def test_a_pool_is_what_both_models_say_of_plans_of_both(ends):
     draws = training.stream(3, "data")
     data = [half.split().draw(64, draws) for half in (recipe.base, recipe.expert)]
     pair = [store.obtain(half) for half in (recipe.base, recipe.expert)]
-    literal = extraction.algorithm1(*pair, *data, size=64, seed=3, ends=4 * ends)
+    literal = comparisons.algorithm1(
+        *pair, *data, size=64, seed=3, condition=ends_given(4) if ends else None
+    )
     for name in ("x", "t", "base", "expert"):
         assert torch.equal(getattr(found, name), getattr(literal, name)), name
     if ends:
@@ -320,7 +318,8 @@ def test_a_changed_file_is_another_recipe(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from rrlib import maze_recipes, store
+from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.lab import store
 rename = os.replace
 def replace(source, target, **more):  # every file gets its name by it, checkpoints, too
     rename(source, target, **more)
@@ -352,7 +351,8 @@ def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path):
 
 SHARED = """
 import sys
-from rrlib import maze_recipes, store
+from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.lab import store
 data = [maze_recipes.MazeData("open", episodes=20, length=length) for length in (30, 31, 32, 33)]
 many = [maze_recipes.MazeDiffuser(d, d, horizon=16, steps=150, batch=4) for d in data]
 made = []

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,46 +13,19 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from importlinter.cli import lint_imports
 from normalise import written
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import rrlib
-from rrlib import host
-from rrlib.results import published
+from rrlib.lab import environment as host
+from rrlib.lab.results import published
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FLOORS = [
-    {"errors", "host"},
-    {"disk", "keys", "costs", "schedules", "plan_networks"},
-    {"tensor_files", "hdf5", "recipe_costs", "pipeline_checks"},
-    {"data_files", "pipeline_files"},
-    {
-        "results",
-        "store",
-        "metrics",
-        "plots",
-        "maze_sizes",
-        "locomotion_sizes",
-        "image_sizes",
-        "perceptron",
-    }
-    | {"denoisers", "rewards", "training", "trajectories", "pipelines", "shards"}
-    | {"pictures", "pipeline_digest"},
-    {"rules", "maze", "locomotion", "images", "scenes", "miniature", "sde", "fields", "pools"}
-    | {"reward_files", "image_rewards", "image_weights"},
-    {"comparisons"},
-    {"extraction", "steering", "rotation", "image_extraction", "image_scoring"},
-    {"notebook", "recipes", "planning", "rollouts", "gaits", "maze_evidence", "image_pairs"}
-    | {"image_evidence", "image_checks"},
-    {"maze_recipes", "locomotion_recipes", "image_recipes"},
-    {"maze_experiments", "locomotion_rewards", "image_pools"},
-    {"locomotion_experiments", "locomotion_evidence", "image_experiments"},
-    {"locomotion_files"},
-]
 # Distributions whose import has another name.
 MODULES = {
     "gymnasium-robotics": "gymnasium_robotics",
@@ -140,7 +114,7 @@ def test_rrlib_imports_only_what_it_declares():
     modules = {MODULES.get(name, name) for name in declared}
     # IPython is there wherever a notebook runs, and only notebook's card uses it.
     allowed = modules | {"rrlib", "IPython"} | sys.stdlib_module_names
-    for path in sorted((ROOT / "rrlib").glob("*.py")):
+    for path in sorted((ROOT / "rrlib").rglob("*.py")):
         roots = {name.partition(".")[0] for name in imports(ast.parse(path.read_text("utf-8")))}
         assert roots <= allowed, f"{path.name}: {roots - allowed}"
 
@@ -148,13 +122,54 @@ def test_rrlib_imports_only_what_it_declares():
 # The house -------------------------------------------------------------------------------------
 
 
-def test_rooms_import_only_from_floors_below():
-    floor = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-    for path in sorted((ROOT / "rrlib").glob("[!_]*.py")):
-        assert path.stem in floor, f"{path.name} is on no floor"
-        for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
-            if name.startswith("rrlib.") and (room := name.split(".")[1]) in floor:
-                assert floor[room] < floor[path.stem], f"{path.stem} imports {room}"
+def test_the_house_keeps_its_import_rules(capsys):
+    """They are in pyproject.toml, with their reasons."""
+    kept = lint_imports(config_filename=str(ROOT / "pyproject.toml"), is_debug_mode=False) == 0
+    assert kept, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("rewards", "from rrlib.plans import networks"),
+        ("extraction", "from rrlib.lab import store"),
+        ("mazes/world", "from rrlib.locomotion import world"),
+        ("images/guided", "import rrlib.lab.environment"),
+        ("theory/fields", "from rrlib.plans.trajectories import Trajectories"),
+        ("lab/mazes/presets", "from rrlib.lab.images import presets"),
+        ("errors", "from rrlib import disk"),
+    ],
+)
+def test_a_broken_import_rule_is_seen(room, line, tmp_path):
+    shutil.copytree(ROOT / "rrlib", tmp_path / "rrlib", ignore=shutil.ignore_patterns("*.safe*"))
+    with (tmp_path / f"rrlib/{room}.py").open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}\n")
+    command = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    told = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 1 and "BROKEN" in told.stdout, told.stdout + told.stderr
+
+
+def test_a_stranger_gets_no_settings_and_no_laboratory():
+    """What is no part of the book's laboratory sets no variable of its user's process."""
+    rooms = [p.relative_to(ROOT).with_suffix("") for p in sorted((ROOT / "rrlib").rglob("*.py"))]
+    names = [
+        ".".join(room.parts).removesuffix(".__init__") for room in rooms if "lab" not in room.parts
+    ]
+    code = "import os\nbefore = dict(os.environ)\n" + "".join(f"import {name}\n" for name in names)
+    code += "import sys\nchanged = set(os.environ.items()) ^ set(before.items())\n"
+    # Libraries of others may set what they like for themselves.
+    code += f"print(sorted(name for name, _ in changed if name in {sorted(host.SETTINGS)}))\n"
+    code += "print([name for name in sys.modules if name.startswith('rrlib.lab')])"
+    bare = {name: value for name, value in os.environ.items() if name not in host.SETTINGS}
+    told = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True)
+    assert told.stdout.splitlines()[-2:] == ["[]", "[]"], told.stdout + told.stderr
 
 
 def test_nothing_here_unpickles():

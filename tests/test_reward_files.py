@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from rrlib import reward_files
+from rrlib import files as reward_files
 from rrlib.errors import InputError
-from rrlib.rewards import ConditionalReward, PlanValue, RelativeReward, WindowReward
+from rrlib.plans.networks import PlanValue
+from rrlib.rewards import ConditionalReward, RelativeReward, WindowReward
 from rrlib.tensor_files import write_tensors
 from rrlib.training import stream
 

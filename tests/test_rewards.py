@@ -7,10 +7,10 @@ from torch.testing import assert_close
 
 from rrlib import extraction
 from rrlib.errors import InputError
-from rrlib.perceptron import PlanPotential
+from rrlib.plans.networks import PlanValue
+from rrlib.plans.perceptron import PlanPotential
 from rrlib.rewards import (
     ConditionalReward,
-    PlanValue,
     RelativeReward,
     Rescaled,
     WindowReward,

@@ -16,11 +16,16 @@ import torch
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from rrlib import locomotion, rollouts, steering
-from rrlib.denoisers import Denoiser, PlanNetwork, cosine_scheduler, given
+from rrlib import guidance as steering
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.locomotion import rollouts
+from rrlib.locomotion import world as locomotion
+from rrlib.plans.conditioning import given, hold
+from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.trajectories import Normaliser
+from rrlib.schedules import cosine_scheduler
 from rrlib.training import derived_seed, stream
-from rrlib.trajectories import Normaliser
 
 HOPPER = locomotion.load("hopper")
 GAINS = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
@@ -217,7 +222,8 @@ def test_a_worker_that_is_killed_is_named_and_no_process_is_left(monkeypatch):
 
 KILLED = """
 import os, signal
-from rrlib import locomotion, rollouts
+from rrlib.locomotion import world as locomotion
+from rrlib.locomotion import rollouts
 def plan(observations, episodes):
     os.kill(os.getpid(), signal.SIGKILL)
 if __name__ == "__main__":
@@ -254,7 +260,9 @@ OBSERVATIONS = np.random.default_rng(1).normal(size=(3, 11)).astype(np.float32)
 
 
 def plans(model: Denoiser, first: torch.Tensor, **guidance) -> np.ndarray:
-    made = steering.sample(given(model, first), (3, 8, 14), stream(4, 0), first=first, **guidance)
+    made = steering.sample(
+        given(model, first), (3, 8, 14), stream(4, 0), keep=hold(first), **guidance
+    )
     return NORMALISER.denormalise(made.numpy())[..., :3]
 
 

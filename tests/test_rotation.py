@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import rotation
-from rrlib.denoisers import Denoiser, cosine_scheduler
+from rrlib import diagnostics as rotation
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.plans.conditioning import first_given, held
+from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream
 
 DRAWS = stream(0, 0)
@@ -30,6 +32,14 @@ def planner(matrix: torch.Tensor) -> Denoiser:
 BASE, EXPERT = map(planner, MATRICES)
 
 
+def jacobians(step: int, place: str) -> torch.Tensor:
+    """Of planners that are given the first observation, to all other numbers."""
+    free = torch.ones(H, D, dtype=torch.bool)
+    free[0, -DO:] = False
+    options = {"condition": first_given(DO), "free": free}
+    return rotation.difference_jacobians(BASE, EXPERT, held(X, FIRST), step, place, **options)
+
+
 def test_a_share_is_known_for_gradients_rotations_and_noise():
     assert rotation.rotational_share(MATRICES + MATRICES.mT) == 0
     assert_close(rotation.rotational_share(MATRICES - MATRICES.mT).item(), 1.0)
@@ -39,7 +49,7 @@ def test_a_share_is_known_for_gradients_rotations_and_noise():
 
 @pytest.mark.parametrize("step", [3, 9])
 def test_jacobians_at_x_t_are_those_of_the_linear_models(step):
-    found = rotation.difference_jacobians(BASE, EXPERT, X, step, FIRST, "x_t")
+    found = jacobians(step, "x_t")
     t = torch.tensor([step])
     per_x0 = BASE.mean_from_x0(torch.ones(1), torch.zeros(1), t).item()
     wanted = per_x0 * (MATRICES[1] - MATRICES[0])[FREE_ROWS][:, FREE_ROWS]
@@ -50,7 +60,7 @@ def test_jacobians_at_x_t_are_those_of_the_linear_models(step):
 
 def test_jacobians_at_mu_base_are_differences_along_the_bases_mean():
     """d(mu_2 - mu_1) = J d mu_1 for a small move of x_t, whatever the move."""
-    found = rotation.difference_jacobians(BASE, EXPERT, X, 5, FIRST, "mu_base")
+    found = jacobians(5, "mu_base")
     move = torch.zeros(4, N, dtype=torch.float64)
     move[:, FREE_ROWS] = torch.randn(4, FREE, generator=DRAWS, dtype=torch.float64)
     t = torch.tensor([5])
@@ -68,4 +78,15 @@ def test_jacobians_at_mu_base_are_differences_along_the_bases_mean():
 @pytest.mark.parametrize("step", [-1, 10])
 def test_a_step_out_of_range_is_refused(step):
     with pytest.raises(InputError, match=f"step={step} is not allowed: a step from 0 to 9"):
-        rotation.difference_jacobians(BASE, EXPERT, X, step, FIRST, "x_t")
+        jacobians(step, "x_t")
+
+
+def test_without_a_condition_every_number_moves():
+    plain = [
+        Denoiser(lambda x, t, m=m: (x.flatten(1) @ m.T).reshape(x.shape), BASE.scheduler)
+        for m in MATRICES
+    ]
+    found = rotation.difference_jacobians(*plain, X, 3, "x_t")
+    per_x0 = BASE.mean_from_x0(torch.ones(1), torch.zeros(1), torch.tensor([3])).item()
+    assert found.shape == (4, N, N)
+    assert_close(found[0], per_x0 * (MATRICES[1] - MATRICES[0]), rtol=1e-5, atol=1e-6)

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rrlib import costs, image_sizes, rules
-from rrlib import notebook as nb
 from rrlib.errors import InputError
+from rrlib.lab import costs
+from rrlib.lab import notebook as nb
+from rrlib.lab import parameters as rules
+from rrlib.lab.images import presets as image_sizes
 
 # What IPython itself puts into a notebook's globals.
 KERNEL = {"In": ["", "seed = 0"], "Out": {}, "get_ipython": print, "exit": print, "_": "", "nb": nb}

@@ -58,8 +58,8 @@ def checkout(tmp_path: Path) -> Path:
         **{name: "" for name in ("_config.yml", "_toc.yml", "requirements.lock", "book/intro.md")},
         "rrlib/room.py": "",
         "rrlib/deep/room.py": "",
-        "rrlib/policies/hopper.safetensors": "",
-        "rrlib/miniature_weights/pipeline/unet/weights": "",
+        "rrlib/locomotion/policies/hopper.safetensors": "",
+        "rrlib/images/miniature/files/pipeline/unet/weights": "",
         "results/full/images-safe.safetensors": "",
         "results/full/maze2d-rewards.safetensors": "",
         "results/full/maze2d.json": "{}",
@@ -99,8 +99,8 @@ def test_a_run_makes_again_what_has_changed(checkout, capfd):
         ("results/full/maze2d.json", '{"accepted": 1}', book),
         ("results/full/new.json", "{}", book),
         ("workflow/watch.py", "# changed", book),
-        ("rrlib/policies/hopper.safetensors", "other", {"08"} | book),
-        ("rrlib/miniature_weights/pipeline/unet/weights", "other", {"12"} | book),
+        ("rrlib/locomotion/policies/hopper.safetensors", "other", {"08"} | book),
+        ("rrlib/images/miniature/files/pipeline/unet/weights", "other", {"12"} | book),
         ("results/full/images-safe.safetensors", "other", {"12"} | book),
         ("results/full/maze2d-rewards.safetensors", "other", {"14"} | book),
         ("rrlib/deep/room.py", "x = 1", everything),
@@ -119,9 +119,9 @@ def test_a_run_makes_again_what_has_changed(checkout, capfd):
 def reached(names: set[str]) -> set[str]:
     """The rooms of rrlib that some imports lead to."""
     found: set[str] = set()
-    while rooms := {name.split(".")[1] for name in names if name.startswith("rrlib.")} - found:
+    while rooms := {name for name in names if name.startswith("rrlib.")} - found:
         found |= rooms
-        paths = [ROOT / "rrlib" / f"{room}.py" for room in rooms]
+        paths = [ROOT / f"{room.replace('.', '/')}.py" for room in rooms]
         names = {name for path in paths if path.exists() for name in imported(path)}
     return found
 
@@ -138,11 +138,13 @@ def test_the_graph_knows_what_shipped_files_chapters_read():
         code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
         rooms = reached(imports(ast.parse(code)))
         wanted = set(re.findall(r"results/full/[\w*-]+\.safetensors", code))
-        wanted |= {"rrlib/policies/*"} if "locomotion" in rooms else set()
-        wanted |= {"shipped/MazeDiffuser/*/*"} if "maze_recipes" in rooms else set()
-        wanted |= {"shipped/LocomotionDiffuser/*/*"} if "locomotion_recipes" in rooms else set()
-        if "image_experiments" in rooms:
-            wanted |= {"rrlib/miniature_weights/**/*", "results/full/images-*.safetensors"}
+        wanted |= {"rrlib/locomotion/policies/*"} if "rrlib.locomotion.world" in rooms else set()
+        wanted |= {"shipped/MazeDiffuser/*/*"} if "rrlib.lab.mazes.recipes" in rooms else set()
+        wanted |= (
+            {"shipped/LocomotionDiffuser/*/*"} if "rrlib.lab.locomotion.recipes" in rooms else set()
+        )
+        if "rrlib.lab.images.experiments" in rooms:
+            wanted |= {"rrlib/images/miniature/files/**/*", "results/full/images-*.safetensors"}
         assert set(told.get(path.stem, [])) == wanted, path.stem
     for patterns in told.values():
         assert all(any(ROOT.glob(pattern)) for pattern in patterns)

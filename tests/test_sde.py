@@ -10,9 +10,9 @@ from scipy.integrate import quad, solve_ivp
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torch.testing import assert_close
 
-from rrlib.denoisers import cosine_scheduler
 from rrlib.errors import InputError
-from rrlib.sde import (
+from rrlib.schedules import cosine_scheduler
+from rrlib.theory.sde import (
     OU,
     SDE,
     VP,

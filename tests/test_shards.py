@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rrlib import shards
 from rrlib.errors import InputError
-from rrlib.image_extraction import generate
-from rrlib.shards import Shards
+from rrlib.images import shards
+from rrlib.images.comparisons import generate
+from rrlib.images.shards import Shards
 
 PROMPTS = ["a", "b", "c", "d", "e"]
 OPTIONS = {"batch": 2, "seed": 0}

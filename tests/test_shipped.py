@@ -9,8 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rrlib import image_pairs, image_weights, locomotion, locomotion_files, reward_files
+from rrlib import files as reward_files
 from rrlib.errors import InputError
+from rrlib.images import pairs as image_pairs
+from rrlib.images.miniature import weights as image_weights
+from rrlib.lab.locomotion import files as locomotion_files
+from rrlib.locomotion import world as locomotion
 from rrlib.tensor_files import read_tensors
 
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"

@@ -10,7 +10,9 @@ import pytest
 import ship_diffusers
 import yaml
 
-from rrlib import keys, locomotion_experiments, maze_experiments, store
+from rrlib.lab import keys, store
+from rrlib.lab.locomotion import experiments as locomotion_experiments
+from rrlib.lab.mazes import experiments as maze_experiments
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = sorted(path.parent for path in store.SHIPPED.glob("*/*/manifest.json"))

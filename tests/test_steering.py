@@ -8,11 +8,13 @@ from diffusers import DDPMScheduler
 from torch import nn
 from torch.testing import assert_close
 
-from rrlib.denoisers import Denoiser, cosine_scheduler, kept_steps
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.guidance import ExactDifference, denoise, sample
+from rrlib.plans.conditioning import hold
 from rrlib.rewards import RelativeReward, WindowReward
-from rrlib.sde import GaussianMixture, log_ratio
-from rrlib.steering import ExactDifference, denoise, sample
+from rrlib.schedules import cosine_scheduler, kept_steps
+from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
 
 STEPS = 20
@@ -215,7 +217,7 @@ def test_what_is_held_is_in_its_place_at_every_step():
     model = Denoiser(lambda x, t: 0.5 * network(x), SCHEDULER)
     first = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
     start = torch.randn(3, 4, 5, generator=stream(0, 0), dtype=torch.float64)
-    steps = list(denoise(model, start, stream(1, 0), first=first))
+    steps = list(denoise(model, start, stream(1, 0), keep=hold(first)))
     assert torch.equal(steps[0][1], start)
     for _, x in steps[1:]:
         assert torch.equal(x[:, 0, 3:], first)

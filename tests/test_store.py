@@ -20,8 +20,10 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from rrlib import disk, host, keys, store
+from rrlib import disk
 from rrlib.errors import InputError
+from rrlib.lab import environment as host
+from rrlib.lab import keys, store
 
 ROOT = Path(__file__).resolve().parent.parent
 # Children that begin where this process is: they need not import torch first.
@@ -692,10 +694,11 @@ def test_the_commit_is_our_own_or_none(stranger, monkeypatch):
     ours = COMMIT()
     for inside in ("venv/lib/site-packages", "."):
         place = stranger / inside / "rrlib"
-        place.mkdir(parents=True)
-        shutil.copy(ROOT / "rrlib" / "__init__.py", place)
-        shutil.copy(ROOT / "rrlib" / "host.py", place)
-        show = [sys.executable, "-B", "-c", "from rrlib import host; print(host.commit())"]
+        (place / "lab").mkdir(parents=True)
+        for name in ("__init__.py", "lab/__init__.py", "lab/environment.py"):
+            shutil.copy(ROOT / "rrlib" / name, place / name)
+        told = "from rrlib.lab import environment; print(environment.commit())"
+        show = [sys.executable, "-B", "-c", told]
         environment = {**os.environ, "PYTHONPATH": str(place.parent)}
         told = subprocess.run(show, env=environment, capture_output=True, text=True, cwd=stranger)
         assert told.stdout.strip() == "None", told.stderr
@@ -705,13 +708,13 @@ def test_the_commit_is_our_own_or_none(stranger, monkeypatch):
 
 
 def test_the_commit_is_the_one_that_is_checked_out(stranger, monkeypatch):
-    place = stranger / "rrlib"
-    place.mkdir()
-    shutil.copy(ROOT / "rrlib" / "host.py", place)
+    place = stranger / "rrlib/lab"
+    place.mkdir(parents=True)
+    shutil.copy(ROOT / "rrlib/lab/environment.py", place)
     git(stranger, "add", ".")
     git(stranger, "commit", "-qm", "ours")
     monkeypatch.setattr(host, "CHECKOUT", stranger.resolve())
-    monkeypatch.setattr(host, "__file__", str(place / "host.py"))
+    monkeypatch.setattr(host, "__file__", str(place / "environment.py"))
     assert COMMIT() == git(stranger, "rev-parse", "HEAD")
     (stranger / "theirs").write_text("changed")
     assert COMMIT() == git(stranger, "rev-parse", "HEAD") + "-dirty"
@@ -830,7 +833,7 @@ def test_what_another_process_makes_is_left_for_later(tmp_path, monkeypatch):
     assert logs == [["made"], ["made"]]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "rrlib").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "rrlib").rglob("*.py")), ids=str)
 def test_no_room_can_read_or_write_a_pickle(path):
     for node in ast.walk(ast.parse(path.read_text())):
         names = []

@@ -10,8 +10,8 @@ from minari.data_collector import EpisodeBuffer
 from safetensors.numpy import load_file, save_file
 from sklearn.preprocessing import MinMaxScaler
 
-from rrlib import trajectories as tr
 from rrlib.errors import InputError
+from rrlib.plans import trajectories as tr
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 

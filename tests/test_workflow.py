@@ -14,7 +14,7 @@ from scoreboard import read, table
 from verify import TOLERANCES, report, summary
 
 from rrlib.errors import InputError
-from rrlib.results import publish
+from rrlib.lab.results import publish
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from rrlib import plots, sde
+from rrlib.lab import plots
+from rrlib.theory import sde
 
 
 def draw(path: Path) -> None:

@@ -2,10 +2,11 @@
 
     python workflow/recipe_code.py
 
-An artefact's key holds its recipe's `code_version`, not its code (`rrlib/store.py` says why). So
-that nobody forgets to raise it, `tests/test_recipe_code.py` compares a digest of each recipe's code
-with the one that was accepted last. The digest is of the syntax trees of all that a recipe reaches
-by name inside rrlib, without docstrings, annotations and messages, and the same in every Python.
+An artefact's key holds its recipe's `code_version`, not its code (`rrlib/lab/store.py` says why).
+So that nobody forgets to raise it, `tests/test_recipe_code.py` compares a digest of each recipe's
+code with the one that was accepted last. The digest is of the syntax trees of all that a recipe
+reaches by name inside rrlib, without docstrings, annotations and messages, and the same in every
+Python.
 This script only parses: it imports nothing of rrlib.
 """
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ACCEPTED = ROOT / "tests" / "recipe_code.json"
 COMMAND = "python workflow/recipe_code.py"
 # They keep what is made and do not shape it.
-KEEPERS = {"store", "keys", "disk", "tensor_files", "errors", "host"}
+KEEPERS = {"lab.store", "lab.keys", "lab.environment", "disk", "tensor_files", "errors"}
 # What a Python's parser adds, or leaves out, without a change of meaning.
 UNIMPORTANT = {"type_params", "type_comment", "kind", "ctx", "type_ignores"}
 ANNOTATIONS = {"annotation", "returns"}

@@ -21,7 +21,7 @@ from watch import locked, start
 
 from rrlib.disk import atomic
 from rrlib.errors import InputError
-from rrlib.store import fresh
+from rrlib.lab.store import fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rrlib import disk
 from rrlib.errors import InputError
-from rrlib.results import meets, validate_result
+from rrlib.lab.results import meets, validate_result
 
 HEADER = ("quantity", "paper", "ours (95 % interval)", "bar", "profile", "hardware")
 PROFILES = ("quick", "full", "paper")

@@ -11,7 +11,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from rrlib import disk, store
+from rrlib import disk
+from rrlib.lab import store
 
 KINDS = ("MazeDiffuser", "LocomotionDiffuser")
 

@@ -1,4 +1,4 @@
-"""Train the miniature by its recipe, or load it, and write `rrlib/miniature_weights/`.
+"""Train the miniature by its recipe, or load it, and write `rrlib/images/miniature/files/`.
 
     python workflow/ship_miniature.py
 
@@ -9,8 +9,9 @@ what they can do is measured in chapter 11.
 import shutil
 from dataclasses import asdict
 
-from rrlib import image_weights, store
-from rrlib.image_recipes import MiniDiffusion, hollow
+from rrlib.images.miniature import weights as image_weights
+from rrlib.lab import store
+from rrlib.lab.images.recipes import MiniDiffusion, hollow
 
 TOLD = ("cpu_seconds", "device", "commit", "versions")  # of an artefact's manifest
 

@@ -1,4 +1,5 @@
-"""Choose snapshots that `train_policies.py` made, measure them, and write `rrlib/policies/`.
+"""Choose snapshots that `train_policies.py` made, measure them, and write them to
+`rrlib/locomotion/policies/`.
 
     python workflow/ship_policies.py hopper --runs _run/policies
 
@@ -16,8 +17,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from rrlib import disk, locomotion
-from rrlib.locomotion import Actor, Environment, Policy
+from rrlib import disk
+from rrlib.locomotion import world as locomotion
+from rrlib.locomotion.world import Actor, Environment, Policy
 
 MEDIUM = 40.0  # normalised score; D4RL's medium policies have 42 to 62
 SNAPSHOTS = 11  # at most, of the replay

@@ -17,8 +17,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rrlib import locomotion, locomotion_files, results, rollouts, rules
 from rrlib.errors import InputError
+from rrlib.lab import parameters as rules
+from rrlib.lab import results
+from rrlib.lab.locomotion import files as locomotion_files
+from rrlib.locomotion import rollouts
+from rrlib.locomotion import world as locomotion
 
 MODELS = Path(__file__).resolve().parent.parent / "results/full/locomotion-models.safetensors"
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from watch import locked, start
 
-from rrlib import locomotion, locomotion_files
+from rrlib.lab.locomotion import files as locomotion_files
+from rrlib.locomotion import world as locomotion
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "_run" / "verify"

@@ -1,0 +1,71 @@
+"""How much of a difference of two models no reward can follow: the rotation in its Jacobian.
+
+A gradient's Jacobian is symmetric. What is antisymmetric in the difference field's own turns it in
+circles, and the share of the Jacobian's energy that it holds is measured at points, exactly.
+"""
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from rrlib.comparisons import Condition, check_schedules
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.rewards import Place
+
+
+def rotational_share(jacobians: Tensor) -> Tensor:
+    """Energy of the antisymmetric half over the whole energy, [], of Jacobians [N, d, d].
+
+    0 for a gradient, 1 for a pure rotation, about 1/2 if the entries have nothing to do with each
+    other.
+    """
+    turning = (jacobians - jacobians.mT) / 2
+    return turning.square().sum() / jacobians.square().sum()
+
+
+def difference_jacobians(
+    base: Denoiser,
+    expert: Denoiser,
+    x_t: Tensor,
+    step: int,
+    place: Place,
+    *,
+    condition: Condition | None = None,
+    free: Tensor | None = None,
+) -> Tensor:
+    """d (expert's mean - base's mean) / dx, [B, n, n].
+
+    Args:
+        base, expert: models of one schedule.
+        x_t: noised samples, [B, ...]; of what the models are given they hold the values.
+        step: t.
+        place: x is "x_t", or "mu_base" (the chain rule turns one into the other).
+        condition: gives both models a part of each x_t, see `comparisons.algorithm1`.
+        free: bool [...], the numbers of a sample that can move, n of them; None takes all.
+
+    Raises:
+        InputError: `step` is no step of the schedule, or models of two schedules.
+    """
+    check_schedules(base, expert)
+    if not 0 <= step < base.steps:
+        raise InputError(
+            f"step={step} is not allowed: a step from 0 to {base.steps - 1} is needed."
+        )
+    t = torch.tensor([step], device=x_t.device)
+    moving = torch.ones_like(x_t[0], dtype=torch.bool) if free is None else free.to(x_t.device)
+    numbers = moving.flatten().nonzero().squeeze(1)
+
+    def means(x: Tensor) -> Tensor:
+        """Both models' means of one sample [...], [2, n] of the numbers that can move."""
+        x = x[None]
+        models = (base, expert)
+        if condition:
+            x, models = condition(x, x, *models)
+        return torch.stack([model.mean(x, t).flatten()[numbers] for model in models])
+
+    found = vmap(jacrev(means))(x_t).flatten(3)[..., numbers]  # [B, 2, n, n]
+    mine, other = found.unbind(1)
+    if place == "x_t":
+        return other - mine
+    return torch.linalg.solve(mine, other - mine, left=False)

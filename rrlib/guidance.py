@@ -1,0 +1,196 @@
+"""Guided sampling of any denoiser by any relative reward."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rrlib.comparisons import check_schedules
+from rrlib.denoisers import Denoiser, between
+from rrlib.errors import InputError
+from rrlib.rewards import Place, RelativeReward
+from rrlib.schedules import kept_steps, narrow, wide
+
+Onto = Literal["mean", "x_t"]
+
+
+@dataclass(frozen=True)
+class ExactDifference:
+    """The difference of two models' means itself, in a reward's place: no potential is fitted.
+
+    Added to the base's mean with weight 1 it makes the expert's step; no reward can follow the
+    difference more closely, so it is the ceiling of all of them.
+
+    Attributes:
+        base, expert: diffusion models of one schedule.
+    """
+
+    base: Denoiser
+    expert: Denoiser
+    target = "mean"
+    place = "x_t"
+
+    def __post_init__(self):
+        check_schedules(self.base, self.expert)
+
+    @property
+    def steps(self) -> int:
+        """T of their schedule."""
+        return self.base.steps
+
+    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """Expert's mean minus base's at (x, t), [B, ...]."""
+        with torch.no_grad():
+            return self.expert.mean(x, t) - self.base.mean(x, t)
+
+
+def denoise(
+    denoiser: Denoiser,
+    start: Tensor,
+    generator: torch.Generator,
+    *,
+    reward: RelativeReward | ExactDifference | None = None,
+    weight: float | Tensor = 1.0,
+    place: Place | None = None,
+    anyway: bool = False,
+    onto: Onto = "mean",
+    until: int = 0,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    denoising: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Ancestral sampling from noise; yields (t, x_t) from (T - 1, start) to (-1, the sample).
+
+    A step draws x_{t-1} ~ N(mu + w c_t grad rho, sigma_t^2), which is Eq. 5 discretised: c_t turns
+    a score difference into a mean difference (1 if rho was fitted to means already).
+    With w = 1 and an exact reward the step is the expert's own.
+
+    Args:
+        denoiser: the base.
+        start: noise, [B, ...], standard normal.
+        generator: of the noise of the steps.
+        reward: steers; None samples the base itself.
+        weight: guidance scale w, at least 0; one for all or, [B], one for each.
+        place: where grad rho is taken, "x_t" or "mu_base"; None takes the reward's own.
+        anyway: allow a place other than the one where the reward was fitted.
+        onto: what the gradient is added to: the "mean" of the step (Eq. 5), or, as the authors'
+            code has it, "x_t" before the mean is computed (at "x_t" then, too).
+        until: the last t that is steered (the authors' t_stopgrad); 0 steers every step.
+        keep: what every x_t is put through, such as `plans.conditioning.hold` of what the denoiser
+            was given; None changes nothing.
+        denoising: steps taken, spaced evenly over the T (`schedules.kept_steps`); None takes all.
+            A longer step is steered by the same shift of x0.
+
+    Raises:
+        InputError: `weight` negative or not finite, the place is not the reward's, `until` is no
+            step of the schedule, `denoising` is too few or too many, or `onto` is unknown or wants
+            another place.
+    """
+    place, steps = check(denoiser, reward, weight, place, anyway, onto, until, denoising)
+    if isinstance(weight, Tensor):
+        weight = weight.reshape(-1, *[1] * (start.ndim - 1)).to(start)
+    steers = reward and (weight.any() if isinstance(weight, Tensor) else weight)
+    guide = _Guide(reward, weight, place, onto, until) if steers else None
+    return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
+
+
+def check(
+    denoiser: Denoiser,
+    reward: RelativeReward | ExactDifference | None = None,
+    weight: float | Tensor = 1.0,
+    place: Place | None = None,
+    anyway: bool = False,
+    onto: Onto = "mean",
+    until: int = 0,
+    denoising: int | None = None,
+) -> tuple[Place | None, list[int]]:
+    """Where the gradient is taken, and the steps taken; InputError if `denoise` would refuse."""
+    if reward and reward.steps not in (None, denoiser.steps):
+        raise InputError(
+            f"reward: {reward.steps} diffusion steps are not allowed: it was fitted on another "
+            f"schedule than the denoiser's of {denoiser.steps}, and one for both is needed."
+        )
+    if reward and reward.target == "score":
+        denoiser.mean_per_score(torch.zeros(1, dtype=torch.long), torch.zeros(1))
+    for scale in weight.tolist() if isinstance(weight, Tensor) else [weight]:
+        if not 0 <= scale < float("inf"):
+            raise InputError(
+                f"weight={scale} is not allowed: a finite number of at least 0 is needed."
+            )
+    if place not in (None, *get_args(Place)):
+        allowed = " or ".join(map(repr, get_args(Place)))
+        raise InputError(f"place={place!r} is not allowed: {allowed} is needed.")
+    if reward and place not in (None, reward.place) and not anyway:
+        raise InputError(
+            f"place={place!r} is not allowed: this reward was fitted at {reward.place!r}; "
+            "say anyway=True to take its gradient elsewhere."
+        )
+    place = place or (reward.place if reward else None)
+    if onto not in get_args(Onto):
+        allowed = " or ".join(map(repr, get_args(Onto)))
+        raise InputError(f"onto={onto!r} is not allowed: {allowed} is needed.")
+    if onto == "x_t" and place == "mu_base":
+        raise InputError("onto='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
+    if not 0 <= until < denoiser.steps:
+        raise InputError(
+            f"until={until} is not allowed: a step from 0 to {denoiser.steps - 1} is needed."
+        )
+    return place, kept_steps(denoiser.steps, denoiser.steps if denoising is None else denoising)
+
+
+@dataclass(frozen=True, eq=False)
+class _Guide:
+    reward: RelativeReward | ExactDifference
+    weight: float | Tensor
+    place: Place
+    onto: Onto
+    until: int
+
+    def shift(self, denoiser: Denoiser, point: Tensor, t: Tensor) -> Tensor:
+        """w c_t grad rho at a point."""
+        unit = denoiser.mean_per_score(t, point) if self.reward.target == "score" else 1.0
+        return self.weight * unit * self.reward.gradient(point, t)
+
+
+def _denoise(denoiser, x, generator, steps, guide, keep):
+    yield denoiser.steps - 1, x
+    x = keep(x)
+    for step, before in pairwise([*steps, -1]):
+        x = keep(_step(denoiser, x, step, before, generator, guide, keep))
+        yield before, x
+
+
+@torch.no_grad()
+def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Callable) -> Tensor:
+    t = torch.full((len(x),), step, device=x.device)
+    steered = guide is not None and step >= guide.until
+    if steered and guide.onto == "x_t":
+        x = keep(narrow(x + guide.shift(denoiser, x, t), x))
+    x0 = denoiser.answer(x, t)
+    mean, deviation = between(denoiser, x0, x, step, before)
+    if steered and guide.onto == "mean":
+        one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
+        shift = guide.shift(denoiser, x if guide.place == "x_t" else narrow(one, x), t)
+        mean = mean + shift * _lengthened(denoiser, x, step, before)
+    draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return narrow(mean + deviation * draw, x)
+
+
+def _lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Tensor:
+    """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1, []."""
+    zero = like.new_zeros((), dtype=wide(like))
+    far, near = (between(denoiser, zero + 1, zero, step, to)[0] for to in (before, step - 1))
+    return far / near
+
+
+def sample(
+    denoiser: Denoiser, shape: tuple[int, ...], generator: torch.Generator, **guidance
+) -> Tensor:
+    """Samples of x_0, [B, ...]: the end of `denoise` from fresh noise; same keywords."""
+    dtype = guidance.pop("dtype", torch.float32)
+    start = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+    for _, x in denoise(denoiser, start, generator, **guidance):
+        last = x
+    return last

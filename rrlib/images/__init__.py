@@ -1,0 +1,1 @@
+"""Text-to-image pipelines: guided samplers, their comparisons, and rewards of images."""

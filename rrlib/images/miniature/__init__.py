@@ -1,0 +1,1 @@
+"""A text-to-image pipeline of Stable Diffusion's classes, small, of rendered scenes."""

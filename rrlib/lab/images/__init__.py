@@ -1,0 +1,1 @@
+"""What the chapters about images make and measure."""

@@ -1,0 +1,1 @@
+"""What the chapters about robots make and measure."""

@@ -1,0 +1,198 @@
+"""Recipes of locomotion: data and diffusion models. Defaults are sizes for a CPU."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rrlib import schedules, training
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.lab import recipe_costs, recipes, store
+from rrlib.lab.recipes import Split
+from rrlib.locomotion import world as locomotion
+from rrlib.plans import conditioning, networks, trajectories
+from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.perceptron import PlanPerceptron
+from rrlib.plans.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class LocomotionData:
+    """Trajectories of shipped policies in Gymnasium's MuJoCo environments.
+
+    Attributes:
+        environment: halfcheetah, hopper or walker2d.
+        kind: random, medium, medium-replay or expert.
+        transitions: at least so many, in whole episodes.
+        policies: sha256 of the shipped policies, so that other policies make other data.
+
+    Raises:
+        InputError: environment or kind is unknown, transitions are too few or more than this
+            machine can hold, or no policies are shipped.
+    """
+
+    environment: str
+    kind: str
+    transitions: int = 40_000
+    seed: int = 0
+    policies: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        locomotion.check_set(self.kind, self.transitions)
+        world = locomotion.load(self.environment)
+        recipe_costs.check_robot_data(self.environment, self.transitions)
+        digest = "" if self.kind == "random" else locomotion.digest(world)
+        object.__setattr__(self, "policies", digest)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Simulate and write `trajectories.hdf5` in D4RL's layout."""
+        seed = training.derived_seed(self.seed, f"{self.environment} {self.kind}")
+        world = locomotion.load(self.environment)
+        made = locomotion.make_trajectories(world, self.kind, self.transitions, seed)
+        trajectories.write_hdf5(folder / "trajectories.hdf5", made)
+
+    def load(self, folder: Path, device: str) -> Trajectories:
+        """The trajectories."""
+        world = locomotion.load(self.environment)
+        file = folder / "trajectories.hdf5"
+        return trajectories.load(file, world.observation, world.action)
+
+
+@dataclass(frozen=True)
+class LocomotionFile:
+    """Somebody else's trajectories: a D4RL-layout HDF5 file or a Minari dataset.
+
+    D4RL's own come from version 4 of the environments, see `locomotion.simulators`.
+    """
+
+    environment: str
+    sha256: str
+    path: str = field(compare=False)  # where it was found; it may move
+
+    @classmethod
+    def at(cls, environment: str, path: str) -> "LocomotionFile":
+        """The recipe of a file as it is now.
+
+        Raises:
+            InputError: the file cannot be used, or is another environment's.
+        """
+        path = str(Path(path).expanduser())
+        found = locomotion.read(locomotion.load(environment), path)
+        return cls(environment, trajectories.digest(found), path)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Check and copy the trajectories into `trajectories.hdf5`."""
+        found = locomotion.read(locomotion.load(self.environment), self.path)
+        if trajectories.digest(found) != self.sha256:
+            raise InputError(f"Dataset '{self.path}' has changed since this run began.")
+        trajectories.write_hdf5(folder / "trajectories.hdf5", found)
+
+    def load(self, folder: Path, device: str) -> Trajectories:
+        """The trajectories."""
+        world = locomotion.load(self.environment)
+        return trajectories.load(folder / "trajectories.hdf5", world.observation, world.action)
+
+
+Data = LocomotionData | LocomotionFile
+
+
+@dataclass(frozen=True)
+class LocomotionDiffuser:
+    """A diffusion model of plans that starts from the present observation.
+
+    Attributes:
+        data: what it learns.
+        ruler: data that fixes mean and deviation of plans: the base's and the expert's, for both.
+        horizon: steps of a plan.
+        hidden, blocks: of the perceptron (`perceptron.PlanPerceptron`).
+        channels: per resolution, of Diffuser's temporal U-Net; empty for the perceptron.
+
+    Raises:
+        InputError: training would take more memory than there is, or months.
+    """
+
+    data: Data
+    ruler: tuple[Data, ...]
+    horizon: int = 32
+    hidden: int = 256
+    blocks: int = 2
+    channels: tuple[int, ...] = ()
+    diffusion_steps: int = 20
+    steps: int = 5_000
+    batch: int = 128
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_training(self.environment, self.horizon, self)
+
+    @property
+    def environment(self) -> locomotion.Environment:
+        """Whose plans they are."""
+        return locomotion.load(self.data.environment)
+
+    def split(self) -> Split:
+        """Its plans, a tenth of the episodes held out."""
+        normaliser = trajectories.standardiser(*(store.obtain(data) for data in self.ruler))
+        parts = trajectories.split(store.obtain(self.data), 0.1, self.seed)
+        return Split(*parts, normaliser, self.horizon)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Train the network and write `denoiser.safetensors`."""
+        denoiser, split = self.blank(device), self.split()
+
+        def loss(draws: torch.Generator) -> Tensor:
+            x0 = split.draw(self.batch, draws)
+            return conditioning.control_loss(denoiser, x0, self.environment.observation, draws)
+
+        progress = training.train(
+            denoiser.network,
+            loss,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            checkpoint=store.checkpoints(folder) / "denoiser.safetensors",
+        )
+        training.finish(progress, f"diffuser {self.environment.name}")
+        save_file(denoiser.network.state_dict(), folder / "denoiser.safetensors")
+
+    def load(self, folder: Path, device: str) -> Denoiser:
+        """The trained diffusion model."""
+        denoiser = self.blank(device)
+        recipes.load_network(denoiser.network, folder / "denoiser.safetensors", device)
+        return denoiser
+
+    def blank(self, device: str) -> Denoiser:
+        """The model before training."""
+        torch.manual_seed(self.seed)
+        width = self.environment.observation + self.environment.action
+        if self.channels:
+            networks.check_horizon(self.horizon, self.channels)
+            network = PlanNetwork(width, self.channels)
+        else:
+            shape = width, self.horizon, self.diffusion_steps
+            network = PlanPerceptron(*shape, self.hidden, self.blocks)
+        scheduler = schedules.cosine_scheduler(self.diffusion_steps, clip=False)
+        return Denoiser(network.to(device), scheduler)
+
+
+def check_training(environment: locomotion.Environment, horizon: int, recipe) -> None:
+    """Raise InputError if a recipe's training would take too much.
+
+    Args:
+        environment: whose plans.
+        horizon: of the plans.
+        recipe: with `channels`, `hidden`, `blocks`, `batch` and `steps`, of any network of plans.
+    """
+    shape = {"batch": recipe.batch, "horizon": horizon}
+    if recipe.channels:
+        shape["channels"] = recipe.channels
+        each = recipe_costs.u_net_step(**shape)
+    else:
+        shape |= {"hidden": recipe.hidden, "blocks": recipe.blocks}
+        width = environment.observation + environment.action
+        each = recipe_costs.perceptron_step(**shape, width=width)
+    recipe_costs.check_training(each, recipe.steps, **shape)

@@ -1,0 +1,1 @@
+"""What the chapters about mazes make and measure."""

@@ -1,0 +1,126 @@
+"""What a maze chapter's parameters ask for: one experiment per maze and goal."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+from rrlib.lab import store
+from rrlib.lab.mazes import presets as maze_sizes
+from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.lab.mazes.evidence import Sample
+from rrlib.lab.mazes.recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
+from rrlib.lab.recipes import Split
+from rrlib.mazes import world as maze
+from rrlib.plans.trajectories import Normaliser, Trajectories
+
+SHAPE = (
+    "channels",
+    "patch",
+    "diffusion_steps",
+    "batch",
+    "learning_rate",
+    "given",
+)  # of base and expert
+
+
+@dataclass(frozen=True)
+class MazeExperiment:
+    """One maze and goal: its base, shared by the maze's goals, its expert, and their rewards."""
+
+    goal: tuple[float, float]
+    base: MazeDiffuser
+    expert: MazeDiffuser
+    rewards: MazeRewards
+
+    @property
+    def world(self) -> maze.Maze:
+        """The maze itself."""
+        return maze.load(self.base.data.maze)
+
+    @property
+    def label(self) -> str:
+        """Such as "umaze (1, 2)"."""
+        return f"{self.base.data.maze} ({self.goal[0]:g}, {self.goal[1]:g})"
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """Of base and expert alike."""
+        return Normaliser.fit(store.obtain(self.base.ruler))
+
+    def sample(
+        self, diffuser: MazeDiffuser, normaliser: Normaliser, episodes: int, plans: int, seed: int
+    ) -> Sample:
+        """Plans of the base or the expert that nothing was trained on.
+
+        Args:
+            diffuser: `base` or `expert`; its data are the kind that is asked for.
+            normaliser: of the plans.
+            episodes: fresh trajectories; a data file's held-out tenth takes their place.
+            plans: cut from them.
+            seed: of trajectories and cuts.
+        """
+        if isinstance(diffuser.data, MazeFile):
+            held_out = diffuser.split().held_out
+        else:
+            seeded = maze_recipes.FRESH_SEED + seed
+            held_out = store.obtain(replace(diffuser.data, episodes=episodes, seed=seeded))
+        return sample(self.world, held_out, normaliser, diffuser.horizon, plans, seed)
+
+
+def sample(
+    world: maze.Maze,
+    held_out: Trajectories,
+    normaliser: Normaliser,
+    horizon: int,
+    plans: int,
+    seed: int,
+) -> Sample:
+    """`plans` plans of `horizon` steps cut from trajectories at random places."""
+    split = Split(held_out, held_out, normaliser, horizon)
+    return Sample.of(world, normaliser, split.held_out_plans(plans, seed))
+
+
+def experiments(
+    chosen: SimpleNamespace, n_seeds: int = 1, reward_steps: int = 3_000
+) -> list[MazeExperiment]:
+    """The experiments that a maze chapter's parameters ask for, none of them made yet.
+
+    Args:
+        chosen: checked parameters `maze` (names), `n_goals`, `goal` (cell units or None), `seed`,
+            `episodes`, `horizon`, `size`, `diffuser_steps`, `dataset_path`.
+        n_seeds: rewards per pair of diffusers.
+        reward_steps: optimisation steps of a reward.
+
+    Raises:
+        InputError: the goal lies in a wall of one of the mazes, the data file cannot be used, or
+            the horizon does not fit the networks.
+    """
+    found = []
+    for name in chosen.maze:
+        size = maze_sizes.sizes(chosen.size, name)
+        maze_sizes.check_horizon(chosen.horizon, chosen.size, name)
+        if chosen.dataset_path:
+            data = MazeFile.at(name, chosen.dataset_path)
+        else:
+            data = MazeData(name, episodes=chosen.episodes, length=LENGTHS[name], seed=chosen.seed)
+        shape = {f: getattr(size, f) for f in SHAPE} | {
+            "horizon": chosen.horizon,
+            "seed": chosen.seed,
+        }
+        base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **shape)
+        for goal in maze.goals(maze.load(name), chosen.n_goals, chosen.goal):
+            shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed)
+            steps = max(int(chosen.diffuser_steps * size.expert_share), 1)
+            start = base if size.from_base else None
+            expert = MazeDiffuser(shown, data, steps=steps, start=start, **shape)
+            rewards = MazeRewards(
+                MazePool(base, expert, size.plans, seed=chosen.seed),
+                window=size.window,
+                hidden=size.hidden,
+                average=size.average,
+                steps=reward_steps,
+                batch=size.reward_batch,
+                learning_rate=size.reward_rate,
+                seeds=tuple(range(chosen.seed, chosen.seed + n_seeds)),
+            )
+            found.append(MazeExperiment(goal, base, expert, rewards))
+    return found

@@ -1,0 +1,92 @@
+"""Sizes of networks and budgets for mazes, and the horizons that fit them.
+
+It imports nothing that is slow, so that a chapter can refuse a horizon at once.
+"""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from rrlib.errors import InputError
+from rrlib.lab.costs import CUDA, Cost
+
+# Seconds that one core takes for a step of a diffuser and of a reward, and at which horizon.
+SECONDS = {"small": (0.035, 0.005, 32), "medium": (0.06, 0.005, 128), "paper": (1.7, 0.1, 256)}
+NUMBERS = (  # of parameters that not every chapter has
+    *("diffuser_steps", "reward_steps", "choices", "balls", "episodes", "transitions", "plans"),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks and budgets; the fields of `MazeDiffuser`, `MazePool` and `MazeRewards`.
+
+    Attributes:
+        expert_share: optimisation steps of an expert over those of its base.
+        from_base: whether an expert begins at the base's weights.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    patch: int = 1
+    diffusion_steps: int = 50
+    batch: int = 32
+    learning_rate: float = 2e-3
+    given: float = 0.5
+    expert_share: float = 0.75
+    from_base: bool = True
+    plans: int = 20_000
+    window: int = 32
+    hidden: tuple[int, ...] = (128, 64, 32)
+    average: int = 1
+    reward_batch: int = 256
+    reward_rate: float = 2e-3
+
+
+def sizes(size: str, name: str) -> Sizes:
+    """Sizes for a maze: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
+
+    Tables 2 and 3 are about rewards; the paper's diffusers are its authors' (three resolutions,
+    100 steps of noise, batches of 128, a rate of 2e-4, experts from scratch).
+    """
+    if size == "small":
+        return Sizes()
+    if size == "medium":
+        return Sizes((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True, 8_000, 128, (96, 64, 32), 4)
+    own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
+    diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 0.25, 1.0, False)
+    return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
+
+
+def check_horizon(horizon: int, size: str, *names: str) -> None:
+    """Raise InputError unless plans of `horizon` steps fit diffusers and rewards of these mazes."""
+    for name in names:
+        found = sizes(size, name)
+        factor = math.lcm(found.window, found.patch * 2 ** (len(found.channels) - 1))
+        if horizon < factor or horizon % factor:
+            raise InputError(
+                f"horizon={horizon} is not allowed: a multiple of {factor}, which the networks "
+                f"of size='{size}' work on, is needed."
+            )
+
+
+def cost(asked: SimpleNamespace) -> Cost:
+    """What a chapter about mazes costs by its parameters; those that it lacks cost nothing.
+
+    Memory is that of a data set, read, normalised and cut, and of a pool of comparisons; time is
+    that of diffusers, rewards and balls.
+    """
+    given = {"n_goals": 8, "n_seeds": 1, "horizon": 128, "size": "medium", "device": "cpu"}
+    of = SimpleNamespace(**given | dict.fromkeys(NUMBERS, 0) | vars(asked))
+    diffuser, reward, horizon = SECONDS[of.size]
+    longer = max(1.0, of.horizon / horizon)
+    pairs = len(of.maze) * of.n_goals
+    seconds = longer * (len(of.maze) + pairs) * of.diffuser_steps * diffuser
+    kinds = max(1, 15 if "all" in (of.choices or ()) else len(of.choices or ()))
+    seconds += longer * pairs * of.n_seeds * kinds * of.reward_steps * reward
+    seconds += pairs * of.balls * 300 * 50 * diffuser / 300  # an episode, T, plans of a batch
+    seconds /= 1 if of.device == "cpu" else CUDA
+    rows = max(600 * of.episodes, *(int(n) for n in of.transitions or (0,)))
+    seconds += (len(of.maze) + pairs) * rows / 2e5  # physics
+    plan = 6 * of.horizon * 4
+    pool = max(sizes(of.size, name).plans for name in of.maze) if of.reward_steps else 0
+    return Cost((rows * 100 + max(4 * pool, 3 * of.plans) * plan) / 1e9, seconds / 3600)

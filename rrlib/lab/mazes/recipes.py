@@ -1,0 +1,267 @@
+"""Recipes of Maze2D: data, diffusion models, rewards. Defaults are sizes for a CPU."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rrlib import comparisons, extraction, schedules, training
+from rrlib.comparisons import Comparisons
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.lab import recipe_costs, recipes, store
+from rrlib.lab.recipes import Split
+from rrlib.mazes import world as maze
+from rrlib.mazes.world import ACTION, OBSERVATION
+from rrlib.plans import conditioning, networks, trajectories
+from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.rewards import Activation, Place, RelativeReward, Target, WindowReward
+
+# Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
+LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
+FRESH, FRESH_SEED = 300, 1_000_000  # trajectories that nothing is trained on, and their seeds
+
+
+@dataclass(frozen=True)
+class MazeData:
+    """Trajectories of the way-point controller in MuJoCo's PointMaze.
+
+    Attributes:
+        maze: open, umaze, medium or large.
+        goal: the expert's only target in cell units; None draws one per episode (the base).
+        episodes: started at once.
+        length: steps of an episode; the ball rests at its target once it is there.
+
+    Raises:
+        InputError: they would take more memory than there is, or months.
+    """
+
+    maze: str
+    goal: tuple[float, float] | None = None
+    episodes: int = 1_000
+    length: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        recipe_costs.check_maze_data(self.episodes, self.length)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Simulate and write `trajectories.hdf5` in D4RL's layout."""
+        seed = training.derived_seed(self.seed, f"{self.maze} {self.goal}")
+        world = maze.load(self.maze)
+        made = maze.make_trajectories(world, self.episodes, self.length, self.goal, seed)
+        trajectories.write_hdf5(folder / "trajectories.hdf5", made)
+
+    def load(self, folder: Path, device: str) -> Trajectories:
+        """The trajectories."""
+        return trajectories.load(folder / "trajectories.hdf5", OBSERVATION, ACTION)
+
+
+@dataclass(frozen=True)
+class MazeFile:
+    """Somebody else's trajectories of a maze: a D4RL-layout HDF5 file or a Minari dataset."""
+
+    maze: str
+    sha256: str
+    path: str = field(compare=False)  # where it was found; it may move
+
+    @classmethod
+    def at(cls, maze_name: str, path: str) -> "MazeFile":
+        """The recipe of a file as it is now.
+
+        Raises:
+            InputError: the file cannot be used, or its positions do not fit the maze.
+        """
+        path = str(Path(path).expanduser())
+        return cls(maze_name, trajectories.digest(maze.read(maze.load(maze_name), path)), path)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Check and copy the trajectories into `trajectories.hdf5`."""
+        found = maze.read(maze.load(self.maze), self.path)
+        if trajectories.digest(found) != self.sha256:
+            raise InputError(f"Dataset '{self.path}' has changed since this run began.")
+        trajectories.write_hdf5(folder / "trajectories.hdf5", found)
+
+    def load(self, folder: Path, device: str) -> Trajectories:
+        """The trajectories."""
+        return trajectories.load(folder / "trajectories.hdf5", OBSERVATION, ACTION)
+
+
+@dataclass(frozen=True)
+class MazeDiffuser:
+    """A diffusion model of plans in a maze.
+
+    Attributes:
+        data: what it learns.
+        ruler: data whose range is [-1, 1]; the base's, for base and expert alike.
+        horizon: steps of a plan.
+        channels: of the temporal U-Net, per resolution.
+        patch: steps that enter the U-Net as one.
+        given: share of the plans that are trained with ends given, see `conditioning.plan_loss`.
+        start: a diffuser whose weights it begins from; None begins at random.
+
+    Raises:
+        InputError: training would take more memory than there is, or months.
+    """
+
+    data: MazeData | MazeFile
+    ruler: MazeData | MazeFile
+    horizon: int = 32
+    channels: tuple[int, ...] = (16, 32, 64)
+    patch: int = 1
+    diffusion_steps: int = 50
+    steps: int = 5_000
+    batch: int = 32
+    learning_rate: float = 2e-3
+    given: float = 0.5
+    start: "MazeDiffuser | None" = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = "batch", "horizon", "channels", "patch"
+        shape = {name: getattr(self, name) for name in names}
+        recipe_costs.check_training(recipe_costs.u_net_step(**shape), self.steps, **shape)
+
+    def split(self) -> Split:
+        """Its plans; held out are fresh trajectories, or the paper's tenth of a file's."""
+        normaliser, train = Normaliser.fit(store.obtain(self.ruler)), store.obtain(self.data)
+        if isinstance(self.data, MazeData):
+            fresh = replace(self.data, episodes=FRESH, seed=self.data.seed + FRESH_SEED)
+            return Split(train, store.obtain(fresh), normaliser, self.horizon)
+        return Split(*trajectories.split(train, 0.1, self.seed), normaliser, self.horizon)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Train the network and write `denoiser.safetensors`."""
+        denoiser = self.blank(device)
+        split = self.split()
+        if self.start:
+            denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
+
+        def loss(draws: torch.Generator) -> Tensor:
+            x0 = split.draw(self.batch, draws)
+            return conditioning.plan_loss(denoiser, x0, OBSERVATION, draws, self.given)
+
+        progress = training.train(
+            denoiser.network,
+            loss,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            checkpoint=store.checkpoints(folder) / "denoiser.safetensors",
+        )
+        training.finish(progress, f"diffuser {self.data.maze}")
+        save_file(denoiser.network.state_dict(), folder / "denoiser.safetensors")
+
+    def load(self, folder: Path, device: str) -> Denoiser:
+        """The trained diffusion model."""
+        denoiser = self.blank(device)
+        recipes.load_network(denoiser.network, folder / "denoiser.safetensors", device)
+        return denoiser
+
+    def blank(self, device: str) -> Denoiser:
+        """The model before training."""
+        networks.check_horizon(self.horizon, self.channels, self.patch)
+        torch.manual_seed(self.seed)
+        network = PlanNetwork(OBSERVATION + ACTION, self.channels, self.patch).to(device)
+        return Denoiser(network, schedules.cosine_scheduler(self.diffusion_steps))
+
+
+@dataclass(frozen=True)
+class MazePool:
+    """Algorithm 1's comparisons of a base and an expert, made once for all rewards of the pair.
+
+    Attributes:
+        plans: compared.
+        ends: whether both models are given the first and last observation of each plan.
+
+    Raises:
+        InputError: they would take more memory than there is, or months.
+    """
+
+    base: MazeDiffuser
+    expert: MazeDiffuser
+    plans: int = 8_000
+    ends: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        recipe_costs.check_pool(self.plans, self.base.horizon, OBSERVATION + ACTION)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Ask both models and write `comparisons.safetensors`."""
+        draws = training.stream(self.seed, "data", device)
+        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        pair = [store.obtain(half, device) for half in (self.base, self.expert)]
+        options = {"size": self.plans, "seed": self.seed}
+        given = conditioning.ends_given(OBSERVATION) if self.ends else None
+        found = comparisons.algorithm1(*pair, *data, **options, condition=given)
+        save_file(vars(found), folder / "comparisons.safetensors")
+
+    def load(self, folder: Path, device: str) -> Comparisons:
+        """The comparisons."""
+        return Comparisons(**load_file(folder / "comparisons.safetensors", device))
+
+
+@dataclass(frozen=True)
+class MazeRewards:
+    """rho extracted from a base and an expert diffuser by Algorithm 1, MLPs as in Table 2.
+
+    One per seed, trained together on one pool.
+
+    Raises:
+        InputError: the fits would take months.
+    """
+
+    pool: MazePool
+    window: int = 16
+    hidden: tuple[int, ...] = (128, 64, 32)
+    strided: bool = False
+    activation: Activation = "silu"
+    average: int = 1
+    target: Target = "mean"
+    place: Place = "mu_base"
+    steps: int = 3_000
+    batch: int = 512  # windows, each reward
+    learning_rate: float = 1e-3
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        row = self.window // max(self.average, 1)
+        each = recipe_costs.perceptron_step(
+            self.batch * len(self.seeds), row, OBSERVATION + ACTION, max(self.hidden, default=1), 0
+        )
+        recipe_costs.check_training(each, self.steps, batch=self.batch, seeds=len(self.seeds))
+
+    def make(self, folder: Path, device: str) -> None:
+        """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""
+        base = self.pool.base.blank(device)
+        pool = store.obtain(self.pool, device).read(base, self.target, self.place)
+        averaged = replace(self, window=self.window // self.average, average=1)
+        stack = training.Stack([averaged._network(seed).to(device) for seed in self.seeds])
+        progress = extraction.fit(
+            stack,
+            pool.cut(self.window, self.strided).average(self.average),
+            steps=self.steps,
+            batch=self.batch * len(self.seeds),
+            learning_rate=self.learning_rate,
+            seed=self.seeds[0],
+            checkpoint=store.checkpoints(folder) / "rewards.safetensors",
+        )
+        training.finish(progress, f"{len(self.seeds)} rewards {self.pool.base.data.maze}")
+        for seed, network in zip(self.seeds, stack.members(), strict=True):
+            save_file(network.state_dict(), folder / f"reward-{seed}.safetensors")
+
+    def load(self, folder: Path, device: str) -> list[RelativeReward]:
+        """The fitted rewards, one per seed."""
+        files = ((seed, folder / f"reward-{seed}.safetensors") for seed in self.seeds)
+        networks = [recipes.load_network(self._network(s), file, device) for s, file in files]
+        return [RelativeReward(network, self.target, self.place) for network in networks]
+
+    def _network(self, seed: int) -> WindowReward:
+        unit = extraction.displacement_units(self.pool.base.blank("cpu"), self.target)
+        torch.manual_seed(seed)  # after `blank`, which sets a seed of its own
+        shape = OBSERVATION + ACTION, self.window, unit, self.hidden
+        return WindowReward(*shape, self.strided, self.activation, self.average)

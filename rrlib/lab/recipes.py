@@ -1,0 +1,178 @@
+"""What the chapters make: frozen dataclasses that tie a world, a network and a training together.
+
+Each is a recipe of `store`: ``store.obtain(recipe)`` makes it once and loads it ever after.
+Here is what the worlds' recipes share, and the recipe of the world that needs no data.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rrlib import comparisons, extraction, schedules, training
+from rrlib.comparisons import Pool
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.lab import store
+from rrlib.plans import trajectories
+from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.rewards import Place, RelativeReward, Target, WindowReward
+from rrlib.theory import sde
+from rrlib.theory.sde import GaussianMixture
+
+Method = Literal["algorithm1", "algorithm2", "discriminator"]
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianReward:
+    """rho of two Gaussian mixtures in d dimensions (chapter 04).
+
+    Algorithm 1 and 2 see the exact scores, the discriminator sees samples only.
+    """
+
+    base: GaussianMixture
+    expert: GaussianMixture
+    method: Method = "algorithm1"
+    diffusion_steps: int = 100
+    samples: int = 20_000  # x_0 drawn from each mixture; Algorithm 2 needs none
+    pool: int = 100_000  # comparisons; the discriminator draws afresh in each step
+    hidden: tuple[int, ...] = (128, 128, 128)
+    steps: int = 1_500
+    batch: int = 512
+    learning_rate: float = 3e-3
+    target: Target = "score"
+    place: Place = "x_t"
+    error: Tensor | None = None  # A [d, d]: `sde.turned_score` by A is added to the expert's score
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.method not in get_args(Method):
+            allowed = " or ".join(map(repr, get_args(Method)))
+            raise InputError(f"method={self.method!r} is not allowed: {allowed} is needed.")
+
+    def pair(self) -> tuple[Denoiser, Denoiser]:
+        """The two diffusion models, exact but for the `error`."""
+        scheduler = schedules.cosine_scheduler(self.diffusion_steps, clip=False)
+        base, expert = self.base.denoiser(scheduler), self.expert.denoiser(scheduler)
+        if self.error is None:
+            return base, expert
+        error = sde.turned_score(sde.halves(self.base, self.expert), self.error)
+
+        def score(x: Tensor, abar: Tensor) -> Tensor:
+            return self.expert.score(x, abar) + error(x, abar)
+
+        return base, sde.score_denoiser(score, scheduler)
+
+    def comparisons(self, size: int, seed: int) -> Pool:
+        """A pool of `size` comparisons in float64 (Algorithm 2: of size / T runs of T steps)."""
+        base, expert = self.pair()
+        if self.method == "algorithm2":
+            shape, runs = self.base.means.shape[1:], size // self.diffusion_steps
+            found = comparisons.algorithm2(
+                base, expert, shape, runs=runs, seed=seed, dtype=torch.float64
+            )
+        else:
+            found = comparisons.algorithm1(
+                base, expert, *self._data(), size=size, seed=seed, batch=20_000
+            )
+        return found.read(base, self.target, self.place)
+
+    def make(self, folder: Path, device: str) -> None:
+        """Fit rho, write `reward.safetensors`."""
+        network = self._network().to(device)
+        if self.method == "discriminator":
+            self._discriminate(network, folder, device)
+            return
+        pool = self.comparisons(self.pool, self.seed)
+        # Targets are differences of nearly equal numbers at large t, hence float64 until here.
+        pool = Pool(pool.x.float(), pool.t, pool.target.float(), pool.kind).to(device)
+        fit_reward(self, network, pool, folder, "reward on Gaussians")
+
+    def load(self, folder: Path, device: str) -> RelativeReward:
+        """The fitted reward."""
+        network = load_network(self._network(), folder / "reward.safetensors", device)
+        return RelativeReward(network, self.target, self.place)
+
+    def _data(self) -> tuple[Tensor, Tensor]:
+        draws = training.stream(self.seed, "data")
+        return self.base.sample(self.samples, draws), self.expert.sample(self.samples, draws)
+
+    def _discriminate(self, network: WindowReward, folder: Path, device: str) -> None:
+        base, _ = self.pair()
+        data = [x0.float().to(device) for x0 in self._data()]
+
+        def loss(generator: torch.Generator) -> Tensor:
+            return extraction.discriminator_loss(network, base, *data, self.batch, generator)
+
+        progress = training.train(
+            network, loss, steps=self.steps, learning_rate=self.learning_rate, seed=self.seed
+        )
+        training.finish(progress, "discriminator on Gaussians")
+        save_file(network.state_dict(), folder / "reward.safetensors")
+
+    def _network(self) -> WindowReward:
+        torch.manual_seed(self.seed)
+        unit = extraction.units(self.pair()[0], self.target)
+        return WindowReward(self.base.means.shape[1], 1, unit, self.hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Plans of one data set, split by trajectory before anything is learnt.
+
+    Attributes:
+        train, held_out: trajectories.
+        normaliser: shared by base and expert.
+        horizon: steps of a plan.
+    """
+
+    train: Trajectories
+    held_out: Trajectories
+    normaliser: Normaliser
+    horizon: int
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where a training window may begin, [n]."""
+        return trajectories.windows(self.train, self.horizon)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n training plans, normalised, [n, H, 6], on the generator's device."""
+        device = generator.device
+        rows = torch.randint(len(self.starts), (n,), generator=generator, device=device)
+        plans = trajectories.cut(self.train, self.starts[rows.cpu().numpy()], self.horizon)
+        return torch.from_numpy(self.normaliser.normalise(plans)).to(device)
+
+    def held_out_plans(self, n: int, seed: int) -> tuple[Tensor, np.ndarray]:
+        """n held-out plans, normalised, [n, H, 6], and the trajectory of each, [n]."""
+        starts = trajectories.windows(self.held_out, self.horizon)
+        rows = np.random.default_rng(seed).choice(len(starts), n, replace=n > len(starts))
+        plans = trajectories.cut(self.held_out, starts[rows], self.horizon)
+        owner = np.searchsorted(self.held_out.bounds[:, 1], starts[rows], side="right")
+        return torch.from_numpy(self.normaliser.normalise(plans)), owner
+
+
+def fit_reward(recipe, network: WindowReward, pool: Pool, folder: Path, label: str) -> None:
+    """Fit by a reward recipe's own settings, with checkpoints, and write the network."""
+    progress = extraction.fit(
+        network,
+        pool,
+        steps=recipe.steps,
+        batch=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        seed=recipe.seed,
+        checkpoint=store.checkpoints(folder) / "reward.safetensors",
+    )
+    training.finish(progress, label)
+    save_file(network.state_dict(), folder / "reward.safetensors")
+
+
+def load_network(network: torch.nn.Module, file: Path, device: str) -> torch.nn.Module:
+    """The network with a file's weights, frozen, on a device."""
+    network.load_state_dict(load_file(file))
+    return network.to(device).eval().requires_grad_(False)

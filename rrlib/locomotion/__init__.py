@@ -1,0 +1,1 @@
+"""MuJoCo's robots: their data, policies that make it, rollouts of planners."""

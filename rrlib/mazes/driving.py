@@ -1,0 +1,104 @@
+"""Plans carried out: a diffusion model as the planner of a ball in PointMaze."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rrlib import guidance as steering
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.mazes import world as maze
+from rrlib.mazes.world import Maze
+from rrlib.plans.conditioning import given
+from rrlib.plans.trajectories import Normaliser
+from rrlib.rewards import RelativeReward
+
+# The controller that keeps the ball on its plan: plans are 0.01 s a step, so it can be stiff.
+TRACKING = (10.0, 1.0)
+
+
+def plans_from(
+    model: Denoiser,
+    first: Tensor,
+    horizon: int,
+    generator: torch.Generator,
+    reward: RelativeReward | None = None,
+    weight: float = 1.0,
+) -> Tensor:
+    """Plans [n, H, 6] that begin at the observations `first` [n, 4], all normalised.
+
+    Args:
+        model: a base or an expert, trained with `denoisers.plan_loss`.
+        first: where the balls are, on any device.
+        horizon: H, steps of a plan.
+        generator: of the noise, on the model's device; so are the plans.
+        reward, weight: steer the model; None samples the model itself.
+    """
+    shape, first = (len(first), horizon, first.shape[1] + maze.ACTION), first.to(generator.device)
+    return steering.sample(
+        given(model, first), shape, generator, reward=reward, weight=weight if reward else 0.0
+    )
+
+
+def drive(
+    world: Maze,
+    planner: Callable[[Tensor], Tensor],
+    normaliser: Normaliser,
+    starts: np.ndarray,
+    steps: int,
+    every: int,
+) -> np.ndarray:
+    """Let `planner` drive n balls in PointMaze's own physics; their positions [n, steps, 2], x y.
+
+    The ball is pushed by the plan's own action and by a controller that holds it to where the plan
+    has it at that step; after `every` steps there is a new plan from where it is.
+
+    Args:
+        world: the maze.
+        planner: normalised observations [n, 4] -> normalised plans [n, H, 6], H >= every.
+        normaliser: of the planner's plans.
+        starts: positions at rest in cell units, [n, 2].
+        steps: of an episode, 0.01 s each.
+        every: steps that are carried out of each plan.
+
+    Raises:
+        InputError: plans are not finite.
+    """
+    n = len(starts)
+    states = np.concatenate([world.to_xy(starts), np.zeros((n, 2))], 1)
+    accelerations, positions = np.zeros((n, 2)), np.empty((n, steps, 2))
+    stiff, damped = TRACKING
+    for step in range(steps):
+        k = step % every
+        if k == 0:
+            # A plan's numbers are actions first; those of the present step are not asked.
+            row = np.concatenate([np.zeros((n, maze.ACTION)), states], 1)[:, None]
+            first = normaliser.normalise(row.astype(np.float32))[:, 0, maze.ACTION :]
+            plans = normaliser.denormalise(planner(torch.from_numpy(first)).cpu().numpy())
+            if not np.isfinite(plans[:, :every]).all():  # MuJoCo would push no ball at all
+                raise InputError(
+                    "planner: its plans are not finite; finite ones are needed (a smaller weight, "
+                    "if they are steered)."
+                )
+        push, wanted = plans[:, k, : maze.ACTION], plans[:, k, maze.ACTION :]
+        push = push + stiff * (wanted[:, :2] - states[:, :2])
+        push = push + damped * (wanted[:, 2:] - states[:, 2:])
+        states, accelerations = maze.step(world, states, push, accelerations)
+        positions[:, step] = states[:, :2]
+    return positions
+
+
+def reached(world: Maze, positions: np.ndarray, goal: tuple[float, float]) -> np.ndarray:
+    """Step [n] at which each ball first comes within 0.45 (PointMaze's success) of `goal`.
+
+    It is the number of steps where a ball never does.
+
+    Args:
+        world: the maze.
+        positions: x y, [n, steps, 2].
+        goal: cell units.
+    """
+    near = np.linalg.norm(positions - world.to_xy(goal), axis=-1) <= maze.NEAR
+    return np.where(near.any(1), near.argmax(1), positions.shape[1])

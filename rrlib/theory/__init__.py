@@ -1,0 +1,1 @@
+"""Where everything is known in closed form: Gaussian mixtures, their SDEs, vector fields."""
