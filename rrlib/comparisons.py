@@ -6,23 +6,55 @@ diffusion models again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
-from rrlib.rewards import Place, Target, windows
 from rrlib.schedules import narrow, wide
 from rrlib.training import stream
+
+Target = Literal["score", "mean"]
+Place = Literal["x_t", "mu_base"]
 
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
 
 # (x_0, x_t, base, expert) -> x_t as the models are to see it, and the models told what is given;
 # see `plans.conditioning`.
 Condition = Callable[..., tuple[Tensor, Sequence[Denoiser]]]
+
+
+def windows(x: Tensor, window: int, strided: bool = False) -> Tensor:
+    """Plans [B, H, D] cut into H / h windows of h steps, [B, H / h, h, D].
+
+    Args:
+        x: plans.
+        window: h.
+        strided: window j holds the steps j, j + H / h, ... (the paper's authors' code) instead of
+            h contiguous steps (the paper's text).
+
+    Raises:
+        InputError: the horizon is no multiple of the window.
+    """
+    horizon = x.shape[1]
+    if window < 1 or horizon % window:
+        raise InputError(
+            f"window={window} is not allowed: a divisor of the horizon {horizon} is needed."
+        )
+    if strided:
+        return x.unflatten(1, (window, -1)).transpose(1, 2)
+    return x.unflatten(1, (-1, window))
+
+
+def check_kind(target: str, place: str) -> None:
+    """Raise InputError for another target or place than there are."""
+    for name, value, kind in (("target", target, Target), ("place", place, Place)):
+        if value not in get_args(kind):
+            allowed = " or ".join(map(repr, get_args(kind)))
+            raise InputError(f"{name}={shown(value)} is not allowed: {allowed} is needed.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +88,7 @@ class Pool:
 
         With rho = mean of g over H / h windows, grad rho on a window is (h / H) grad g there, so
         fitting grad rho to the target is fitting grad g to H / h times the target, each window by
-        itself. See `rewards.windows`.
+        itself. See `windows`.
         """
         x, target = (windows(part, window, strided) for part in (self.x, self.target))
         count = x.shape[1]
@@ -67,9 +99,9 @@ class Pool:
     def average(self, count: int) -> "Pool":
         """The pool [N, h / count, D] of means of `count` steps, of a pool of windows [N, h, D].
 
-        For a reward that sees only such means (`rewards.WindowReward`). Times the root of `count`
-        they are a projection, y = A x with orthonormal rows, so |A^T grad_y rho - target|^2 is
-        |grad_y rho - A target|^2 plus what no such reward can change.
+        For a reward that sees only such means (`plans.rewards.WindowReward`). Times the root of
+        `count` they are a projection, y = A x with orthonormal rows, so |A^T grad_y rho - target|^2
+        is |grad_y rho - A target|^2 plus what no such reward can change.
         """
         x, target = (
             part.unflatten(1, (-1, count)).mean(2) * count**0.5 for part in (self.x, self.target)
@@ -97,32 +129,43 @@ class Comparisons:
         x: noised samples x_t, [N, ...].
         t: diffusion steps, [N].
         base, expert: E[x_0 | x_t] by each model, [N, ...].
+        model: either model; its schedule says what an x0 means.
     """
 
     x: Tensor
     t: Tensor
     base: Tensor
     expert: Tensor
+    model: Denoiser | None = None
 
-    def read(self, model: Denoiser, target: Target, place: Place) -> Pool:
+    def pool(self, target: Target, place: Place) -> Pool:
         """The pool that a reward is fitted to.
 
         Args:
-            model: either model; only its schedule counts.
             target: "score" (Eq. 14) or "mean" (Eq. 45 with its sign turned).
             place: "x_t" (Eq. 14) or "mu_base", where ancestral sampling applies the gradient.
 
         Raises:
-            InputError: another target or place.
+            InputError: another target or place, or comparisons whose model nobody named.
         """
-        for name, value, kind in (("target", target, Target), ("place", place, Place)):
-            if value not in get_args(kind):
-                allowed = " or ".join(map(repr, get_args(kind)))
-                raise InputError(f"{name}={value!r} is not allowed: {allowed} is needed.")
+        check_kind(target, place)
+        model = self.model
+        if model is None:
+            raise InputError(
+                "pairs: comparisons without their model are not allowed: its schedule is needed."
+            )
         convert = model.score_from_x0 if target == "score" else model.mean_from_x0
         mean = model.mean_from_x0(self.base, self.x, self.t) if place == "mu_base" else self.x
         mine, other = (convert(x0, self.x, self.t) for x0 in (self.base, self.expert))
         return Pool(mean.to(wide(mean)), self.t, other - mine, (target, place))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that can be kept in a file."""
+        return {name: getattr(self, name) for name in ("x", "t", "base", "expert")}
+
+    def to(self, device: str) -> "Comparisons":
+        """The same comparisons on a device."""
+        return replace(self, **{name: part.to(device) for name, part in self.tensors().items()})
 
 
 @torch.no_grad()
@@ -132,7 +175,7 @@ def compare(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Compari
     Raises:
         InputError: a model's answer is not finite.
     """
-    found = Comparisons(x_t, t, base.answer(x_t, t), expert.answer(x_t, t))
+    found = Comparisons(x_t, t, base.answer(x_t, t), expert.answer(x_t, t), base)
     for name in ("base", "expert"):
         check_finite(name, getattr(found, name), t)
     return found
@@ -232,8 +275,9 @@ def _check_range(name: str, data: Tensor, clip: float | None) -> None:
 
 def _join(parts: Iterable[Comparisons]) -> Comparisons:
     """All comparisons as one; InputError if no model differs from the other in any of them."""
-    fields = ((part.x, part.t, part.base, part.expert) for part in parts)
-    found = Comparisons(*map(torch.cat, zip(*fields, strict=True)))
+    parts = list(parts)
+    fields = (part.tensors().values() for part in parts)
+    found = Comparisons(*map(torch.cat, zip(*fields, strict=True)), model=parts[0].model)
     check_differ(found.base, found.expert)
     return found
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from rrlib.comparisons import Condition, check_schedules
+from rrlib.comparisons import Condition, Place, check_schedules
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.rewards import Place
 
 
 def rotational_share(jacobians: Tensor) -> Tensor:

@@ -12,11 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.comparisons import Condition, Pool, compare, drawn, noised
+from rrlib.comparisons import Condition, Place, Pool, Target, compare, drawn, noised
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.rewards import Place, Target, WindowReward, unit_of
 from rrlib.training import Progress, train
+
+
+def unit_of(network: nn.Module) -> Tensor | None:
+    """What a unit of a network's output is worth at each t, [T]; None where it does not say.
+
+    Of a network that wraps or stacks others, the first one's.
+    """
+    buffers = network.named_buffers() if isinstance(network, nn.Module) else ()
+    found = (value for name, value in buffers if name.split(".")[-1] == "unit")
+    unit = next(found, None)
+    return unit if unit is None or unit.ndim == 1 else unit[0]
 
 
 def loss(
@@ -44,7 +54,7 @@ def literal_loss(
     The reference that tests and benchmarks hold the pool against.
     """
     x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
-    pool = compare(base, expert, x_t, t).read(base, target, place)
+    pool = compare(base, expert, x_t, t).pool(target, place)
     return loss(network, pool.x, t, pool.target)
 
 
@@ -208,10 +218,11 @@ def _check_suits(network: nn.Module, pool: Pool) -> None:
         raise InputError("pool: points that are not finite are not allowed: numbers are needed.")
     cut = getattr(pool, "windows", None)  # (window, strided), where windows were cut
     for part in network.modules():
-        if cut and isinstance(part, WindowReward) and (part.window, part.strided) != cut:
+        own = getattr(part, "windows", None)  # of a windowed reward
+        if cut and own and own != cut:
             raise InputError(
                 f"pool: windows of {_told(*cut)} are not allowed: the network's own, of "
-                f"{_told(part.window, part.strided)}, are needed."
+                f"{_told(*own)}, are needed."
             )
         if unit_of(part) is not None:
             part.fitted = getattr(pool, "kind", None)  # `RelativeReward` holds its maker to it

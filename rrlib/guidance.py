@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rrlib.comparisons import check_schedules
+from rrlib.comparisons import Place, check_schedules
 from rrlib.denoisers import Denoiser, between
 from rrlib.errors import InputError
-from rrlib.rewards import Place, RelativeReward
+from rrlib.rewards import RelativeReward
 from rrlib.schedules import kept_steps, narrow, wide
 
 Onto = Literal["mean", "x_t"]

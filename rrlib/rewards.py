@@ -1,170 +1,33 @@
-"""Reward networks: rho(x_t, t), and the reward of a single step."""
+"""Relative rewards: fitted to the difference of two models, read, summed, kept in a file."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, get_args
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
+from rrlib import extraction, training
+from rrlib.comparisons import Comparisons, Place, Target, check_kind
 from rrlib.errors import InputError, shown
+from rrlib.extraction import unit_of
 from rrlib.schedules import check_times
+from rrlib.tensor_files import halved, read_tensors, write_tensors
 
-Target = Literal["score", "mean"]
-Place = Literal["x_t", "mu_base"]
-Activation = Literal["silu", "leaky_relu"]
-TIME_FEATURES = 16
-
-
-def windows(x: Tensor, window: int, strided: bool = False) -> Tensor:
-    """Plans [B, H, D] cut into H / h windows of h steps, [B, H / h, h, D].
-
-    Args:
-        x: plans.
-        window: h.
-        strided: window j holds the steps j, j + H / h, ... (the paper's authors' code) instead of
-            h contiguous steps (the paper's text).
-
-    Raises:
-        InputError: the horizon is no multiple of the window.
-    """
-    horizon = x.shape[1]
-    if window < 1 or horizon % window:
-        raise InputError(
-            f"window={window} is not allowed: a divisor of the horizon {horizon} is needed."
-        )
-    if strided:
-        return x.unflatten(1, (window, -1)).transpose(1, 2)
-    return x.unflatten(1, (-1, window))
-
-
-def unit_of(network: nn.Module) -> Tensor | None:
-    """What a unit of a network's output is worth at each t, [T]; None where it does not say.
-
-    Of a network that wraps or stacks others, the first one's.
-    """
-    buffers = network.named_buffers() if isinstance(network, nn.Module) else ()
-    found = (value for name, value in buffers if name.split(".")[-1] == "unit")
-    unit = next(found, None)
-    return unit if unit is None or unit.ndim == 1 else unit[0]
-
-
-def _check_kind(name: str, value: str, kind) -> None:
-    if value not in get_args(kind):
-        allowed = " or ".join(map(repr, get_args(kind)))
-        raise InputError(f"{name}={shown(value)} is not allowed: {allowed} is needed.")
-
-
-class WindowReward(nn.Module):
-    """rho(x_t, t) = mean over contiguous windows of g(window, t), g an MLP (Table 2, appendix E).
-
-    Args:
-        width: D, numbers per time step.
-        window: h, time steps that g sees; the horizon must be a multiple of it.
-        unit: what a unit of g is worth at each t, [T]; see `extraction.units`.
-        hidden: widths of g's hidden layers.
-        strided: see `windows`.
-        activation: "silu", or "leaky_relu" as the authors' code has it.
-        average: neighbouring steps of a window that g sees as their mean; 1 shows every step.
-
-    Raises:
-        InputError: the window is no multiple of `average`.
-
-    SiLU, because the theorem wants smooth gradients and Mish's second derivative overflows.
-    The time is a sinusoidal embedding, so what one t learns its neighbours share.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        window: int,
-        unit: Tensor,
-        hidden: tuple[int, ...] = (128, 64, 32),
-        strided: bool = False,
-        activation: Activation = "silu",
-        average: int = 1,
-    ):
-        super().__init__()
-        if average < 1 or window % average:
-            raise InputError(
-                f"average={average} is not allowed: a divisor of the window {window} is needed."
-            )
-        _check_kind("activation", activation, Activation)
-        self.width, self.window, self.strided, self.average = width, window, strided, average
-        self.hidden, self.activation = hidden, activation
-        smooth = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}[activation]
-        sizes = [width * (window // average) + TIME_FEATURES, *hidden]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(sizes):
-            layers += [nn.Linear(before, after), smooth()]
-        self.g = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
-        self.register_buffer("unit", unit.clone())
-
-    def per_window(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """g of every window, [B, H / h], for x_t [B, H, D] (or [B, D], one step) and t [B].
-
-        Raises:
-            InputError: another width, or a horizon that is no multiple of the window.
-        """
-        if x_t.shape[-1] != self.width:
-            raise InputError(
-                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} are "
-                "needed."
-            )
-        plans = x_t.reshape(len(x_t), -1, self.width)
-        cut = windows(plans, self.window, self.strided)  # [B, H / h, h, D]
-        # Times the root, the mean is a projection: lengths, and so gradients, keep their size.
-        cut = cut.unflatten(2, (-1, self.average)).mean(3).flatten(2) * self.average**0.5
-        hundredths = t * (100.0 / len(self.unit))
-        time = get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000)
-        time = time.to(cut)[:, None].expand(-1, cut.shape[1], -1)
-        g = self.g(torch.cat([cut, time], -1)).squeeze(-1)
-        return g * self.unit.to(g)[t][:, None]
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """rho, [B], for x_t [B, H, D] (or [B, D]) and t [B]."""
-        return self.per_window(x_t, t).mean(1)
-
-
-class ConditionalReward(nn.Module):
-    """rho(x_t, t) of plans whose first observation is given: its gradient leaves that alone.
-
-    Args:
-        network: (x_t [B, H, D], t [B]) -> rho [B], with a buffer `unit`.
-        observation: do, numbers of the first observation.
-    """
-
-    def __init__(self, network: nn.Module, observation: int):
-        super().__init__()
-        self.network, self.observation = network, observation
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """rho, [B]."""
-        x = x_t.clone()
-        x[:, 0, -self.observation :] = x_t[:, 0, -self.observation :].detach()
-        return self.network(x, t)
-
-
-class Rescaled(nn.Module):
-    """rho(scale * y, t): a reward in coordinates y = x / scale, to be fitted in.
-
-    The gradient to y is `scale` times that to x, so L_RRF of points x / scale and targets scale * d
-    is L_RRF with each coordinate's squared error weighed by scale^2.
-
-    Args:
-        network: (x [B, ...], t [B]) -> rho [B]; it is what learns.
-        scale: of each coordinate, [...].
-    """
-
-    def __init__(self, network: nn.Module, scale: Tensor):
-        super().__init__()
-        self.network, self.scale = network, scale
-
-    def forward(self, y: Tensor, t: Tensor) -> Tensor:
-        """rho, [B]."""
-        return self.network(y * self.scale, t)
+# Where each kind of network that a file may hold is defined. Nothing else is ever imported for one.
+KINDS = {
+    "WindowReward": "rrlib.plans.rewards",
+    "PlanValue": "rrlib.plans.rewards",
+    "ConditionalReward": "rrlib.plans.rewards",
+    "PlanPotential": "rrlib.plans.perceptron",
+    "EncoderReward": "rrlib.images.rewards",
+    "WeightedSum": "rrlib.rewards",
+    "Rescaled": "rrlib.rewards",
+}
 
 
 @dataclass(frozen=True)
@@ -187,8 +50,7 @@ class RelativeReward:
     place: Place
 
     def __post_init__(self):
-        _check_kind("target", self.target, Target)
-        _check_kind("place", self.place, Place)
+        check_kind(self.target, self.place)
         for part in self.network.modules() if isinstance(self.network, nn.Module) else ():
             for name, mine, fitted in zip(
                 ("target", "place"),
@@ -222,9 +84,134 @@ class RelativeReward:
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self(x, t).sum(), x)[0]
 
+    def per_step(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Reward of each time step at t = 0, [B, H] (section 4.3): a step has its window's g.
+
+        Args:
+            states: [B, H, do], normalised.
+            actions: [B, H, da], normalised.
+
+        Of a sum it is the sum of its rewards' own.
+
+        Raises:
+            InputError: the horizon is no multiple of the reward's window, states and actions do not
+                belong together, or the reward is of a kind that values whole plans only.
+        """
+        for name, part in (("states", states), ("actions", actions)):
+            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            if not isinstance(part, Tensor) or part.ndim != 3 or part.shape[:2] != states.shape[:2]:
+                raise InputError(f"{name}: {shape} is not allowed: tensors [B, H, ...] are needed.")
+        plans = torch.cat([actions, states], -1)
+        dtype = next((p.dtype for p in self.network.parameters()), plans.dtype)
+        with torch.no_grad():
+            return per_step(self.network, plans.to(dtype)).to(plans.dtype)
+
+    def explained_variance(self, pairs: Comparisons, batch: int = 4096) -> Tensor:
+        """Share of the two models' difference that the gradient explains at each t, [T].
+
+        Args:
+            pairs: comparisons that the reward was not fitted to.
+            batch: of them at a time.
+
+        Returns:
+            1 for the exact reward, 0 for none; NaN where both models agree.
+        """
+        pool = pairs.pool(self.target, self.place)
+        steps = self.steps or pairs.model.steps
+        return extraction.explained(self.network, pool, steps, batch)
+
+    @classmethod
+    def fit(
+        cls,
+        pairs: Comparisons,
+        network: Callable[..., nn.Module] | nn.Module | None = None,
+        *,
+        target: Target = "score",
+        place: Place = "x_t",
+        steps: int = 3_000,
+        batch: int = 512,
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+        device: str = "cpu",
+        checkpoint: Path | None = None,
+    ) -> "RelativeReward":
+        """Extract the reward of a pair of models from their comparisons (Algorithms 1 and 2).
+
+        Args:
+            pairs: of `compare`.
+            network: a reward network, changed in place; or what makes one, called with `width` (the
+                last side of a sample) and `unit` (see `extraction.units`), such as
+                ``functools.partial(WindowReward, window=16)``. None takes a `WindowReward` that
+                sees whole plans [H, D], or points [D], as Table 2's perceptron does.
+            target: with "score" the reward is the models' log ratio up to a constant (Eq. 14); with
+                "mean" it is fitted to differences of sampling means.
+            place: where its gradient is taken: "x_t" (Eq. 14), or "mu_base", which steers best.
+            steps, batch, learning_rate: of Adam; Table 3 has 100 000 steps of 128 samples at
+                5e-5, for networks of this size far more than a pool needs.
+            seed: of the weights and batches.
+            device: where it is fitted and stays.
+            checkpoint: safetensors file to resume from, see `training.train`.
+
+        Raises:
+            InputError: comparisons that do not suit the network, or a number out of range.
+        """
+        if network is None:
+            network = _default(pairs.x)
+        if not isinstance(network, nn.Module):
+            torch.manual_seed(seed)
+            unit = extraction.units(pairs.model, target)
+            network = network(width=pairs.x.shape[-1], unit=unit)
+        network = network.to(device)
+        pool = pairs.pool(target, place).to(device)
+        trained, windows = network, getattr(network, "windows", None)
+        if windows and pool.x.ndim == 3:
+            pool = pool.cut(*windows).average(network.average)
+            trained = network.averaged()
+        options = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+        progress = extraction.fit(trained, pool, **options, checkpoint=checkpoint)
+        training.finish(progress, "reward")
+        return cls(network.eval().requires_grad_(False), target, place)
+
+    def save(self, path: str | Path, about: Mapping | None = None) -> None:
+        """Write the reward to a safetensors file, weights rounded to float16; see `load_reward`.
+
+        Args:
+            path: of the file.
+            about: what its user must know, such as the range of the data; as JSON has it.
+
+        Raises:
+            InputError: see `save_rewards`.
+        """
+        save_rewards(path, {"reward": self}, {"reward": about or {}})
+
+
+def _default(x: Tensor) -> Callable[..., nn.Module]:
+    """What makes the reward network of points [N, D] or plans [N, H, D] if none is named."""
+    if x.ndim not in (2, 3):
+        raise InputError(
+            f"network=None is not allowed for samples of shape {tuple(x.shape[1:])}: a network "
+            "(x [B, ...], t [B]) -> rho [B] is needed."
+        )
+    made = import_module(KINDS["WindowReward"]).WindowReward
+    return partial(made, window=x.shape[1] if x.ndim == 3 else 1)
+
+
+def per_step(network: nn.Module, plans: Tensor) -> Tensor:
+    """What a network says of each step of plans [B, H, D] at t = 0, [B, H]."""
+    own = getattr(network, "per_step", None)
+    if own is None:
+        raise InputError(
+            f"reward: {type(network).__name__} is not allowed: it values a plan as a whole, and a "
+            "WindowReward is needed to value each step."
+        )
+    return own(plans)
+
 
 class WeightedSum(nn.Module):
     """sum_k w_k rho_k(x_t, t), [B], of several reward networks."""
+
+    SHAPE: ClassVar = ("weights",)
+    PARTS: ClassVar = ("networks",)
 
     def __init__(self, networks: Sequence[nn.Module], weights: Sequence[float]):
         super().__init__()
@@ -234,6 +221,39 @@ class WeightedSum(nn.Module):
         """The sum, [B], for x_t [B, ...] and t [B]."""
         parts = zip(self.weights, self.networks, strict=True)
         return sum(weight * network(x_t, t) for weight, network in parts)
+
+    def per_step(self, plans: Tensor) -> Tensor:
+        """The sum of what they say of each step, [B, H]."""
+        parts = zip(self.weights, self.networks, strict=True)
+        return sum(weight * per_step(network, plans) for weight, network in parts)
+
+
+class Rescaled(nn.Module):
+    """rho(scale * y, t): a reward in coordinates y = x / scale, to be fitted in.
+
+    The gradient to y is `scale` times that to x, so L_RRF of points x / scale and targets scale * d
+    is L_RRF with each coordinate's squared error weighed by scale^2.
+
+    Args:
+        network: (x [B, ...], t [B]) -> rho [B]; it is what learns.
+        scale: of each coordinate, [...].
+    """
+
+    TABLES: ClassVar = ("scale",)
+    PARTS: ClassVar = ("network",)
+
+    def __init__(self, network: nn.Module, scale: Tensor):
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", scale.clone())
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        """rho, [B]."""
+        return self.network(y * self.scale, t)
+
+    def per_step(self, plans: Tensor) -> Tensor:
+        """What the network says of each step, [B, H]."""
+        return per_step(self.network, plans * self.scale)
 
 
 def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> RelativeReward:
@@ -262,48 +282,127 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
     return RelativeReward(WeightedSum([r.network for r in rewards], weights), *kinds.pop())
 
 
-def per_step(reward: RelativeReward, states: Tensor, actions: Tensor) -> Tensor:
-    """Reward of each time step at t = 0, [B, H] (section 4.3): a step has its window's g.
+def save_rewards(
+    path: str | Path, rewards: Mapping[str, RelativeReward], about: Mapping[str, Mapping]
+) -> None:
+    """Write rewards, by name, to a safetensors file; weights are rounded to float16.
+
+    The file appears whole or not at all, and carries a checksum.
 
     Args:
-        states: [B, H, do], normalised.
-        actions: [B, H, da], normalised.
-
-    Of a sum it is the sum of its rewards' own.
+        path: of the file.
+        rewards: name -> reward of a network of KINDS.
+        about: name -> what its user must know, such as the range of the data; as JSON has it.
 
     Raises:
-        InputError: the horizon is no multiple of the reward's window, states and actions do not
-            belong together, or the reward is of a kind that values whole plans only.
+        InputError: a reward of another network, a weight that float16 cannot hold, a name that
+            `about` lacks or has something else than JSON for, or a file that cannot be written.
     """
-    for name, part in (("states", states), ("actions", actions)):
-        shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-        if not isinstance(part, Tensor) or part.ndim != 3 or part.shape[:2] != states.shape[:2]:
-            raise InputError(f"{name}: {shape} is not allowed: tensors [B, H, ...] are needed.")
-    plans = torch.cat([actions, states], -1)
-    network = getattr(reward, "network", reward)
-    dtype = (
-        next((p.dtype for p in network.parameters()), plans.dtype)
-        if network is not reward
-        else plans.dtype
-    )
-    with torch.no_grad():
-        return _per_step(network, plans.to(dtype)).to(plans.dtype)
+    tensors: dict[str, Tensor] = {}
+    header = {}
+    for name, reward in rewards.items():
+        if name not in about:
+            raise InputError(
+                f"about={shown(list(about))} is not allowed: an entry for the reward "
+                f"{shown(name)} is needed."
+            )
+        header[name] = {"about": dict(about[name]), "target": reward.target, "place": reward.place}
+        header[name]["network"] = _described(reward.network, name)
+        for key, value in reward.network.state_dict().items():
+            # A table is measured or computed, not learnt, and its range may be wider.
+            table = key.rpartition(".")[2] in _tables(reward.network)
+            tensors[f"{name}/{key}"] = value.cpu() if table else halved(value, key)
+    try:
+        text = json.dumps(header)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"about is not allowed ({error}): what JSON can hold is needed.") from None
+    write_tensors(path, tensors, {"rewards": text})
 
 
-def _per_step(network: nn.Module, plans: Tensor) -> Tensor:
-    """What a network says of each step of plans [B, H, D], [B, H]."""
-    if isinstance(network, WindowReward):
-        t = torch.zeros(len(plans), dtype=torch.long, device=plans.device)
-        g, window = network.per_window(plans, t), network.window
-        return g.repeat(1, window) if network.strided else g.repeat_interleave(window, 1)
-    if isinstance(network, WeightedSum):
-        parts = zip(network.weights, network.networks, strict=True)
-        return sum(weight * _per_step(part, plans) for weight, part in parts)
-    if isinstance(network, ConditionalReward):  # it changes gradients, no values
-        return _per_step(network.network, plans)
-    if isinstance(network, Rescaled):
-        return _per_step(network.network, plans * network.scale)
-    raise InputError(
-        f"reward: {type(network).__name__} is not allowed: it values a plan as a whole, and a "
-        "WindowReward is needed to value each step."
-    )
+def _tables(network: nn.Module) -> set[str]:
+    return {table for part in network.modules() for table in getattr(part, "TABLES", ())}
+
+
+def _described(network: nn.Module, name: str) -> dict:
+    """What a network is built from, as JSON has it."""
+    kind = type(network).__name__
+    if KINDS.get(kind) != type(network).__module__:
+        raise InputError(
+            f"reward {shown(name)} of a {kind} cannot be written: a reward of a "
+            f"{', '.join(list(KINDS)[:-1])} or {list(KINDS)[-1]} is needed."
+        )
+    found = {"kind": kind, "shape": {k: getattr(network, k) for k in getattr(network, "SHAPE", ())}}
+    for part in getattr(network, "PARTS", ()):
+        inner = getattr(network, part)
+        found[part] = (
+            [_described(one, name) for one in inner]
+            if isinstance(inner, nn.ModuleList)
+            else _described(inner, name)
+        )
+    return found
+
+
+def load_rewards(path: str | Path) -> dict[str, tuple[RelativeReward, dict]]:
+    """The rewards of a file of `save_rewards`, in single precision on the CPU, and about each.
+
+    Returns:
+        name -> (reward, what `save_rewards` was told about it).
+
+    Raises:
+        InputError: there is no such file, it is damaged, of another version, or holds something
+            else.
+    """
+    tensors, texts = read_tensors(path)
+    try:
+        header = json.loads(texts["rewards"])
+        found = {}
+        for name, entry in header.items():
+            mine = f"{name}/"
+            state = {
+                key.removeprefix(mine): value.float()
+                for key, value in tensors.items()
+                if key.startswith(mine)
+            }
+            network = _built(entry["network"], state, "")
+            network.load_state_dict(state)
+            reward = RelativeReward(
+                network.eval().requires_grad_(False), entry["target"], entry["place"]
+            )
+            found[name] = reward, entry["about"]
+        return found
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            f"Reward file '{path}' holds no rewards of this version of rrlib ({shown(str(error))})."
+        ) from None
+
+
+def _built(spec: dict, state: Mapping[str, Tensor], place: str) -> nn.Module:
+    """The network of a description; `place` is where its tensors are in the state."""
+    kind = getattr(import_module(KINDS[spec["kind"]]), spec["kind"])
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["shape"].items()}
+    given |= {table: state[f"{place}{table}"] for table in getattr(kind, "TABLES", ())}
+    for part in getattr(kind, "PARTS", ()):
+        inner = spec[part]
+        given[part] = (
+            [_built(one, state, f"{place}{part}.{k}.") for k, one in enumerate(inner)]
+            if isinstance(inner, list)
+            else _built(inner, state, f"{place}{part}.")
+        )
+    return kind(**given)
+
+
+def load_reward(path: str | Path, device: str = "cpu") -> RelativeReward:
+    """The reward of a file that `RelativeReward.save` wrote.
+
+    Raises:
+        InputError: there is no such file, it is damaged, of another version, or holds several.
+    """
+    found = load_rewards(path)
+    if len(found) != 1:
+        raise InputError(
+            f"Reward file '{path}' holds {len(found)} rewards: one is needed (`load_rewards` takes "
+            "them all)."
+        )
+    ((reward, _),) = found.values()
+    reward.network.to(device)
+    return reward

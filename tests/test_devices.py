@@ -17,10 +17,11 @@ from rrlib import comparisons, extraction
 from rrlib import guidance as steering
 from rrlib.comparisons import Pool
 from rrlib.denoisers import Denoiser
-from rrlib.plans.conditioning import ends_given, first_given, given
+from rrlib.plans.conditioning import ends_given, first_given, given, hold
 from rrlib.plans.networks import ChannelsFirst, PlanNetwork
 from rrlib.plans.perceptron import PlanPerceptron
-from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.plans.rewards import WindowReward
+from rrlib.rewards import RelativeReward
 from rrlib.schedules import cosine_scheduler
 from rrlib.training import Stack
 
@@ -113,7 +114,7 @@ def test_two_models_with_a_scheduler_each_are_compared_twice(looks):
         assert is_there(found.x, found.t, found.base, found.expert)
         assert found.x.shape == (10, H, D)
         for target in ("score", "mean"):
-            pool = found.read(base, target, "mu_base")
+            pool = found.pool(target, "mu_base")
             assert is_there(pool.x, pool.t, pool.target)
     # Both data sets once a call, both answers once a batch, all answers once: nothing else.
     once = ["base_data", "expert_data", *["base", "expert"] * 2, "difference"]
@@ -166,7 +167,7 @@ def test_sampling_steered_and_given_asks_for_no_value(looks, target, place):
     reward = RelativeReward(on(rewards(1)[0]), target, place)
     start = torch.zeros(3, H, D, device=FAKE)
     base = given(model(), first, first)
-    options = {"reward": reward, "first": first, "denoising": 3}
+    options = {"reward": reward, "keep": hold(first), "denoising": 3}
     for _, x in steering.denoise(base, start, Draws(), **options):
         assert is_there(x) and x.shape == start.shape
 

@@ -1,6 +1,7 @@
 """Extraction against hand-written loops and two Gaussians, whose relative reward is known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from rrlib.comparisons import Comparisons, Pool
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.plans.conditioning import ends_given, first_given
-from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.plans.rewards import WindowReward
+from rrlib.rewards import RelativeReward
 from rrlib.schedules import cosine_scheduler
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
@@ -60,7 +62,7 @@ def marked_pair() -> tuple[Denoiser, Denoiser]:
 
 
 def ask(base: Denoiser, expert: Denoiser, x, t, target: str, place: str) -> Pool:
-    return comparisons.compare(base, expert, x, t).read(base, target, place)
+    return comparisons.compare(base, expert, x, t).pool(target, place)
 
 
 def plans(n: int, seed: int) -> torch.Tensor:
@@ -164,8 +166,16 @@ def test_reading_needs_no_network():
     blank = Denoiser(network, base.scheduler)
     for target in TARGETS:
         for place in PLACES:
-            ours, theirs = found.read(blank, target, place), found.read(expert, target, place)
+            ours = replace(found, model=blank).pool(target, place)
+            theirs = replace(found, model=expert).pool(target, place)
             assert torch.equal(ours.x, theirs.x) and torch.equal(ours.target, theirs.target)
+
+
+def test_comparisons_without_a_model_say_so():
+    base, expert = plan_pair()
+    found = comparisons.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+    with pytest.raises(InputError, match="pairs: comparisons without their model"):
+        replace(found, model=None).pool("score", "x_t")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +189,7 @@ def test_another_target_or_place_is_named(target, place, message):
     base, expert = pair()
     found = comparisons.compare(base, expert, torch.zeros(1, 2), torch.tensor([0]))
     with pytest.raises(InputError) as caught:
-        found.read(base, target, place)
+        found.pool(target, place)
     assert str(caught.value) == message
 
 
@@ -241,7 +251,7 @@ def test_algorithm1_is_the_literal_comparison_batch_by_batch(target, place):
     base, expert = plan_pair()
     data = plans(9, 3).tanh(), plans(5, 4).tanh()
     found = comparisons.algorithm1(base, expert, *data, size=23, seed=6, batch=8)
-    pool = found.read(base, target, place)
+    pool = found.pool(target, place)
     rows = []
     for _, x_t, t in literal_draws(base, data, 23, 6, 8):
         at = x_t if place == "x_t" else base.mean(x_t, t)
@@ -334,7 +344,7 @@ def test_literal_loss_is_the_loss_of_the_pool_of_the_same_draws(target, place):
     base, expert = plan_pair()
     network, data = reward(3), (plans(9, 3).tanh(), plans(5, 4).tanh())
     found = comparisons.algorithm1(base, expert, *data, size=8, seed=6, batch=8)
-    pool = found.read(base, target, place)
+    pool = found.pool(target, place)
     literal = extraction.literal_loss(
         network, base, expert, *data, 8, stream(6, "pool 0"), target, place
     )
@@ -542,7 +552,7 @@ def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
     base, expert = pair()
     data = [gaussian((side, 0)).sample(2000, stream(1, 0)) for side in (-1.0, 1.0)]
     pools = [
-        comparisons.algorithm1(base, expert, *data, size=4000, seed=seed).read(base, target, "x_t")
+        comparisons.algorithm1(base, expert, *data, size=4000, seed=seed).pool(target, "x_t")
         for seed in (0, 1)
     ]
     torch.manual_seed(0)
@@ -602,7 +612,7 @@ def test_in_units_the_difference_of_unit_gaussians_is_the_same_at_every_t(target
 def test_in_displacement_units_a_difference_of_x0_is_the_same_at_every_t(target):
     base, expert = plan_pair()
     found = comparisons.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
-    pool = found.read(base, target, "x_t")
+    pool = found.pool(target, "x_t")
     unit = extraction.displacement_units(base, target).double()
     expected = (found.expert - found.base) * unit[:, None, None]
     assert_close(pool.target, expected, rtol=1e-4, atol=1e-6)
@@ -740,7 +750,7 @@ def test_algorithm2_names_a_shape_that_is_none(shape):
 
 def test_a_pool_knows_what_it_holds():
     base, expert = clipping_pair()
-    pool = comparisons.algorithm1(base, expert, GOOD, GOOD, size=4, seed=0).read(base, *KIND)
+    pool = comparisons.algorithm1(base, expert, GOOD, GOOD, size=4, seed=0).pool(*KIND)
     assert pool.kind == KIND and pool.windows is None
     assert pool.cut(3, True).kind == KIND and pool.cut(3, True).windows == (3, True)
     assert pool.cut(6).average(2).windows == (3, False)
@@ -832,7 +842,7 @@ def test_algorithm2_is_the_literal_sampling_and_asks_each_model_once_a_step():
         x = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
         for step in range(STEPS - 1, -1, -1):
             t = torch.full((3,), step)
-            points.append(Comparisons(x, t, base.x0(x, t), expert.x0(x, t)))
+            points.append(Comparisons(x, t, base.x0(x, t), expert.x0(x, t), base))
             draw = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
             x = model.mean(x, t) + model.deviation(t, x) * draw
     for name in ("x", "t", "base", "expert"):

@@ -16,7 +16,6 @@ from rrlib.errors import InputError
 from rrlib.images import comparisons as image_extraction
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
-from rrlib.images import rewards as image_rewards
 from rrlib.images.guided import CONFIGURATIONS, Guided
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.pairs import Fit, ImageReward
@@ -324,7 +323,7 @@ def test_a_saved_reward_scores_alike(pair, tmp_path):
     for name in ("none", "text"):
         (tmp_path / "text.safetensors").write_text("no tensors")
         with pytest.raises(InputError, match=rf"{name}.safetensors' (does not exist|is damaged)"):
-            image_rewards.read(tmp_path / f"{name}.safetensors")
+            image_pairs.load(tmp_path / f"{name}.safetensors")
 
 
 class Drift:

@@ -162,7 +162,7 @@ def test_what_is_explained_along_rollouts_is_asked_of_their_own_plans(own_store)
         *pair, plans[:30], plans[30:], size=60, seed=4, condition=first_given(11)
     )
     for share, fitted in zip(found, (reward, other), strict=True):
-        pool = asked.read(pair[0], "mean", fitted.place)
+        pool = asked.pool("mean", fitted.place)
         wanted = extraction.explained(store.obtain(fitted).network, pool, 5)
         assert_allclose(share, wanted, rtol=1e-4)
 

@@ -110,7 +110,7 @@ def test_a_reward_follows_first_actions_more_closely_the_more_they_weigh():
     asked = comparisons.algorithm1(
         *pair, *held_out(300), size=600, seed=8, condition=first_given(11)
     )
-    pool = asked.read(pair[0], "mean", "mu_base")
+    pool = asked.pool("mean", "mu_base")
     errors = []
     for weight in (1e-4, 1e4):
         network = store.obtain(replace(REWARD, first_action=weight)).network
@@ -125,7 +125,7 @@ def test_a_reward_follows_the_difference_where_it_was_not_fitted():
     asked = comparisons.algorithm1(
         *pair, *held_out(300), size=600, seed=8, condition=first_given(11)
     )
-    pool = asked.read(pair[0], "mean", "mu_base")
+    pool = asked.pool("mean", "mu_base")
     found = extraction.explained(store.obtain(REWARD).network, pool, 5)
     turned = extraction.explained(
         store.obtain(REWARD).network, replace(pool, target=-pool.target), 5

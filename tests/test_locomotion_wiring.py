@@ -83,7 +83,7 @@ def calls(monkeypatch):
         if isinstance(recipe, LocomotionPool):
             draws = training.stream(0, 0)
             x, base, expert = (torch.randn(7, 4, WIDTH, generator=draws) for _ in range(3))
-            return Comparisons(x, torch.arange(7) % 6, base, expert)
+            return Comparisons(x, torch.arange(7) % 6, base, expert, BASE.blank("cpu"))
         return RelativeReward(recipe.blank(), "mean", "mu_base")
 
     def record(module, name, result=None):
@@ -191,7 +191,7 @@ def test_a_reward_is_fitted_as_the_recipe_says(target, place, calls, tmp_path):
     assert (fit.steps, fit.batch, fit.learning_rate, fit.seed) == (17, 5, 0.03, 9)
     assert fit.checkpoint == tmp_path / "checkpoints" / "reward.safetensors"
     network, pool = fit.args
-    read = store.obtain(POOL).read(BASE.blank("cpu"), target, place)
+    read = store.obtain(POOL).pool(target, place)
     scale = torch.ones(4, WIDTH)
     scale[0, :3] = 2.0  # the root of the first action's weight
     assert torch.equal(network.scale, scale) and torch.equal(pool.t, read.t)
@@ -206,9 +206,9 @@ def test_the_rival_is_shown_the_plans_of_each_and_told_what_is_given(calls, tmp_
     train, loss = calls.of("train"), calls.of("discriminator_loss")
     assert (train.steps, train.learning_rate, train.seed) == (17, 0.03, 9)
     assert train.checkpoint == tmp_path / "checkpoints" / "reward.safetensors"
-    network, base, of_base, of_expert, batch, _, width = loss.args
+    network, base, of_base, of_expert, batch, _, condition = loss.args
     assert base.steps == 6
-    assert train.args[0] is network and (batch, width) == (5, OBSERVATION)
+    assert train.args[0] is network and (batch, held_by(condition)) == (5, OBSERVATION)
     assert is_of(of_base, expert=False).all() and is_of(of_expert, expert=True).all()
     assert len(of_base) == len(of_expert) == 6
     draws = training.stream(9, "data")
@@ -309,7 +309,7 @@ def test_a_planner_holds_the_observation_and_passes_guidance_on(monkeypatch):
     plan(observations, np.arange(3))
     ((model, shape, generator, got),) = seen
     first = torch.from_numpy((observations - 1) / 3)
-    torch.testing.assert_close(got.pop("first"), first)
+    torch.testing.assert_close(got.pop("keep")(torch.zeros(shape))[:, 0, 3:], first)
     assert model[0] is base and torch.equal(model[1], first)
     assert got == options and shape == (3, 4, 14) and generator is draws
 
@@ -434,7 +434,7 @@ def test_what_is_asked_of_held_out_plans(calls, monkeypatch):
         assert torch.equal(plans, half.split().held_out_plans(15, 6)[0])
         assert torch.equal(model.network.enter.weight, half.blank("cpu").network.enter.weight)
     for reward, (_, pool, steps), (read, share) in zip(rewards, shares, found, strict=True):
-        wanted = asked.read(BASE.blank("cpu"), reward.target, reward.place)
+        wanted = asked.pool(reward.target, reward.place)
         assert torch.equal(pool.target, wanted.target) and torch.equal(pool.x, wanted.x)
         assert steps == 6 and read is pool and share.tolist() == [0.5] * 6
 

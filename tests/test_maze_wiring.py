@@ -61,7 +61,7 @@ def calls(monkeypatch):
             return recipe.blank(device)
         draws = training.stream(0, 0)
         x, base, expert = (torch.randn(7, 8, 6, generator=draws) for _ in range(3))
-        return Comparisons(x, torch.arange(7) % 6, base, expert)
+        return Comparisons(x, torch.arange(7) % 6, base, expert, BASE.blank("cpu"))
 
     def record(module, name, result=None):
         def stand_in(*args, **kwargs):
@@ -178,7 +178,7 @@ def test_rewards_are_fitted_as_the_recipe_says(target, place, cut, calls, tmp_pa
     assert fit.checkpoint == tmp_path / "checkpoints" / "rewards.safetensors"
     assert calls.files == ["reward-5.safetensors", "reward-7.safetensors"]
     stack, pool = fit.args
-    read = store.obtain(POOL).read(BASE.blank("cpu"), target, place)
+    read = store.obtain(POOL).pool(target, place)
     wanted = read.cut(4, recipe.strided).average(recipe.average)
     assert torch.equal(pool.x, wanted.x) and torch.equal(pool.target, wanted.target)
     unit = extraction.displacement_units(BASE.blank("cpu"), target)

@@ -12,8 +12,9 @@ from rrlib.errors import InputError
 from rrlib.mazes import driving as planning
 from rrlib.mazes import world as maze
 from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser
-from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.rewards import RelativeReward
 from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream
 

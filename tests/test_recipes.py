@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rrlib import comparisons, extraction, rewards, training
+from rrlib import comparisons, extraction, training
 from rrlib.errors import InputError
 from rrlib.lab import recipes, store
 from rrlib.lab.mazes import experiments as maze_experiments
 from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.plans import rewards as plan_rewards
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import ends_given
 from rrlib.theory import sde
@@ -91,7 +92,7 @@ def test_comparisons_are_of_the_recipes_own_pair(method):
     pool = recipe.comparisons(400, seed=5)
     assert len(pool) == 400 and pool.target.dtype == torch.float64
     base, expert = recipe.pair()
-    again = comparisons.compare(base, expert, pool.x, pool.t).read(base, "mean", "x_t")
+    again = comparisons.compare(base, expert, pool.x, pool.t).pool("mean", "x_t")
     assert_close(pool.target, again.target)
 
 
@@ -201,7 +202,7 @@ def test_rewards_are_made_and_loaded_with_their_meaning():
     assert (values[0] - values[1]).abs().max() > 1e-3
     # Each from its own seed's start, on 16 windows of its own a step; a file is its own seed's.
     stack = training.Stack([recipe._network(seed) for seed in (4, 0)])
-    read = store.obtain(recipe.pool).read(store.obtain(recipe.pool.base), "mean", "mu_base")
+    read = store.obtain(recipe.pool).pool("mean", "mu_base")
     settings = {"steps": 3, "batch": 32, "learning_rate": 1e-3, "seed": 4}
     for _ in extraction.fit(stack, read.cut(8), **settings):
         pass
@@ -217,8 +218,8 @@ def test_a_reward_that_sees_averages_is_fitted_to_averages():
     base = store.obtain(recipe.pool.base)
     unit = extraction.displacement_units(base, "mean")
     torch.manual_seed(3)
-    network = rewards.WindowReward(6, 4, unit)
-    pool = store.obtain(recipe.pool).read(base, "mean", "mu_base").cut(8).average(2)
+    network = plan_rewards.WindowReward(6, 4, unit)
+    pool = store.obtain(recipe.pool).pool("mean", "mu_base").cut(8).average(2)
     settings = {"steps": 20, "batch": 32, "learning_rate": 1e-3, "seed": 3}
     for _ in extraction.fit(network, pool, **settings):
         pass
@@ -263,9 +264,9 @@ def test_a_reward_is_fitted_to_its_pool_as_it_was_asked_to_be(options):
     base = store.obtain(recipe.pool.base)
     unit = extraction.displacement_units(base, target)
     torch.manual_seed(3)
-    network = rewards.WindowReward(6, options["window"], unit, (8, 4), strided, activation)
+    network = plan_rewards.WindowReward(6, options["window"], unit, (8, 4), strided, activation)
     start = network.g[0].weight.clone()
-    windows = store.obtain(recipe.pool).read(base, target, place).cut(options["window"], strided)
+    windows = store.obtain(recipe.pool).pool(target, place).cut(options["window"], strided)
     settings = {"steps": 20, "batch": 32, "learning_rate": 1e-3, "seed": 3}
     for _ in extraction.fit(network, windows, **settings):
         pass

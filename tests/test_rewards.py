@@ -6,19 +6,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from rrlib import extraction
+from rrlib.comparisons import windows
 from rrlib.errors import InputError
-from rrlib.plans.networks import PlanValue
+from rrlib.extraction import unit_of
 from rrlib.plans.perceptron import PlanPotential
-from rrlib.rewards import (
-    ConditionalReward,
-    RelativeReward,
-    Rescaled,
-    WindowReward,
-    compose,
-    per_step,
-    unit_of,
-    windows,
-)
+from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
+from rrlib.rewards import RelativeReward, Rescaled, compose
 from rrlib.training import Stack, stream
 
 WIDTH, HORIZON = 3, 12
@@ -207,7 +200,7 @@ def test_the_network_is_smooth_between_its_layers_unless_asked_otherwise():
 def test_per_step_gives_each_step_its_windows_value_at_t_0(window):
     network, x = reward(window), plans()
     actions, states = x[..., :1], x[..., 1:]  # a plan is actions first, then observations
-    values = per_step(RelativeReward(network, "score", "x_t"), states, actions)
+    values = RelativeReward(network, "score", "x_t").per_step(states, actions)
     zero = torch.zeros(len(x), dtype=torch.long)
     literal = torch.empty(len(x), HORIZON, dtype=torch.float64)
     for i in range(HORIZON):
@@ -220,7 +213,7 @@ def test_per_step_gives_each_step_its_windows_value_at_t_0(window):
 @pytest.mark.parametrize("window", [1, 2, 3, 12])
 def test_per_step_of_a_strided_reward_gives_each_step_its_own_windows_value(window):
     network, x, count = reward(window, strided=True), plans(), HORIZON // window
-    values = per_step(RelativeReward(network, "score", "x_t"), x[..., 1:], x[..., :1])
+    values = RelativeReward(network, "score", "x_t").per_step(x[..., 1:], x[..., :1])
     zero = torch.zeros(len(x), dtype=torch.long)
     literal = torch.empty(len(x), HORIZON, dtype=torch.float64)
     for i in range(HORIZON):
@@ -233,7 +226,7 @@ def test_per_step_of_a_strided_reward_gives_each_step_its_own_windows_value(wind
 def test_a_horizon_or_a_width_that_does_not_fit_is_named(strided):
     relative = RelativeReward(reward(5, strided=strided), "score", "x_t")
     with pytest.raises(InputError, match=r"^window=5 is not allowed: .* the horizon 12 is needed"):
-        per_step(relative, plans()[..., 1:], plans()[..., :1])
+        relative.per_step(plans()[..., 1:], plans()[..., :1])
     with pytest.raises(InputError, match=r"^x_t of shape \(2, 5, 4\) is not .* plans of width 3 "):
         relative(torch.zeros(2, 5, 4), torch.tensor([0, 1]))
 
@@ -351,21 +344,21 @@ def test_a_conditional_reward_has_no_gradient_to_what_is_given():
 def test_each_step_of_a_sum_is_the_sum_of_its_rewards_steps():
     one, two = (RelativeReward(reward(window), "mean", "x_t") for window in (3, 4))
     x = plans()
-    found = per_step(compose([one, two], [2.0, -0.5]), x[..., 1:], x[..., :1])
-    parts = [per_step(part, x[..., 1:], x[..., :1]) for part in (one, two)]
+    found = compose([one, two], [2.0, -0.5]).per_step(x[..., 1:], x[..., :1])
+    parts = [part.per_step(x[..., 1:], x[..., :1]) for part in (one, two)]
     assert_close(found, 2 * parts[0] - 0.5 * parts[1])
 
 
 def test_each_step_of_a_wrapped_reward_is_its_own():
     x, inner = plans(), reward(3)
-    literal = per_step(RelativeReward(inner, "mean", "x_t"), x[..., 1:], x[..., :1])
+    literal = RelativeReward(inner, "mean", "x_t").per_step(x[..., 1:], x[..., :1])
     held = RelativeReward(ConditionalReward(inner, 2), "mean", "x_t")
-    assert torch.equal(per_step(held, x[..., 1:], x[..., :1]), literal)
+    assert torch.equal(held.per_step(x[..., 1:], x[..., :1]), literal)
     scale = torch.full((HORIZON, WIDTH), 2.0, dtype=torch.float64)
     y = x / scale
     rescaled = RelativeReward(Rescaled(inner, scale), "mean", "x_t")
-    assert_close(per_step(rescaled, y[..., 1:], y[..., :1]), literal)
-    single = per_step(RelativeReward(inner.float(), "mean", "x_t"), x[..., 1:], x[..., :1])
+    assert_close(rescaled.per_step(y[..., 1:], y[..., :1]), literal)
+    single = RelativeReward(inner.float(), "mean", "x_t").per_step(x[..., 1:], x[..., :1])
     assert single.dtype == torch.float64  # as the reward itself
 
 
@@ -379,15 +372,15 @@ def test_a_reward_of_whole_plans_says_that_it_has_no_steps(network):
     whole = RelativeReward(network, "mean", "x_t")
     for found in (whole, compose([whole], [1.0])):
         with pytest.raises(InputError, match=message):
-            per_step(found, x[..., 1:], x[..., :1])
+            found.per_step(x[..., 1:], x[..., :1])
 
 
 def test_states_and_actions_that_do_not_belong_together_are_named():
     one, x = RelativeReward(reward(3), "mean", "x_t"), plans()
     with pytest.raises(InputError, match=r"^actions: \(4, 6, 1\) is not allowed"):
-        per_step(one, x[..., 1:], x[:, :6, :1])
+        one.per_step(x[..., 1:], x[:, :6, :1])
     with pytest.raises(InputError, match=r"^states: ndarray is not allowed"):
-        per_step(one, x[..., 1:].numpy(), x[..., :1])
+        one.per_step(x[..., 1:].numpy(), x[..., :1])
 
 
 @pytest.mark.parametrize("step", [-1, 10])

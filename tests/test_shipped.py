@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rrlib import files as reward_files
 from rrlib.errors import InputError
 from rrlib.images import pairs as image_pairs
 from rrlib.images.miniature import weights as image_weights
 from rrlib.lab.locomotion import files as locomotion_files
 from rrlib.locomotion import world as locomotion
+from rrlib.rewards import load_rewards
 from rrlib.tensor_files import read_tensors
 
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"
 READERS: dict[Path, Callable] = {
-    FULL / "maze2d-rewards.safetensors": reward_files.read,
+    FULL / "maze2d-rewards.safetensors": load_rewards,
     FULL / "maze2d-maps.safetensors": read_tensors,
     FULL / "locomotion-models.safetensors": locomotion_files.read,
     image_weights.FOLDER / "hollow.safetensors": read_tensors,

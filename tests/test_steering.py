@@ -12,7 +12,8 @@ from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.guidance import ExactDifference, denoise, sample
 from rrlib.plans.conditioning import hold
-from rrlib.rewards import RelativeReward, WindowReward
+from rrlib.plans.rewards import WindowReward
+from rrlib.rewards import RelativeReward
 from rrlib.schedules import cosine_scheduler, kept_steps
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream

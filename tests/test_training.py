@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from rrlib import extraction
 from rrlib.comparisons import Pool
 from rrlib.errors import InputError
-from rrlib.rewards import WindowReward
+from rrlib.plans.rewards import WindowReward
 from rrlib.tensor_files import read_tensors
 from rrlib.training import Progress, Stack, finish, stream, train
 

@@ -20,14 +20,13 @@ from rrlib.comparisons import Pool
 from rrlib.errors import InputError, shown
 from rrlib.images import comparisons as image_extraction
 from rrlib.images import pipelines
-from rrlib.images import rewards as image_rewards
 from rrlib.images.guided import Guided
 from rrlib.images.pipeline_digest import digest
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import ImageReward, schedule
 from rrlib.images.shards import SIDES, ShardPool, Shards
 from rrlib.metrics import Separability
-from rrlib.rewards import RelativeReward
+from rrlib.rewards import RelativeReward, load_rewards
 from rrlib.training import Progress
 
 IN_MEMORY = 2**30  # bytes of a pool that is held in memory; a larger one is read as it is needed
@@ -58,9 +57,12 @@ def load(path: str | Path) -> ImageReward:
     """The reward that `ImageReward.save` wrote.
 
     Raises:
-        InputError: see `image_rewards.read`.
+        InputError: there is no such file, it is damaged, or it holds another kind of reward.
     """
-    return ImageReward(*image_rewards.read(path))
+    found = list(load_rewards(path).values())
+    if len(found) != 1 or not isinstance(found[0][0].network, EncoderReward):
+        raise InputError(f"Reward file '{path}' holds no reward of images.")
+    return ImageReward(*found[0])
 
 
 def compare(

@@ -1,22 +1,17 @@
-"""The 2-D encoder reward of latents, rho(x_t, t), and its file."""
+"""The 2-D encoder reward of latents, rho(x_t, t)."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D
 from torch import Tensor, nn
 
-from rrlib.errors import InputError, shown
-from rrlib.rewards import RelativeReward
-from rrlib.tensor_files import halved, read_tensors, write_tensors
+from rrlib.errors import InputError
 
 TIME_FEATURES = 32
 HIDDEN = 64  # of the head
 GROUPS = 8  # of the normalisation
-TABLES = ("mean", "deviation", "unit")
 
 
 class EncoderReward(nn.Module):
@@ -35,6 +30,9 @@ class EncoderReward(nn.Module):
 
     SiLU, for the theorem wants smooth gradients.
     """
+
+    SHAPE: ClassVar = ("channels",)
+    TABLES: ClassVar = ("mean", "deviation", "unit")
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class EncoderReward(nn.Module):
                 f"are multiples of {halved} are needed."
             )
         self.channels = channels
-        for name, table in zip(TABLES, (mean, deviation, unit), strict=True):
+        for name, table in zip(self.TABLES, (mean, deviation, unit), strict=True):
             self.register_buffer(name, table.clone())
         time = 4 * TIME_FEATURES
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, time), nn.SiLU(), nn.Linear(time, time))
@@ -95,59 +93,3 @@ class EncoderReward(nn.Module):
             hidden, _ = block(hidden, time)
         out = self.head(torch.cat([hidden.flatten(1), time], 1)).squeeze(1)
         return out * self.unit[t]
-
-
-def write(path: str | Path, reward: RelativeReward, about: Mapping) -> None:
-    """Write a reward of an `EncoderReward` to a safetensors file, weights rounded to float16.
-
-    The file appears whole or not at all, and carries a checksum.
-
-    Args:
-        path: of the file.
-        reward: written.
-        about: what its user must know, as JSON has it.
-
-    Raises:
-        InputError: a reward of another network, a weight that float16 cannot hold, something else
-            than JSON in `about`, or a file that cannot be written.
-    """
-    network = reward.network
-    if not isinstance(network, EncoderReward):
-        raise InputError(
-            f"reward of a {type(network).__name__} cannot be written: a reward of an "
-            "EncoderReward is needed."
-        )
-    # The tables are measured, not learnt, and their range is wider than half precision's.
-    tensors = {
-        name: value.cpu() if name in TABLES else halved(value, name)
-        for name, value in network.state_dict().items()
-    }
-    header = {"channels": network.channels, "about": dict(about)}
-    header |= {"target": reward.target, "place": reward.place}
-    try:
-        text = json.dumps(header)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"about is not allowed ({error}): what JSON can hold is needed.") from None
-    write_tensors(path, tensors, {"image_reward": text})
-
-
-def read(path: str | Path) -> tuple[RelativeReward, dict]:
-    """The reward of a file that `write` made, in single precision on the CPU, and about it.
-
-    Raises:
-        InputError: there is no such file, it is damaged, or it holds something else.
-    """
-    tensors, texts = read_tensors(path)
-    try:
-        header = json.loads(texts["image_reward"])
-        state = {name: value.float() for name, value in tensors.items()}
-        network = EncoderReward(*(state[name] for name in TABLES), tuple(header["channels"]))
-        network.load_state_dict(state)
-        reward = RelativeReward(
-            network.eval().requires_grad_(False), header["target"], header["place"]
-        )
-        return reward, header["about"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(
-            f"Reward file '{path}' holds no reward of images ({shown(str(error))})."
-        ) from None

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rrlib.errors import InputError
 from rrlib.images import pipelines
-from rrlib.images import rewards as image_rewards
 from rrlib.images.guided import Guided
 from rrlib.images.pictures import Picture, pictures
 from rrlib.rewards import RelativeReward
@@ -117,7 +116,7 @@ class ImageReward:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, weights rounded to float16."""
-        image_rewards.write(path, self.reward, self.about)
+        self.reward.save(path, self.about)
 
 
 def schedule(guided: Guided) -> dict[str, list]:

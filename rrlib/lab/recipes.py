@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rrlib import comparisons, extraction, schedules, training
-from rrlib.comparisons import Pool
+from rrlib.comparisons import Place, Pool, Target
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.lab import store
 from rrlib.plans import trajectories
+from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
-from rrlib.rewards import Place, RelativeReward, Target, WindowReward
+from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 from rrlib.theory.sde import GaussianMixture
 
@@ -80,7 +81,7 @@ class GaussianReward:
             found = comparisons.algorithm1(
                 base, expert, *self._data(), size=size, seed=seed, batch=20_000
             )
-        return found.read(base, self.target, self.place)
+        return found.pool(self.target, self.place)
 
     def make(self, folder: Path, device: str) -> None:
         """Fit rho, write `reward.safetensors`."""

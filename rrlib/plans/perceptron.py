@@ -1,5 +1,7 @@
 """A residual perceptron for short plans: what a U-Net does in the time of its first layer."""
 
+from typing import ClassVar
+
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
@@ -89,6 +91,9 @@ class PlanPotential(nn.Module):
         unit: what a unit of the output is worth at each t, [T]; see `extraction.units`.
         hidden, blocks: of f.
     """
+
+    SHAPE: ClassVar = ("width", "horizon", "hidden", "blocks")
+    TABLES: ClassVar = ("unit",)
 
     def __init__(self, width: int, horizon: int, unit: Tensor, hidden: int = 512, blocks: int = 2):
         super().__init__()

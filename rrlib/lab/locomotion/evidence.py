@@ -10,7 +10,7 @@ import torch
 
 from rrlib import comparisons, extraction, training
 from rrlib import diagnostics as rotation
-from rrlib.comparisons import Pool
+from rrlib.comparisons import Place, Pool
 from rrlib.lab import store
 from rrlib.lab.locomotion.recipes import LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionReward, LocomotionRollouts
@@ -18,7 +18,6 @@ from rrlib.locomotion import world as locomotion
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import first_given, held
 from rrlib.plans.trajectories import Trajectories
-from rrlib.rewards import Place
 
 Guide = LocomotionReward | LocomotionDiffuser | None  # or any other guide of LocomotionRollouts
 SELECTION, REPORT, STUDY = "selection", "report", "study"  # uses of rollouts, with seeds of its own
@@ -216,7 +215,7 @@ def _explained(rewards, data, seed, device):
     asked = comparisons.algorithm1(*models, *data, size=size, seed=seed, condition=given)
     found = []
     for reward in rewards:
-        read = asked.read(models[0], reward.target, reward.place)
+        read = asked.pool(reward.target, reward.place)
         network = store.obtain(reward, device).network
         found.append((read, extraction.explained(network, read, models[0].steps).cpu().numpy()))
     return found

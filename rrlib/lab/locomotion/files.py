@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rrlib import training
+from rrlib.comparisons import Place
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
 from rrlib.lab import store
@@ -18,7 +19,7 @@ from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
 from rrlib.locomotion import rollouts
 from rrlib.locomotion.world import Environment
 from rrlib.plans.trajectories import Normaliser, Trajectories
-from rrlib.rewards import Place, RelativeReward
+from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import halved, read_tensors, write_tensors
 
 PARTS = "base", "expert", "reward"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrlib import comparisons, extraction, training
 from rrlib import guidance as steering
-from rrlib.comparisons import Comparisons, Pool
+from rrlib.comparisons import Comparisons, Place, Pool, Target
 from rrlib.denoisers import Denoiser
 from rrlib.lab import recipe_costs, recipes, store
 from rrlib.lab.locomotion.recipes import LocomotionDiffuser, check_training
@@ -20,10 +20,10 @@ from rrlib.lab.recipes import Split
 from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
 from rrlib.plans.conditioning import first_given
-from rrlib.plans.networks import PlanValue
 from rrlib.plans.perceptron import PlanPotential
+from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
 from rrlib.plans.trajectories import Trajectories
-from rrlib.rewards import ConditionalReward, Place, RelativeReward, Rescaled, Target, WindowReward
+from rrlib.rewards import RelativeReward, Rescaled
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ class LocomotionPool:
             data = [torch.cat([x0, *(run.draw(n, draws) for run in done)]) for x0 in data]
         options = {"size": self.plans, "seed": self.seed, "condition": first_given(width)}
         found = comparisons.algorithm1(*pair, *data, **options)
-        save_file(vars(found), folder / "comparisons.safetensors")
+        save_file(found.tensors(), folder / "comparisons.safetensors")
 
     def load(self, folder: Path, device: str) -> Comparisons:
         """The comparisons."""
-        return Comparisons(**load_file(folder / "comparisons.safetensors", device))
+        found = load_file(folder / "comparisons.safetensors", device)
+        return Comparisons(**found, model=self.base.blank(device))
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class LocomotionReward:
     def make(self, folder: Path, device: str) -> None:
         """Fit the reward, write `reward.safetensors`."""
         found, base = store.obtain(self.pool, device), self.pool.base
-        pool = found.read(base.blank(device), self.target, self.place)
+        pool = found.pool(self.target, self.place)
         scale = torch.ones_like(pool.x[0])
         scale[0, : -base.environment.observation] = self.first_action**0.5
         network = self.blank().to(device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from rrlib import metrics
 from rrlib.mazes.world import Maze
 from rrlib.plans.trajectories import Normaliser
-from rrlib.rewards import RelativeReward, per_step
+from rrlib.rewards import RelativeReward
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def judge(
     """
     shape = world.walls.shape
     plans = _beside(reward, base.plans)
-    steps = per_step(reward, plans[..., 2:], plans[..., :2]).cpu().numpy()
+    steps = reward.per_step(plans[..., 2:], plans[..., :2]).cpu().numpy()
     heat = metrics.heat_map(base.cells.reshape(-1, 2), steps.ravel(), shape)
     peak = metrics.peak(heat)
     visits = metrics.log_visit_ratio(base.cells.reshape(-1, 2), expert.cells.reshape(-1, 2), shape)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rrlib import comparisons, extraction, schedules, training
-from rrlib.comparisons import Comparisons
+from rrlib.comparisons import Comparisons, Place, Target
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.lab import recipe_costs, recipes, store
@@ -17,8 +17,9 @@ from rrlib.mazes import world as maze
 from rrlib.mazes.world import ACTION, OBSERVATION
 from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.rewards import Activation, WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
-from rrlib.rewards import Activation, Place, RelativeReward, Target, WindowReward
+from rrlib.rewards import RelativeReward
 
 # Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
 LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
@@ -198,11 +199,12 @@ class MazePool:
         options = {"size": self.plans, "seed": self.seed}
         given = conditioning.ends_given(OBSERVATION) if self.ends else None
         found = comparisons.algorithm1(*pair, *data, **options, condition=given)
-        save_file(vars(found), folder / "comparisons.safetensors")
+        save_file(found.tensors(), folder / "comparisons.safetensors")
 
     def load(self, folder: Path, device: str) -> Comparisons:
         """The comparisons."""
-        return Comparisons(**load_file(folder / "comparisons.safetensors", device))
+        found = load_file(folder / "comparisons.safetensors", device)
+        return Comparisons(**found, model=self.base.blank(device))
 
 
 @dataclass(frozen=True)
@@ -237,10 +239,9 @@ class MazeRewards:
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""
-        base = self.pool.base.blank(device)
-        pool = store.obtain(self.pool, device).read(base, self.target, self.place)
-        averaged = replace(self, window=self.window // self.average, average=1)
-        stack = training.Stack([averaged._network(seed).to(device) for seed in self.seeds])
+        pool = store.obtain(self.pool, device).pool(self.target, self.place)
+        networks = (self._network(seed).to(device) for seed in self.seeds)
+        stack = training.Stack([network.averaged() for network in networks])
         progress = extraction.fit(
             stack,
             pool.cut(self.window, self.strided).average(self.average),

@@ -1,0 +1,206 @@
+"""Reward networks of plans [B, H, D]: rho(x_t, t) [B], twice differentiable."""
+
+from itertools import pairwise
+from typing import ClassVar, Literal, get_args
+
+import torch
+from diffusers import UNet1DModel
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+
+from rrlib.comparisons import windows
+from rrlib.errors import InputError, shown
+from rrlib.rewards import per_step
+
+Activation = Literal["silu", "leaky_relu"]
+TIME_FEATURES = 16
+
+
+class WindowReward(nn.Module):
+    """rho(x_t, t) = mean over contiguous windows of g(window, t), g an MLP (Table 2, appendix E).
+
+    Args:
+        width: D, numbers per time step.
+        window: h, time steps that g sees; the horizon must be a multiple of it.
+        unit: what a unit of g is worth at each t, [T]; see `extraction.units`.
+        hidden: widths of g's hidden layers.
+        strided: see `windows`.
+        activation: "silu", or "leaky_relu" as the authors' code has it.
+        average: neighbouring steps of a window that g sees as their mean; 1 shows every step.
+
+    Raises:
+        InputError: the window is no multiple of `average`.
+
+    SiLU, because the theorem wants smooth gradients and Mish's second derivative overflows.
+    The time is a sinusoidal embedding, so what one t learns its neighbours share.
+    """
+
+    SHAPE: ClassVar = ("width", "window", "hidden", "strided", "activation", "average")
+    TABLES: ClassVar = ("unit",)
+
+    def __init__(
+        self,
+        width: int,
+        window: int,
+        unit: Tensor,
+        hidden: tuple[int, ...] = (128, 64, 32),
+        strided: bool = False,
+        activation: Activation = "silu",
+        average: int = 1,
+    ):
+        super().__init__()
+        if average < 1 or window % average:
+            raise InputError(
+                f"average={average} is not allowed: a divisor of the window {window} is needed."
+            )
+        if activation not in get_args(Activation):
+            allowed = " or ".join(map(repr, get_args(Activation)))
+            raise InputError(f"activation={shown(activation)} is not allowed: {allowed} is needed.")
+        self.width, self.window, self.strided, self.average = width, window, strided, average
+        self.hidden, self.activation = hidden, activation
+        smooth = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}[activation]
+        sizes = [width * (window // average) + TIME_FEATURES, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), smooth()]
+        self.g = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+        self.register_buffer("unit", unit.clone())
+
+    @property
+    def windows(self) -> tuple[int, bool]:
+        """How a pool is cut for it: steps of a window, and whether they are strided."""
+        return self.window, self.strided
+
+    def averaged(self) -> "WindowReward":
+        """g as a reward of windows that `Pool.average` has averaged already; weights are shared."""
+        if self.average == 1:
+            return self
+        shape = (self.width, self.window // self.average, self.unit, self.hidden)
+        made = WindowReward(*shape, self.strided, self.activation)
+        made.g, made.unit = self.g, self.unit
+        return made
+
+    def per_window(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """g of every window, [B, H / h], for x_t [B, H, D] (or [B, D], one step) and t [B].
+
+        Raises:
+            InputError: another width, or a horizon that is no multiple of the window.
+        """
+        if x_t.shape[-1] != self.width:
+            raise InputError(
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} are "
+                "needed."
+            )
+        plans = x_t.reshape(len(x_t), -1, self.width)
+        cut = windows(plans, self.window, self.strided)  # [B, H / h, h, D]
+        # Times the root, the mean is a projection: lengths, and so gradients, keep their size.
+        cut = cut.unflatten(2, (-1, self.average)).mean(3).flatten(2) * self.average**0.5
+        hundredths = t * (100.0 / len(self.unit))
+        time = get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000)
+        time = time.to(cut)[:, None].expand(-1, cut.shape[1], -1)
+        g = self.g(torch.cat([cut, time], -1)).squeeze(-1)
+        return g * self.unit.to(g)[t][:, None]
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] (or [B, D]) and t [B]."""
+        return self.per_window(x_t, t).mean(1)
+
+    def per_step(self, plans: Tensor) -> Tensor:
+        """g at t = 0 of the window that each step lies in, [B, H], for plans [B, H, D]."""
+        g = self.per_window(plans, torch.zeros(len(plans), dtype=torch.long, device=plans.device))
+        return g.repeat(1, self.window) if self.strided else g.repeat_interleave(self.window, 1)
+
+
+class PlanValue(nn.Module):
+    """rho(x_t, t) of a whole plan: Diffuser's value function (diffusers' UNet1DModel; Table 2).
+
+    Args:
+        width: D, numbers per time step.
+        unit: what a unit of the output is worth at each t, [T]; see `extraction.units`.
+        channels: per resolution, multiples of 32; up to patch * 2 ** (1 + resolutions) steps fit.
+        patch: steps that enter the network as one.
+
+    SiLU instead of Mish, see `WindowReward`.
+    """
+
+    SHAPE: ClassVar = ("width", "channels", "patch")
+    TABLES: ClassVar = ("unit",)
+
+    def __init__(
+        self,
+        width: int,
+        unit: Tensor,
+        channels: tuple[int, ...] = (64, 64, 128, 128),
+        patch: int = 1,
+    ):
+        super().__init__()
+        self.width, self.channels, self.patch = width, channels, patch
+        self.longest = patch * 2 ** (1 + len(channels))
+        self.unet = UNet1DModel(
+            in_channels=width * patch,
+            out_channels=width * patch,
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            act_fn="silu",
+            layers_per_block=1,
+            downsample_each_block=True,
+            block_out_channels=channels,
+            down_block_types=("DownResnetBlock1D",) * len(channels),
+            up_block_types=(),
+            mid_block_type="ValueFunctionMidBlock1D",
+            out_block_type="ValueFunction",
+        )
+        _replace_mish(self.unet)
+        self.register_buffer("unit", unit.clone())
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] and t [B].
+
+        Raises:
+            InputError: another width, or a horizon beyond the network's or no multiple of `patch`.
+        """
+        horizon = x_t.shape[1]
+        if x_t.shape[-1] != self.width or horizon > self.longest or horizon % self.patch:
+            raise InputError(
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of width {self.width} and "
+                f"a multiple of {self.patch}, at most {self.longest}, steps are needed."
+            )
+        patches = x_t.unflatten(1, (-1, self.patch)).flatten(2)
+        out = self.unet(patches.mT, t * (100.0 / len(self.unit))).sample.squeeze(-1)
+        return out * self.unit.to(out)[t]
+
+
+def _replace_mish(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Mish):
+            setattr(module, name, nn.SiLU())
+        else:
+            _replace_mish(child)
+
+
+class ConditionalReward(nn.Module):
+    """rho(x_t, t) of plans whose first observation is given: its gradient leaves that alone.
+
+    Args:
+        network: (x_t [B, H, D], t [B]) -> rho [B], with a buffer `unit`.
+        observation: do, numbers of the first observation.
+    """
+
+    SHAPE: ClassVar = ("observation",)
+    PARTS: ClassVar = ("network",)
+
+    def __init__(self, network: nn.Module, observation: int):
+        super().__init__()
+        self.network, self.observation = network, observation
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B]."""
+        x = x_t.clone()
+        x[:, 0, -self.observation :] = x_t[:, 0, -self.observation :].detach()
+        return self.network(x, t)
+
+    def per_step(self, plans: Tensor) -> Tensor:
+        """The network's own, [B, H]: what is given changes gradients and no values."""
+        return per_step(self.network, plans)
