@@ -1,3 +1,83 @@
-"""rrlib: relative rewards of two diffusion models (Nuti, Franzmeyer, Henriques, NeurIPS 2023)."""
+"""rrlib: relative rewards of two diffusion models (Nuti, Franzmeyer, Henriques, NeurIPS 2023).
+
+>>> import rrlib
+>>> scheduler = rrlib.cosine_scheduler(20, clip=False)
+>>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, scheduler)  # predicts x_0
+>>> expert = rrlib.Denoiser(lambda x, t: 0.5 * x + 0.2, scheduler)
+>>> pairs = rrlib.compare(base, expert, shape=(2,), n=2_000)
+>>> reward = rrlib.RelativeReward.fit(pairs, steps=50)
+>>> rrlib.sample(base, (3, 2), reward=reward, seed=1).shape
+torch.Size([3, 2])
+
+What the laboratory of this book adds, `rrlib.lab`, is not part of this interface.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# Loaded when they are first asked for: torch, diffusers and simulators take seconds to import.
+_PLACES = {
+    "Denoiser": "denoisers",
+    "cosine_scheduler": "schedules",
+    "Comparisons": "comparisons",
+    "compare": "comparisons",
+    "RelativeReward": "rewards",
+    "compose": "rewards",
+    "load_reward": "rewards",
+    "load_rewards": "rewards",
+    "save_rewards": "rewards",
+    "sample": "guidance",
+    "ExactDifference": "guidance",
+    "rotational_share": "diagnostics",
+    "difference_jacobians": "diagnostics",
+    "WindowReward": "plans.rewards",
+    "PlanValue": "plans.rewards",
+    "ChannelsFirst": "plans.networks",
+    "Normaliser": "plans.trajectories",
+    "Trajectories": "plans.trajectories",
+    "given": "plans.conditioning",
+    "first_given": "plans.conditioning",
+    "ends_given": "plans.conditioning",
+    "InputError": "errors",
+    "DataWarning": "errors",
+}
+__all__ = ["__version__", *_PLACES]
+
+if TYPE_CHECKING:
+    from rrlib.comparisons import Comparisons as Comparisons
+    from rrlib.comparisons import compare as compare
+    from rrlib.denoisers import Denoiser as Denoiser
+    from rrlib.diagnostics import difference_jacobians as difference_jacobians
+    from rrlib.diagnostics import rotational_share as rotational_share
+    from rrlib.errors import DataWarning as DataWarning
+    from rrlib.errors import InputError as InputError
+    from rrlib.guidance import ExactDifference as ExactDifference
+    from rrlib.guidance import sample as sample
+    from rrlib.plans.conditioning import ends_given as ends_given
+    from rrlib.plans.conditioning import first_given as first_given
+    from rrlib.plans.conditioning import given as given
+    from rrlib.plans.networks import ChannelsFirst as ChannelsFirst
+    from rrlib.plans.rewards import PlanValue as PlanValue
+    from rrlib.plans.rewards import WindowReward as WindowReward
+    from rrlib.plans.trajectories import Normaliser as Normaliser
+    from rrlib.plans.trajectories import Trajectories as Trajectories
+    from rrlib.rewards import RelativeReward as RelativeReward
+    from rrlib.rewards import compose as compose
+    from rrlib.rewards import load_reward as load_reward
+    from rrlib.rewards import load_rewards as load_rewards
+    from rrlib.rewards import save_rewards as save_rewards
+    from rrlib.schedules import cosine_scheduler as cosine_scheduler
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'rrlib' has no attribute {name!r}")
+    found = getattr(import_module(f"rrlib.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

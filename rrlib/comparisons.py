@@ -169,7 +169,7 @@ class Comparisons:
 
 
 @torch.no_grad()
-def compare(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
+def compare_at(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
     """Ask both models about x_t [B, ...] at t [B].
 
     Raises:
@@ -179,6 +179,65 @@ def compare(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Compari
     for name in ("base", "expert"):
         check_finite(name, getattr(found, name), t)
     return found
+
+
+def compare(
+    base: Denoiser,
+    expert: Denoiser,
+    data: tuple[Tensor, Tensor] | None = None,
+    *,
+    n: int = 20_000,
+    seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    condition: Condition | None = None,
+    batch: int = 256,
+    device: str = "cpu",
+) -> Comparisons:
+    """Compare two models: what a relative reward is extracted from.
+
+    With data by Algorithm 1, without by Algorithm 2, on samples that the models draw themselves.
+
+    Args:
+        base, expert: diffusion models of one space and one schedule.
+        data: samples of what the base was trained on and of what the expert was, [m, ...] each,
+            normalised alike; None draws samples of `shape`.
+        n: comparisons; without data in whole runs of both models, so rather more.
+        seed: of the draws.
+        shape: of one sample, where there are no data.
+        condition: see `algorithm1`.
+        batch: samples per call of the models, where there are data.
+        device: of the samples, where there are no data; those stay where they are.
+
+    Raises:
+        InputError: models of two schedules or that agree everywhere, data that do not suit them,
+            neither data nor a shape, or both, or a number out of range.
+
+    >>> import rrlib
+    >>> scheduler = rrlib.cosine_scheduler(50, clip=False)
+    >>> models = [rrlib.Denoiser(lambda x, t, a=a: 0.5 * x + a, scheduler) for a in (0.0, 0.2)]
+    >>> pairs = rrlib.compare(*models, shape=(2,), n=1_000)
+    >>> pairs.x.shape, pairs.pool("score", "x_t").target.shape
+    (torch.Size([1000, 2]), torch.Size([1000, 2]))
+    """
+    if not isinstance(n, int) or n < 1:
+        raise InputError(f"n={shown(n)} is not allowed: at least 1 is needed.")
+    if data is not None:
+        if shape is not None:
+            raise InputError("shape is not allowed with data: one of the two is needed.")
+        if not isinstance(data, tuple | list) or len(data) != 2:
+            raise InputError(
+                f"data of {type(data).__name__} is not allowed: two tensors, the base's samples "
+                "and the expert's, are needed."
+            )
+        options = {"size": n, "seed": seed, "batch": batch, "condition": condition}
+        return algorithm1(base, expert, *data, **options)
+    if shape is None or condition is not None:
+        raise InputError(
+            "data=None is not allowed without the shape of a sample, nor with a condition: data "
+            "are needed."
+        )
+    runs = 2 * -(-n // (2 * base.steps))
+    return algorithm2(base, expert, shape, runs=runs, seed=seed, device=device)
 
 
 def check_finite(name: str, x: Tensor, t: Tensor | None = None) -> None:
@@ -230,7 +289,7 @@ def algorithm1(
         pair: Sequence[Denoiser] = (base, expert)
         if condition:
             x_t, pair = condition(x0, x_t, *pair)
-        parts.append(compare(*pair, x_t, t))
+        parts.append(compare_at(*pair, x_t, t))
     return _join(parts)
 
 
@@ -337,7 +396,7 @@ def algorithm2(
         x = torch.randn(runs // 2, *shape, **options)
         for step in reversed(range(base.steps)):
             t = torch.full((len(x),), step, device=device)
-            found = compare(base, expert, x, t)
+            found = compare_at(base, expert, x, t)
             parts.append(found)
             mean = model.mean_from_x0(getattr(found, name), x, t)
             x = narrow(mean + model.deviation(t, x) * torch.randn(x.shape, **options), x)

@@ -40,6 +40,14 @@ class Denoiser:
     Raises:
         InputError: a scheduler of another kind; when asked, a t that is no step, or an x_t that
             the network cannot take.
+
+    >>> import rrlib, torch
+    >>> model = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
+    >>> x_t, t = torch.ones(2, 3), torch.tensor([0, 9])
+    >>> model.steps, model.x0(x_t, t)[0]
+    (10, tensor([0.5000, 0.5000, 0.5000]))
+    >>> model.score(x_t, t).shape == model.epsilon(x_t, t).shape == model.mean(x_t, t).shape
+    True
     """
 
     network: Callable[..., Tensor]

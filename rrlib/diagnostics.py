@@ -18,6 +18,10 @@ def rotational_share(jacobians: Tensor) -> Tensor:
 
     0 for a gradient, 1 for a pure rotation, about 1/2 if the entries have nothing to do with each
     other.
+
+    >>> turn = torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]])
+    >>> rotational_share(turn), rotational_share(turn + 3 * torch.eye(2))
+    (tensor(1.), tensor(0.1000))
     """
     turning = (jacobians - jacobians.mT) / 2
     return turning.square().sum() / jacobians.square().sum()
@@ -45,6 +49,13 @@ def difference_jacobians(
 
     Raises:
         InputError: `step` is no step of the schedule, or models of two schedules.
+
+    >>> import rrlib
+    >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
+    >>> models = [rrlib.Denoiser(lambda x, t, a=a: a * x, scheduler) for a in (0.5, 0.6)]
+    >>> jacobians = rrlib.difference_jacobians(*models, torch.zeros(2, 3), 10, "x_t")
+    >>> jacobians.shape, float(rrlib.rotational_share(jacobians))
+    (torch.Size([2, 3, 3]), 0.0)
     """
     check_schedules(base, expert)
     if not 0 <= step < base.steps:

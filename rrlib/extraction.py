@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.comparisons import Condition, Place, Pool, Target, compare, drawn, noised
+from rrlib.comparisons import Condition, Place, Pool, Target, compare_at, drawn, noised
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.training import Progress, train
@@ -54,7 +54,7 @@ def literal_loss(
     The reference that tests and benchmarks hold the pool against.
     """
     x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
-    pool = compare(base, expert, x_t, t).pool(target, place)
+    pool = compare_at(base, expert, x_t, t).pool(target, place)
     return loss(network, pool.x, t, pool.target)
 
 

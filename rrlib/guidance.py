@@ -1,5 +1,6 @@
 """Guided sampling of any denoiser by any relative reward."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -186,11 +187,54 @@ def _lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Ten
 
 
 def sample(
-    denoiser: Denoiser, shape: tuple[int, ...], generator: torch.Generator, **guidance
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    generator: torch.Generator | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    reward: RelativeReward | ExactDifference | None = None,
+    weight: float | Tensor = 1.0,
+    place: Place | None = None,
+    anyway: bool = False,
+    onto: Onto = "mean",
+    until: int = 0,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    denoising: int | None = None,
 ) -> Tensor:
-    """Samples of x_0, [B, ...]: the end of `denoise` from fresh noise; same keywords."""
-    dtype = guidance.pop("dtype", torch.float32)
+    """Samples of x_0, [B, ...]: the end of `denoise` from fresh noise.
+
+    Args:
+        denoiser: the base.
+        shape: of all samples together, (B, ...).
+        generator: of the noise, on the samples' device; None takes one of `seed` on `device`.
+        seed, device: where no generator is given.
+        dtype: of the samples.
+        reward, weight, place, anyway, onto, until, keep, denoising: see `denoise`.
+
+    Raises:
+        InputError: see `denoise`.
+
+    >>> import rrlib
+    >>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
+    >>> rrlib.sample(base, (4, 32, 6), seed=1, denoising=5).shape
+    torch.Size([4, 32, 6])
+    """
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(seed)
     start = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
-    for _, x in denoise(denoiser, start, generator, **guidance):
-        last = x
-    return last
+    steps = denoise(
+        denoiser,
+        start,
+        generator,
+        reward=reward,
+        weight=weight,
+        place=place,
+        anyway=anyway,
+        onto=onto,
+        until=until,
+        keep=keep,
+        denoising=denoising,
+    )
+    return deque(steps, maxlen=1).pop()[1]

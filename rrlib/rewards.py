@@ -43,6 +43,20 @@ class RelativeReward:
     Raises:
         InputError: another target or place than there are, or than `extraction.fit` fitted the
             network to; when asked, a t that is no step.
+
+    >>> import rrlib, torch
+    >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
+    >>> base, expert = (
+    ...     rrlib.Denoiser(lambda x, t, a=a: 0.5 * x + a, scheduler) for a in (0.0, 0.2)
+    ... )
+    >>> pairs = rrlib.compare(base, expert, shape=(8, 3), n=2_000)
+    >>> reward = rrlib.RelativeReward.fit(pairs, steps=100)
+    >>> plans, t = torch.zeros(4, 8, 3), torch.zeros(4, dtype=torch.long)
+    >>> reward(plans, t).shape, reward.gradient(plans, t).shape
+    (torch.Size([4]), torch.Size([4, 8, 3]))
+    >>> held_out = rrlib.compare(base, expert, shape=(8, 3), n=200, seed=1)
+    >>> reward.explained_variance(held_out).shape  # a share for each t
+    torch.Size([20])
     """
 
     network: nn.Module
@@ -96,6 +110,12 @@ class RelativeReward:
         Raises:
             InputError: the horizon is no multiple of the reward's window, states and actions do not
                 belong together, or the reward is of a kind that values whole plans only.
+
+        >>> import rrlib, torch
+        >>> network = rrlib.WindowReward(width=6, window=4, unit=torch.ones(10))
+        >>> reward = rrlib.RelativeReward(network, "score", "x_t")
+        >>> reward.per_step(torch.zeros(2, 32, 4), torch.zeros(2, 32, 2)).shape
+        torch.Size([2, 32])
         """
         for name, part in (("states", states), ("actions", actions)):
             shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
@@ -154,6 +174,16 @@ class RelativeReward:
 
         Raises:
             InputError: comparisons that do not suit the network, or a number out of range.
+
+        >>> from functools import partial
+        >>> import rrlib
+        >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
+        >>> models = [rrlib.Denoiser(lambda x, t, a=a: 0.5 * x + a, scheduler) for a in (0.0, 0.2)]
+        >>> pairs = rrlib.compare(*models, shape=(8, 3), n=200)
+        >>> short = partial(rrlib.WindowReward, window=2, hidden=(16,))
+        >>> reward = rrlib.RelativeReward.fit(pairs, short, steps=5, place="mu_base")
+        >>> reward.network.window, reward.place
+        (2, 'mu_base')
         """
         if network is None:
             network = _default(pairs.x)
@@ -266,6 +296,12 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
     Raises:
         InputError: another number of weights than rewards, or rewards of two targets, places or
             schedules.
+
+    >>> import rrlib, torch
+    >>> networks = [rrlib.WindowReward(3, 4, torch.ones(10)) for _ in range(2)]
+    >>> both = rrlib.compose([rrlib.RelativeReward(n, "score", "x_t") for n in networks], [1, -0.5])
+    >>> both(torch.zeros(5, 8, 3), torch.zeros(5, dtype=torch.long)).shape
+    torch.Size([5])
     """
     lengths = {reward.steps for reward in rewards} - {None}
     if len(lengths) > 1:
@@ -396,6 +432,14 @@ def load_reward(path: str | Path, device: str = "cpu") -> RelativeReward:
 
     Raises:
         InputError: there is no such file, it is damaged, of another version, or holds several.
+
+    >>> import rrlib, tempfile, torch
+    >>> reward = rrlib.RelativeReward(rrlib.WindowReward(3, 4, torch.ones(10)), "score", "x_t")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reward.save(f"{folder}/reward.safetensors", about={"data": "mine"})
+    ...     again = rrlib.load_reward(f"{folder}/reward.safetensors")
+    >>> again.steps, again.target
+    (10, 'score')
     """
     found = load_rewards(path)
     if len(found) != 1:

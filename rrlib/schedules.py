@@ -26,6 +26,9 @@ def cosine_scheduler(steps: int, clip: bool = True) -> "DDPMScheduler":
     Args:
         steps: diffusion steps T, at least 2.
         clip: keep x0 in [-1, 1], the range of normalised plans (so do the paper's authors).
+
+    >>> cosine_scheduler(100).config.prediction_type
+    'sample'
     """
     if steps < 2:
         raise InputError(f"steps={steps} is not allowed: at least 2 diffusion steps are needed.")

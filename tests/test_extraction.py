@@ -62,7 +62,7 @@ def marked_pair() -> tuple[Denoiser, Denoiser]:
 
 
 def ask(base: Denoiser, expert: Denoiser, x, t, target: str, place: str) -> Pool:
-    return comparisons.compare(base, expert, x, t).pool(target, place)
+    return comparisons.compare_at(base, expert, x, t).pool(target, place)
 
 
 def plans(n: int, seed: int) -> torch.Tensor:
@@ -148,7 +148,7 @@ def test_a_comparison_asks_each_model_once_and_keeps_no_graph():
 
         return Denoiser(network, model.scheduler)
 
-    found = comparisons.compare(counted(base, "base"), counted(expert, "expert"), x, t)
+    found = comparisons.compare_at(counted(base, "base"), counted(expert, "expert"), x, t)
     assert sorted(calls) == ["base", "expert"]
     assert torch.equal(found.x, x) and torch.equal(found.t, t)
     assert torch.equal(found.base, base.x0(x, t)) and torch.equal(found.expert, expert.x0(x, t))
@@ -158,7 +158,7 @@ def test_a_comparison_asks_each_model_once_and_keeps_no_graph():
 def test_reading_needs_no_network():
     """Only the schedule of the model counts, so a blank one will do."""
     base, expert = plan_pair()
-    found = comparisons.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+    found = comparisons.compare_at(base, expert, plans(STEPS, 0), torch.arange(STEPS))
 
     def network(x, t):
         raise AssertionError("a model was asked again")
@@ -173,7 +173,7 @@ def test_reading_needs_no_network():
 
 def test_comparisons_without_a_model_say_so():
     base, expert = plan_pair()
-    found = comparisons.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+    found = comparisons.compare_at(base, expert, plans(STEPS, 0), torch.arange(STEPS))
     with pytest.raises(InputError, match="pairs: comparisons without their model"):
         replace(found, model=None).pool("score", "x_t")
 
@@ -187,7 +187,7 @@ def test_comparisons_without_a_model_say_so():
 )
 def test_another_target_or_place_is_named(target, place, message):
     base, expert = pair()
-    found = comparisons.compare(base, expert, torch.zeros(1, 2), torch.tensor([0]))
+    found = comparisons.compare_at(base, expert, torch.zeros(1, 2), torch.tensor([0]))
     with pytest.raises(InputError) as caught:
         found.pool(target, place)
     assert str(caught.value) == message
@@ -611,7 +611,7 @@ def test_in_units_the_difference_of_unit_gaussians_is_the_same_at_every_t(target
 @pytest.mark.parametrize("target", TARGETS)
 def test_in_displacement_units_a_difference_of_x0_is_the_same_at_every_t(target):
     base, expert = plan_pair()
-    found = comparisons.compare(base, expert, plans(STEPS, 0), torch.arange(STEPS))
+    found = comparisons.compare_at(base, expert, plans(STEPS, 0), torch.arange(STEPS))
     pool = found.pool(target, "x_t")
     unit = extraction.displacement_units(base, target).double()
     expected = (found.expert - found.base) * unit[:, None, None]
@@ -813,7 +813,7 @@ def test_algorithm2_compares_on_the_models_own_samples():
     assert len(found.t) == 4000 * STEPS
     assert found.t.bincount().tolist() == [4000] * STEPS
     # The models are compared on the same points, whichever went there.
-    again = comparisons.compare(base, expert, found.x, found.t)
+    again = comparisons.compare_at(base, expert, found.x, found.t)
     assert_close(found.base, again.base)
     assert_close(found.expert, again.expert)
     # Near the data, half of the points are the base's and half the expert's.

@@ -92,7 +92,7 @@ def test_comparisons_are_of_the_recipes_own_pair(method):
     pool = recipe.comparisons(400, seed=5)
     assert len(pool) == 400 and pool.target.dtype == torch.float64
     base, expert = recipe.pair()
-    again = comparisons.compare(base, expert, pool.x, pool.t).pool("mean", "x_t")
+    again = comparisons.compare_at(base, expert, pool.x, pool.t).pool("mean", "x_t")
     assert_close(pool.target, again.target)
 
 

@@ -20,6 +20,12 @@ def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Deno
         denoiser: of a PlanNetwork that was trained with `plan_loss`, or of any network of plans
             [B, H, D]; one that takes no third argument is not told.
         first, last: observations [B, do], normalised.
+
+    >>> import rrlib
+    >>> model = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
+    >>> told = rrlib.given(model, first=torch.tensor([[0.7, -0.2]]))
+    >>> told.x0(torch.zeros(1, 4, 3), torch.tensor([9]))[0, 0]
+    tensor([ 0.0000,  0.7000, -0.2000])
     """
     ends = ((0, first),) if last is None else ((0, first), (-1, last))
     made = copy.copy(denoiser)  # with its tables, wherever they are by now
@@ -46,6 +52,14 @@ def first_given(observation: int) -> Condition:
 
     Args:
         observation: do, numbers per observation.
+
+    >>> import rrlib
+    >>> scheduler = rrlib.cosine_scheduler(10, clip=False)
+    >>> models = [rrlib.Denoiser(lambda x, t, a=a: 0.5 * x + a, scheduler) for a in (0.0, 0.1)]
+    >>> data = torch.rand(9, 4, 3), torch.rand(9, 4, 3)
+    >>> pairs = rrlib.compare(*models, data, n=50, condition=rrlib.first_given(observation=2))
+    >>> bool((pairs.base[:, 0, 1:] == pairs.x[:, 0, 1:]).all())
+    True
     """
 
     def condition(x0: Tensor, x_t: Tensor, *models: Denoiser) -> tuple[Tensor, Sequence[Denoiser]]:

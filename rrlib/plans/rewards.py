@@ -33,6 +33,10 @@ class WindowReward(nn.Module):
 
     SiLU, because the theorem wants smooth gradients and Mish's second derivative overflows.
     The time is a sinusoidal embedding, so what one t learns its neighbours share.
+
+    >>> rho = WindowReward(width=6, window=4, unit=torch.ones(10))
+    >>> rho(torch.zeros(2, 32, 6), torch.tensor([0, 9])).shape
+    torch.Size([2])
     """
 
     SHAPE: ClassVar = ("width", "window", "hidden", "strided", "activation", "average")

@@ -246,6 +246,12 @@ class Normaliser:
     """Min-max to [-1, 1] per coordinate of a plan (actions, then observations).
 
     A coordinate that never varies goes to 0, shifted but not scaled, so it comes back unharmed.
+
+    >>> ruler = Normaliser(low=np.float32([0, -1]), high=np.float32([4, 1]))
+    >>> ruler.normalise(np.float32([[4, 0]])).tolist()
+    [[1.0, 0.0]]
+    >>> ruler.denormalise(np.float32([[1, 0]])).tolist()
+    [[4.0, 0.0]]
     """
 
     low: np.ndarray  # [da + do] float32
