@@ -94,7 +94,7 @@ def test_six_lines_find_a_known_log_ratio():
     held_out = rrlib.compare(base, expert, tuple(draws), n=2_000, seed=1)
     assert (reward.explained_variance(held_out) > 0.9).all()
     # Steered by it the base draws what the expert draws; the other way round it turns away.
-    mean = rrlib.sample(base, (4_000, 2), reward=reward, seed=1).mean(0)
+    mean = rrlib.sample(base, (4_000, 2), reward=reward, seed=1).mean(0).float()
     assert_close(mean, torch.tensor([0.5, -0.3]), atol=0.06, rtol=0)
     swapped = rrlib.compare(expert, base, tuple(draws[::-1]), n=8_000)
     away = rrlib.RelativeReward.fit(swapped, steps=600)
