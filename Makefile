@@ -128,5 +128,5 @@ lock: $(STAMP)
 	rm requirements.lock.old
 
 clean:
-	rm -rf _build _run book/_generated .pytest_cache .ruff_cache *.egg-info
+	rm -rf _build _run book/_generated .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find rrlib tests workflow -name __pycache__ -exec rm -rf {} +

@@ -23,6 +23,13 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
+def test_the_readme_has_the_first_pages_sample():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, _ = blocks()
+    assert first in readme
+    assert len(first.splitlines()) <= 7 and first.count("import") == 1
+
+
 def test_the_calls_for_two_pipelines(tmp_path, monkeypatch):
     size = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1)
     for seed, name in enumerate(("model", "fine-tune")):
