@@ -1,6 +1,7 @@
 """Recipes of locomotion: data and diffusion models. Defaults are sizes for a CPU."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from rrlib import schedules, training
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
 from rrlib.lab import recipe_costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import world as locomotion
@@ -56,9 +56,7 @@ class LocomotionData:
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
-        world = locomotion.load(self.environment)
-        file = folder / "trajectories.hdf5"
-        return trajectories.load(file, world.observation, world.action)
+        return _load(self.environment, folder)
 
 
 @dataclass(frozen=True)
@@ -79,21 +77,21 @@ class LocomotionFile:
         Raises:
             InputError: the file cannot be used, or is another environment's.
         """
-        path = str(Path(path).expanduser())
-        found = locomotion.read(locomotion.load(environment), path)
-        return cls(environment, trajectories.digest(found), path)
+        read = partial(locomotion.read, locomotion.load(environment))
+        return cls(environment, *recipes.recorded(read, path))
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
-        found = locomotion.read(locomotion.load(self.environment), self.path)
-        if trajectories.digest(found) != self.sha256:
-            raise InputError(f"Dataset '{self.path}' has changed since this run began.")
-        trajectories.write_hdf5(folder / "trajectories.hdf5", found)
+        recipes.keep(self, locomotion.read(locomotion.load(self.environment), self.path), folder)
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
-        world = locomotion.load(self.environment)
-        return trajectories.load(folder / "trajectories.hdf5", world.observation, world.action)
+        return _load(self.environment, folder)
+
+
+def _load(environment: str, folder: Path) -> Trajectories:
+    world = locomotion.load(environment)
+    return trajectories.load(folder / "trajectories.hdf5", world.observation, world.action)
 
 
 Data = LocomotionData | LocomotionFile
@@ -143,21 +141,14 @@ class LocomotionDiffuser:
     def make(self, folder: Path, device: str) -> None:
         """Train the network and write `denoiser.safetensors`."""
         denoiser, split = self.blank(device), self.split()
+        file, label = folder / "denoiser.safetensors", f"diffuser {self.environment.name}"
 
         def loss(draws: torch.Generator) -> Tensor:
             x0 = split.draw(self.batch, draws)
             return conditioning.control_loss(denoiser, x0, self.environment.observation, draws)
 
-        progress = training.train(
-            denoiser.network,
-            loss,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "denoiser.safetensors",
-        )
-        training.finish(progress, f"diffuser {self.environment.name}")
-        save_file(denoiser.network.state_dict(), folder / "denoiser.safetensors")
+        recipes.fitted(denoiser.network, loss, file, label, **training.options(self))
+        save_file(denoiser.network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> Denoiser:
         """The trained diffusion model."""

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import comparisons, extraction, training
+from rrlib import extraction, training
 from rrlib import guidance as steering
 from rrlib.comparisons import Comparisons, Place, Pool, Target
 from rrlib.denoisers import Denoiser
@@ -58,8 +58,7 @@ class LocomotionPool:
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
         draws = training.stream(self.seed, "data", device)
-        pair = [store.obtain(half, device) for half in (self.base, self.expert)]
-        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        data = recipes.drawn(self, draws)
         width = self.base.environment.observation
         for x0 in data:
             deviation = self.spread * torch.rand(len(x0), 1, generator=draws, device=device)
@@ -69,14 +68,11 @@ class LocomotionPool:
             done = [run.split(device) for run in self.visited]
             n = self.plans // (2 * len(done))
             data = [torch.cat([x0, *(run.draw(n, draws) for run in done)]) for x0 in data]
-        options = {"size": self.plans, "seed": self.seed, "condition": first_given(width)}
-        found = comparisons.algorithm1(*pair, *data, **options)
-        save_file(found.tensors(), folder / "comparisons.safetensors")
+        recipes.compare(self, data, first_given(width), folder, device)
 
     def load(self, folder: Path, device: str) -> Comparisons:
         """The comparisons."""
-        found = load_file(folder / "comparisons.safetensors", device)
-        return Comparisons(**found, model=self.base.blank(device))
+        return recipes.load_comparisons(self, folder, device)
 
 
 @dataclass(frozen=True)
@@ -116,18 +112,12 @@ class LocomotionReward:
         pool = found.pool(self.target, self.place)
         scale = torch.ones_like(pool.x[0])
         scale[0, : -base.environment.observation] = self.first_action**0.5
-        network = self.blank().to(device)
-        progress = extraction.fit(
-            Rescaled(network, scale),
-            Pool(pool.x / scale, pool.t, pool.target * scale),
-            steps=self.steps,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "reward.safetensors",
-        )
-        training.finish(progress, f"reward {base.environment.name}")
-        save_file(network.state_dict(), folder / "reward.safetensors")
+        network, file = self.blank().to(device), folder / "reward.safetensors"
+        pool = Pool(pool.x / scale, pool.t, pool.target * scale)
+        options = {**training.options(self), "batch": self.batch}
+        label = f"reward {base.environment.name}"
+        recipes.fitted(Rescaled(network, scale), pool, file, label, **options)
+        save_file(network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
@@ -169,23 +159,15 @@ class LocomotionDiscriminator:
     def make(self, folder: Path, device: str) -> None:
         """Train the network, write `reward.safetensors`."""
         network, base = self.blank().to(device), self.base.blank(device)
-        draws = training.stream(self.seed, "data", device)
-        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        data = recipes.drawn(self, training.stream(self.seed, "data", device))
         given = first_given(self.base.environment.observation)
+        file, label = folder / "reward.safetensors", f"discriminator {self.base.environment.name}"
 
         def loss(draws: torch.Generator) -> Tensor:
             return extraction.discriminator_loss(network, base, *data, self.batch, draws, given)
 
-        progress = training.train(
-            network,
-            loss,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "reward.safetensors",
-        )
-        training.finish(progress, f"discriminator {self.base.environment.name}")
-        save_file(network.state_dict(), folder / "reward.safetensors")
+        recipes.fitted(network, loss, file, label, **training.options(self))
+        save_file(network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """Its logit as a reward."""
