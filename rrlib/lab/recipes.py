@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rrlib import comparisons, extraction, schedules, training
 from rrlib.comparisons import Comparisons, Condition, Place, Pool, Target
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
+from rrlib.errors import InputError, check_one_of
 from rrlib.lab import store
 from rrlib.plans import trajectories
 from rrlib.plans.rewards import WindowReward
@@ -53,9 +53,7 @@ class GaussianReward:
     seed: int = 0
 
     def __post_init__(self):
-        if self.method not in get_args(Method):
-            allowed = " or ".join(map(repr, get_args(Method)))
-            raise InputError(f"method={self.method!r} is not allowed: {allowed} is needed.")
+        check_one_of("method", self.method, Method)
 
     def pair(self) -> tuple[Denoiser, Denoiser]:
         """The two diffusion models, exact but for the `error`."""

@@ -18,6 +18,8 @@ from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.plans.trajectories import Trajectories
 
+RATES = {"halfcheetah": 20_000, "hopper": 8_000, "walker2d": 7_000}  # MuJoCo's steps a second
+
 
 @dataclass(frozen=True)
 class LocomotionData:
@@ -43,7 +45,9 @@ class LocomotionData:
     def __post_init__(self) -> None:
         locomotion.check_set(self.kind, self.transitions)
         world = locomotion.load(self.environment)
-        recipe_costs.check_robot_data(self.environment, self.transitions)
+        steps = recipe_costs.number(self.transitions)
+        size = 12 * steps * (world.width + 2) / 1e9  # each is kept, stacked and joined
+        recipe_costs.check(size, steps / RATES[world.name], transitions=self.transitions)
         digest = "" if self.kind == "random" else locomotion.digest(world)
         object.__setattr__(self, "policies", digest)
 
@@ -159,7 +163,7 @@ class LocomotionDiffuser:
     def blank(self, device: str) -> Denoiser:
         """The model before training."""
         torch.manual_seed(self.seed)
-        width = self.environment.observation + self.environment.action
+        width = self.environment.width
         if self.channels:
             networks.check_horizon(self.horizon, self.channels)
             network = PlanNetwork(width, self.channels)
@@ -171,19 +175,12 @@ class LocomotionDiffuser:
 
 
 def check_training(environment: locomotion.Environment, horizon: int, recipe) -> None:
-    """Raise InputError if a recipe's training would take too much.
-
-    Args:
-        environment: whose plans.
-        horizon: of the plans.
-        recipe: with `channels`, `hidden`, `blocks`, `batch` and `steps`, of any network of plans.
-    """
+    """Raise InputError if training a recipe's network of these plans would take too much."""
     shape = {"batch": recipe.batch, "horizon": horizon}
     if recipe.channels:
         shape["channels"] = recipe.channels
         each = recipe_costs.u_net_step(**shape)
     else:
         shape |= {"hidden": recipe.hidden, "blocks": recipe.blocks}
-        width = environment.observation + environment.action
-        each = recipe_costs.perceptron_step(**shape, width=width)
+        each = recipe_costs.perceptron_step(**shape, width=environment.width)
     recipe_costs.check_training(each, recipe.steps, **shape)

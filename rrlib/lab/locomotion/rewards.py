@@ -15,7 +15,7 @@ from rrlib import guidance as steering
 from rrlib.comparisons import Comparisons, Place, Pool, Target
 from rrlib.denoisers import Denoiser
 from rrlib.lab import recipe_costs, recipes, store
-from rrlib.lab.locomotion.recipes import LocomotionDiffuser, check_training
+from rrlib.lab.locomotion.recipes import RATES, LocomotionDiffuser, check_training
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
@@ -53,7 +53,7 @@ class LocomotionPool:
     visited: "tuple[LocomotionRollouts, ...]" = ()
 
     def __post_init__(self) -> None:
-        _check_plans(self.base, self.plans)
+        recipe_costs.check_pool(self.plans, self.base.horizon, self.base.environment.width)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -153,8 +153,9 @@ class LocomotionDiscriminator:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_training(self.base.environment, self.base.horizon, self)
-        _check_plans(self.base, self.plans)
+        world = self.base.environment
+        check_training(world, self.base.horizon, self)
+        recipe_costs.check_pool(self.plans, self.base.horizon, world.width)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network, write `reward.safetensors`."""
@@ -179,22 +180,16 @@ class LocomotionDiscriminator:
         return _value(self.base, extraction.units(self.base.blank("cpu"), "score"), self)
 
 
-def _check_plans(base: LocomotionDiffuser, plans: int) -> None:
-    width = base.environment.observation + base.environment.action
-    recipe_costs.check_pool(plans, base.horizon, width)
-
-
 def _value(base: LocomotionDiffuser, unit: Tensor, like) -> ConditionalReward:
     torch.manual_seed(like.seed)
-    observation = base.environment.observation
-    width = observation + base.environment.action
+    width = base.environment.width
     if like.channels:
         network = PlanValue(width, unit, like.channels)
     elif like.scalar:
         network = WindowReward(width, base.horizon, unit, (like.hidden,) * 2 * like.blocks)
     else:
         network = PlanPotential(width, base.horizon, unit, like.hidden, like.blocks)
-    return ConditionalReward(network, observation)
+    return ConditionalReward(network, base.environment.observation)
 
 
 @dataclass(frozen=True)
@@ -231,10 +226,21 @@ class LocomotionRollouts:
     workers: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
-        n = len(self.weight) if isinstance(self.weight, tuple) else 1
-        denoising = self.denoising or self.base.diffusion_steps
-        name = self.base.data.environment
-        recipe_costs.check_rollouts(name, self.episodes * n, self.steps, denoising)
+        number, world = recipe_costs.number, self.base.environment
+        played = number(self._episodes) * number(self.steps)
+        calls = number(self.denoising or self.base.diffusion_steps)
+        # At the sizes of "small" and "medium".
+        network = calls * (number(self.steps) * 0.005 + played * 5e6 / 30e9)
+        recipe_costs.check(
+            32 * played * (world.width + 2) / 1e9,
+            played / RATES[world.name] + network,
+            episodes=self._episodes,
+            steps=self.steps,
+        )
+
+    @property
+    def _episodes(self) -> int:
+        return self.episodes * (len(self.weight) if isinstance(self.weight, tuple) else 1)
 
     def make(self, folder: Path, device: str) -> None:
         """Play and write `returns.safetensors`."""
@@ -253,8 +259,7 @@ class LocomotionRollouts:
         names = "steps", "executed", "workers", "version"
         options = {name: getattr(self, name) for name in names} | {"starts": self.episodes}
         world, plan = self.base.environment, self.planner(device)
-        n = self.episodes * (len(self.weight) if isinstance(self.weight, tuple) else 1)
-        return rollouts.play(world, plan, n, self.seed, **options)
+        return rollouts.play(world, plan, self._episodes, self.seed, **options)
 
     def split(self, device: str = "cpu") -> Split:
         """The plans that the episodes carried out, none held out; simulates anew."""

@@ -47,7 +47,11 @@ class MazeData:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        recipe_costs.check_maze_data(self.episodes, self.length)
+        steps = recipe_costs.number(self.episodes) * recipe_costs.number(self.length)
+        fields = {"episodes": self.episodes, "length": self.length}
+        recipe_costs.check(
+            100 * steps / 1e9, steps / 150_000, **fields
+        )  # bytes while it is written
 
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""
