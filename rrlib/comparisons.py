@@ -7,13 +7,13 @@ diffusion models again.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError, shown
+from rrlib.errors import InputError, check_one_of, shown
 from rrlib.schedules import narrow, wide
 from rrlib.training import stream
 
@@ -51,10 +51,8 @@ def windows(x: Tensor, window: int, strided: bool = False) -> Tensor:
 
 def check_kind(target: str, place: str) -> None:
     """Raise InputError for another target or place than there are."""
-    for name, value, kind in (("target", target, Target), ("place", place, Place)):
-        if value not in get_args(kind):
-            allowed = " or ".join(map(repr, get_args(kind)))
-            raise InputError(f"{name}={shown(value)} is not allowed: {allowed} is needed.")
+    check_one_of("target", target, Target)
+    check_one_of("place", place, Place)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """What a user's own input can cause: an exception, or a warning, of one sentence each."""
 
 import warnings
+from typing import Any, get_args
 
 
 class InputError(ValueError):
@@ -22,6 +23,13 @@ def warn(sentence: str) -> None:
     """Say a DataWarning once, in one line: without a place in the code, where no fault is."""
     said = globals().setdefault("__warningregistry__", {})  # Python's own record, as it keeps it
     warnings.warn_explicit(sentence, DataWarning, "rrlib", 0, registry=said)
+
+
+def check_one_of(name: str, value: object, kind: Any) -> None:
+    """Raise InputError unless a value is one of those that a Literal names."""
+    if value not in get_args(kind):
+        allowed = " or ".join(map(repr, get_args(kind)))
+        raise InputError(f"{name}={shown(value)} is not allowed: {allowed} is needed.")
 
 
 def shown(value: object, most: int = 160) -> str:

@@ -49,10 +49,7 @@ def literal_loss(
     target: Target,
     place: Place,
 ) -> Tensor:
-    """One step of Algorithm 1 as printed, [] : two model calls per step, then L_RRF.
-
-    The reference that tests and benchmarks hold the pool against.
-    """
+    """One step of Algorithm 1 as printed, []: what a pool is held against, in tests and timings."""
     x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
     pool = compare_at(base, expert, x_t, t).pool(target, place)
     return loss(network, pool.x, t, pool.target)

@@ -4,14 +4,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rrlib.comparisons import Place, check_schedules
 from rrlib.denoisers import Denoiser, between
-from rrlib.errors import InputError
+from rrlib.errors import InputError, check_one_of
 from rrlib.rewards import RelativeReward
 from rrlib.schedules import kept_steps, narrow, wide
 
@@ -89,25 +89,6 @@ def denoise(
             step of the schedule, `denoising` is too few or too many, or `onto` is unknown or wants
             another place.
     """
-    place, steps = check(denoiser, reward, weight, place, anyway, onto, until, denoising)
-    if isinstance(weight, Tensor):
-        weight = weight.reshape(-1, *[1] * (start.ndim - 1)).to(start)
-    steers = reward and (weight.any() if isinstance(weight, Tensor) else weight)
-    guide = _Guide(reward, weight, place, onto, until) if steers else None
-    return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
-
-
-def check(
-    denoiser: Denoiser,
-    reward: RelativeReward | ExactDifference | None = None,
-    weight: float | Tensor = 1.0,
-    place: Place | None = None,
-    anyway: bool = False,
-    onto: Onto = "mean",
-    until: int = 0,
-    denoising: int | None = None,
-) -> tuple[Place | None, list[int]]:
-    """Where the gradient is taken, and the steps taken; InputError if `denoise` would refuse."""
     if reward and reward.steps not in (None, denoiser.steps):
         raise InputError(
             f"reward: {reward.steps} diffusion steps are not allowed: it was fitted on another "
@@ -120,25 +101,27 @@ def check(
             raise InputError(
                 f"weight={scale} is not allowed: a finite number of at least 0 is needed."
             )
-    if place not in (None, *get_args(Place)):
-        allowed = " or ".join(map(repr, get_args(Place)))
-        raise InputError(f"place={place!r} is not allowed: {allowed} is needed.")
+    if place is not None:
+        check_one_of("place", place, Place)
     if reward and place not in (None, reward.place) and not anyway:
         raise InputError(
             f"place={place!r} is not allowed: this reward was fitted at {reward.place!r}; "
             "say anyway=True to take its gradient elsewhere."
         )
     place = place or (reward.place if reward else None)
-    if onto not in get_args(Onto):
-        allowed = " or ".join(map(repr, get_args(Onto)))
-        raise InputError(f"onto={onto!r} is not allowed: {allowed} is needed.")
+    check_one_of("onto", onto, Onto)
     if onto == "x_t" and place == "mu_base":
         raise InputError("onto='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
     if not 0 <= until < denoiser.steps:
         raise InputError(
             f"until={until} is not allowed: a step from 0 to {denoiser.steps - 1} is needed."
         )
-    return place, kept_steps(denoiser.steps, denoiser.steps if denoising is None else denoising)
+    steps = kept_steps(denoiser.steps, denoiser.steps if denoising is None else denoising)
+    if isinstance(weight, Tensor):
+        weight = weight.reshape(-1, *[1] * (start.ndim - 1)).to(start)
+    steers = reward and (weight.any() if isinstance(weight, Tensor) else weight)
+    guide = _Guide(reward, weight, place, onto, until) if steers else None
+    return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +167,11 @@ class Stack(nn.Module):
         for k, member in enumerate(found):
             member.load_state_dict({name: value[k].detach() for name, value in state.items()})
         return found
+
+
+def options(settings: Any) -> dict[str, Any]:
+    """What `train` takes of a dataclass of settings: `steps`, `learning_rate` and `seed`."""
+    return {name: getattr(settings, name) for name in ("steps", "learning_rate", "seed")}
 
 
 def finish(progress: Iterable[Progress], label: str) -> None:

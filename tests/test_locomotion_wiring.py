@@ -14,7 +14,7 @@ from rrlib import comparisons, extraction, training
 from rrlib import diagnostics as rotation
 from rrlib import guidance as steering
 from rrlib.comparisons import Comparisons
-from rrlib.lab import store
+from rrlib.lab import recipes, store
 from rrlib.lab.locomotion import evidence
 from rrlib.lab.locomotion import experiments as locomotion_experiments
 from rrlib.lab.locomotion import presets as locomotion_sizes
@@ -98,8 +98,8 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(store, "obtain", obtain)
     monkeypatch.setattr(training, "finish", lambda progress, label: None)
-    monkeypatch.setattr(locomotion_recipes, "save_file", lambda *_: None)
-    monkeypatch.setattr(locomotion_rewards, "save_file", lambda *_: None)
+    for module in (recipes, locomotion_recipes, locomotion_rewards):
+        monkeypatch.setattr(module, "save_file", lambda *_: None)
     record(training, "train", first_loss)
     record(extraction, "fit")
     record(conditioning, "control_loss")

@@ -9,7 +9,7 @@ import torch
 
 from rrlib import comparisons, extraction, training
 from rrlib.comparisons import Comparisons
-from rrlib.lab import store
+from rrlib.lab import recipes, store
 from rrlib.lab.mazes import experiments as maze_experiments
 from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
@@ -74,7 +74,8 @@ def calls(monkeypatch):
     monkeypatch.setattr(store, "obtain", obtain)
     monkeypatch.setattr(training, "finish", lambda progress, label: None)
     found.files = []
-    monkeypatch.setattr(maze_recipes, "save_file", lambda _, file: found.files.append(file.name))
+    for module in (recipes, maze_recipes):
+        monkeypatch.setattr(module, "save_file", lambda _, file: found.files.append(file.name))
     record(training, "train", lambda _, loss, **k: loss(training.stream(k["seed"], 1)))
     record(extraction, "fit")
     record(conditioning, "plan_loss")

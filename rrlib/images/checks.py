@@ -59,7 +59,7 @@ def peer_gap(guided: Guided, name: str, prompts: Sequence[str], seed: int) -> fl
 
 
 class PaperSampler:
-    """Latents and steps of the paper's size, no network: what is measured is the store."""
+    """A `Sampler` of latents and steps of the paper's size, towards a place, without a network."""
 
     steps, shape = PAPER_STEPS, PAPER_SHAPE
 
@@ -67,19 +67,15 @@ class PaperSampler:
         self.place = place
 
     def condition(self, prompts: Sequence[str], truncate: bool) -> Tensor:
-        """Nothing."""
         return torch.zeros(len(prompts))
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
-        """Noise."""
         return torch.randn(n, *self.shape, generator=generator)
 
     def noise(self, x: Tensor, step: int, texts: Tensor, state: None) -> tuple[Tensor, None]:
-        """Towards a point of its own."""
         return x - self.place, None
 
     def advance(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
-        """A part of the way."""
         return x - 0.05 * noise
 
 
@@ -89,7 +85,7 @@ def stream(prompts: int, batch: int) -> tuple[float, int]:
     It is made in shards of `batch` prompts, its moments are taken, and a training batch of 64 is
     read. A process of its own measures it, so that nothing else counts.
     """
-    script = f"from rrlib import image_checks; image_checks._stream({prompts}, {batch})"
+    script = f"from rrlib.images import checks; checks._stream({prompts}, {batch})"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

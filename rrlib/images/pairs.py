@@ -268,15 +268,8 @@ def learn(
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
         return levelled_loss(network, x, t, target, weight[t], of_base[rows], fit.level)
 
-    progress = training.train(
-        network,
-        loss,
-        steps=fit.steps,
-        learning_rate=fit.learning_rate,
-        seed=fit.seed,
-        checkpoint=checkpoint,
-    )
-    training.finish(progress, "reward of images")
+    run = training.train(network, loss, **training.options(fit), checkpoint=checkpoint)
+    training.finish(run, "reward of images")
     made = RelativeReward(network.eval().requires_grad_(False), reward.target, reward.place)
     apart = judge(ImageReward(made, {}), shards, test, fit.seed)
     about = {"accuracy": apart.accuracy, "auc": apart.auc, "held_out": test}

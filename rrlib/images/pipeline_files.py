@@ -7,18 +7,13 @@ a file of numbers that are too large costs nothing.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -69,11 +64,8 @@ def located(model_id: str | Path, download: bool) -> Path:
     if isinstance(model_id, Path) or not re.fullmatch(r"[\w.-]*\w(/[\w.-]*\w)?", model_id):
         raise refusal(model_id, "there is no such folder, and it is no name of the hub")
     try:
-        return Path(
-            StableDiffusionPipeline.download(
-                model_id, local_files_only=not download, use_safetensors=True
-            )
-        )
+        options = {"local_files_only": not download, "use_safetensors": True}
+        return Path(StableDiffusionPipeline.download(model_id, **options))
     except Exception as error:  # the hub's client has many kinds
         raise refusal(
             model_id,
@@ -152,14 +144,14 @@ def _network(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
     if kind is CLIPTextModel:
         # Of a text encoder's settings only those of its shape: others can name code to be fetched.
         own = {key: config[key] for key in CLIPTextConfig.__annotations__ if key in config}
-        settings = _calling(folder, f"{name}/config.json", lambda: CLIPTextConfig(**own))
-        options |= {"config": settings, "attn_implementation": "sdpa"}
-        build: Callable[[], nn.Module] = lambda: CLIPTextModel(settings)  # noqa: E731
+        with _blamed(folder, f"{name}/config.json"):
+            config = CLIPTextConfig(**own)
+        options |= {"config": config, "attn_implementation": "sdpa"}
     else:
         options["low_cpu_mem_usage"] = False  # the other way needs accelerate
-        build = lambda: kind.from_config(config)  # noqa: E731
-    with torch.device("meta"), _at_most(len(shapes)):
-        bare = _calling(folder, f"{name}/config.json", build)
+    meta, most = torch.device("meta"), _at_most(len(shapes))
+    with meta, most, _blamed(folder, f"{name}/config.json"):
+        bare = kind(config) if kind is CLIPTextModel else kind.from_config(config)
     asked = sum(value.numel() for value in bare.parameters())
     if asked > sum(shapes.values()):
         raise refusal(
@@ -167,13 +159,10 @@ def _network(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
             f"{name}/config.json asks for {asked} weights and its file holds "
             f"{sum(shapes.values())}",
         )
-    made, found = _calling(
-        folder,
-        f"{name}'s weights",
-        lambda: kind.from_pretrained(
+    with _blamed(folder, f"{name}'s weights"):
+        made, found = kind.from_pretrained(
             place, local_files_only=True, output_loading_info=True, **options
-        ),
-    )
+        )
     _complete(folder, name, found)
     for key, value in made.state_dict().items():
         if not value.isfinite().all():
@@ -271,11 +260,8 @@ def _tokenizer(folder: Path, size: int) -> CLIPTokenizer:
             _object(folder, path.relative_to(folder).as_posix())
     if (place / "tokenizer_config.json").exists():
         _object(folder, "tokenizer/tokenizer_config.json")
-    made = _calling(
-        folder,
-        "its tokenizer",
-        lambda: CLIPTokenizer.from_pretrained(place, local_files_only=True),
-    )
+    with _blamed(folder, "its tokenizer"):
+        made = CLIPTokenizer.from_pretrained(place, local_files_only=True)
     vocabulary = made.get_vocab()
     if not set(vocabulary) - set(made.all_special_tokens):
         raise refusal(folder, "its tokenizer knows no words")
@@ -306,11 +292,6 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise refusal(folder, f"{name} is no JSON object")
     return found
-
-
-def _calling(folder: Path, what: str, call: Callable[[], Any]) -> Any:
-    with _blamed(folder, what):
-        return call()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ latents x_t of its images at every step, by how much the two denoisings of each 
 finished images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,17 +143,19 @@ class Shards:
         with safe_open(self.files[shard], "pt") as file:
             return file.get_slice(name)[index].float()
 
+    def runs(self, prompts: Sequence[int], name: str) -> Iterator[Tensor]:
+        """ "latents" or "differences" of every image of some prompts, [T, C, H, W] each."""
+        for shard, row in map(self.where, prompts):
+            yield from (self.read(shard, f"{side}.{name}", (row,)) for side in SIDES)
+
     def moments(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents at each t, [T, C, H, W], of some prompts.
 
         Per step and coordinate, of both sides together (appendix E), in one pass over the files.
         """
         total = squares = 0
-        for prompt in prompts:
-            shard, row = self.where(prompt)
-            for side in SIDES:
-                x = self.read(shard, f"{side}.latents", (row,)).double()
-                total, squares = total + x, squares + x.square()
+        for x in self.runs(prompts, "latents"):
+            total, squares = total + x.double(), squares + x.double().square()
         n = len(prompts) * len(SIDES)
         mean = total / n
         deviation = (squares / n - mean.square()).clamp(min=1e-8).sqrt()
@@ -226,15 +228,11 @@ class ShardPool:
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """All of x and target, [N, C, H, W], for a pool that fits into memory."""
-        found = []
-        for name in ("latents", "differences"):
-            parts = [
-                self.shards.read(shard, f"{side}.{name}", (row,))
-                for shard, row in map(self.shards.where, self.prompts)
-                for side in SIDES
-            ]
-            found.append(torch.cat(parts).to(self.device))
-        return found[0], found[1]
+        x, target = (
+            torch.cat(list(self.shards.runs(self.prompts, name))).to(self.device)
+            for name in ("latents", "differences")
+        )
+        return x, target
 
     @property
     def bytes(self) -> int:
@@ -248,10 +246,7 @@ class ShardPool:
         0 at a t where both agree throughout.
         """
         total = torch.zeros(steps, dtype=torch.float64)
-        for prompt in self.prompts:
-            shard, row = self.shards.where(prompt)
-            for side in SIDES:
-                found = self.shards.read(shard, f"{side}.differences", (row,)).double()
-                total += found.flatten(1).square().mean(1)
+        for found in self.shards.runs(self.prompts, "differences"):
+            total += found.double().flatten(1).square().mean(1)
         mean = total / (len(self.prompts) * len(SIDES))
         return mean.sqrt().float().to(self.device)

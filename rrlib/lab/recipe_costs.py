@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from rrlib.errors import InputError, shown
 from rrlib.lab.costs import Cost
 
-WIDTHS = {"halfcheetah": 23, "hopper": 14, "walker2d": 23}
-RATES = {"halfcheetah": 20_000, "hopper": 8_000, "walker2d": 7_000}  # steps a second
-
 
 def check(gigabytes: float = 0.0, seconds: float = 0.0, **fields: object) -> None:
     """Raise InputError if a recipe would take more memory or days than there are.
@@ -46,12 +43,6 @@ def perceptron_step(batch: int, horizon: int, width: int, hidden: int, blocks: i
     return Cost((16 * weights + 24 * number(batch) * row) / 1e9, seconds / 3600)
 
 
-def check_maze_data(episodes: int, length: int) -> None:
-    """InputError for a set of too many steps: each is 100 bytes while it is written."""
-    steps = number(episodes) * number(length)
-    check(100 * steps / 1e9, steps / 150_000, episodes=episodes, length=length)
-
-
 def check_training(each: Cost, steps: int, **shape: object) -> None:
     """InputError for too many steps of training, or too large ones."""
     seconds = number(steps) * each.hours * 3600
@@ -62,17 +53,3 @@ def check_pool(plans: int, horizon: int, width: int) -> None:
     """InputError for too many comparisons of plans [H, D]: nine plans of each are held at once."""
     size = 9 * 4 * number(plans) * number(horizon) * width / 1e9
     check(size, plans=plans, horizon=horizon)
-
-
-def check_robot_data(name: str, transitions: int) -> None:
-    """InputError for a set of too many steps: each is kept, stacked and joined."""
-    steps = number(transitions)
-    check(12 * steps * (WIDTHS[name] + 2) / 1e9, steps / RATES[name], transitions=transitions)
-
-
-def check_rollouts(name: str, episodes: int, steps: int, denoising: int) -> None:
-    """InputError for too many steps of a steered planner, at the sizes of "small" and "medium"."""
-    played = number(episodes) * number(steps)
-    network = number(denoising) * (number(steps) * 0.005 + played * 5e6 / 30e9)
-    size = 32 * played * (WIDTHS[name] + 2) / 1e9
-    check(size, played / RATES[name] + network, episodes=episodes, steps=steps)

@@ -4,20 +4,21 @@ Each is a recipe of `store`: ``store.obtain(recipe)`` makes it once and loads it
 Here is what the worlds' recipes share, and the recipe of the world that needs no data.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrlib import comparisons, extraction, schedules, training
-from rrlib.comparisons import Place, Pool, Target
+from rrlib.comparisons import Comparisons, Condition, Place, Pool, Target
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
+from rrlib.errors import InputError, check_one_of
 from rrlib.lab import store
 from rrlib.plans import trajectories
 from rrlib.plans.rewards import WindowReward
@@ -52,9 +53,7 @@ class GaussianReward:
     seed: int = 0
 
     def __post_init__(self):
-        if self.method not in get_args(Method):
-            allowed = " or ".join(map(repr, get_args(Method)))
-            raise InputError(f"method={self.method!r} is not allowed: {allowed} is needed.")
+        check_one_of("method", self.method, Method)
 
     def pair(self) -> tuple[Denoiser, Denoiser]:
         """The two diffusion models, exact but for the `error`."""
@@ -85,14 +84,22 @@ class GaussianReward:
 
     def make(self, folder: Path, device: str) -> None:
         """Fit rho, write `reward.safetensors`."""
-        network = self._network().to(device)
+        network, file = self._network().to(device), folder / "reward.safetensors"
+        options = training.options(self)
         if self.method == "discriminator":
-            self._discriminate(network, folder, device)
-            return
-        pool = self.comparisons(self.pool, self.seed)
-        # Targets are differences of nearly equal numbers at large t, hence float64 until here.
-        pool = Pool(pool.x.float(), pool.t, pool.target.float(), pool.kind).to(device)
-        fit_reward(self, network, pool, folder, "reward on Gaussians")
+            base, _ = self.pair()
+            data = [x0.float().to(device) for x0 in self._data()]
+
+            def loss(draws: torch.Generator) -> Tensor:
+                return extraction.discriminator_loss(network, base, *data, self.batch, draws)
+
+            fitted(network, loss, file, "discriminator on Gaussians", **options)
+        else:
+            pool = self.comparisons(self.pool, self.seed)
+            # Targets are differences of nearly equal numbers at large t, hence float64 until here.
+            pool = Pool(pool.x.float(), pool.t, pool.target.float(), pool.kind).to(device)
+            fitted(network, pool, file, "reward on Gaussians", **options, batch=self.batch)
+        save_file(network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
@@ -102,19 +109,6 @@ class GaussianReward:
     def _data(self) -> tuple[Tensor, Tensor]:
         draws = training.stream(self.seed, "data")
         return self.base.sample(self.samples, draws), self.expert.sample(self.samples, draws)
-
-    def _discriminate(self, network: WindowReward, folder: Path, device: str) -> None:
-        base, _ = self.pair()
-        data = [x0.float().to(device) for x0 in self._data()]
-
-        def loss(generator: torch.Generator) -> Tensor:
-            return extraction.discriminator_loss(network, base, *data, self.batch, generator)
-
-        progress = training.train(
-            network, loss, steps=self.steps, learning_rate=self.learning_rate, seed=self.seed
-        )
-        training.finish(progress, "discriminator on Gaussians")
-        save_file(network.state_dict(), folder / "reward.safetensors")
 
     def _network(self) -> WindowReward:
         torch.manual_seed(self.seed)
@@ -158,22 +152,61 @@ class Split:
         return torch.from_numpy(self.normaliser.normalise(plans)), owner
 
 
-def fit_reward(recipe, network: WindowReward, pool: Pool, folder: Path, label: str) -> None:
-    """Fit by a reward recipe's own settings, with checkpoints, and write the network."""
-    progress = extraction.fit(
-        network,
-        pool,
-        steps=recipe.steps,
-        batch=recipe.batch,
-        learning_rate=recipe.learning_rate,
-        seed=recipe.seed,
-        checkpoint=store.checkpoints(folder) / "reward.safetensors",
-    )
-    training.finish(progress, label)
-    save_file(network.state_dict(), folder / "reward.safetensors")
+Lesson = Pool | Callable[[torch.Generator], Tensor]
 
 
-def load_network(network: torch.nn.Module, file: Path, device: str) -> torch.nn.Module:
+def fitted(network: nn.Module, lesson: Lesson, file: Path, label: str, **options) -> None:
+    """Train a network to the end, with checkpoints.
+
+    Args:
+        network: changed in place, not written.
+        lesson: a pool for `extraction.fit`, or a loss for `training.train`.
+        file: what the recipe will write; the checkpoint has its name.
+        label: of the progress bar.
+        options: of the fit or the training.
+    """
+    fit = extraction.fit if isinstance(lesson, Pool) else training.train
+    checkpoint = store.checkpoints(file.parent) / file.name
+    training.finish(fit(network, lesson, **options, checkpoint=checkpoint), label)
+
+
+def recorded(read: Callable[[str], Trajectories], path: str) -> tuple[str, str]:
+    """Digest and full path of a data file as it is now, for a recipe of it."""
+    path = str(Path(path).expanduser())
+    return trajectories.digest(read(path)), path
+
+
+def keep(recipe, found: Trajectories, folder: Path) -> None:
+    """Copy what a recipe's data file holds into `trajectories.hdf5`.
+
+    Raises:
+        InputError: it is not what the recipe has the digest of.
+    """
+    if trajectories.digest(found) != recipe.sha256:
+        raise InputError(f"Dataset '{recipe.path}' has changed since this run began.")
+    trajectories.write_hdf5(folder / "trajectories.hdf5", found)
+
+
+def drawn(recipe, draws: torch.Generator) -> list[Tensor]:
+    """`plans` training plans of a recipe's `base` and of its `expert`, each [n, H, D]."""
+    return [half.split().draw(recipe.plans, draws) for half in (recipe.base, recipe.expert)]
+
+
+def compare(recipe, data: list[Tensor], condition: Condition | None, folder: Path, device: str):
+    """Ask a recipe's `base` and `expert` about plans of both, write `comparisons.safetensors`."""
+    pair = [store.obtain(half, device) for half in (recipe.base, recipe.expert)]
+    options = {"size": recipe.plans, "seed": recipe.seed, "condition": condition}
+    found = comparisons.algorithm1(*pair, *data, **options)
+    save_file(found.tensors(), folder / "comparisons.safetensors")
+
+
+def load_comparisons(recipe, folder: Path, device: str) -> Comparisons:
+    """What `compare` wrote."""
+    found = load_file(folder / "comparisons.safetensors", device)
+    return Comparisons(**found, model=recipe.base.blank(device))
+
+
+def load_network(network: nn.Module, file: Path, device: str) -> nn.Module:
     """The network with a file's weights, frozen, on a device."""
     network.load_state_dict(load_file(file))
     return network.to(device).eval().requires_grad_(False)

@@ -57,8 +57,9 @@ def planner(
         InputError: `steering.denoise` would refuse the guidance.
     """
     difference = {"reward": steering.ExactDifference(base, expert)} if expert else {}
-    steering.check(base, **guidance | difference)
-    width = environment.action + environment.observation
+    width = environment.width
+    # Sampled lazily: this refuses at once what the first plan would be refused for.
+    steering.denoise(base, torch.empty(0, horizon, width), generator, **guidance | difference)
     weight = guidance.get("weight")
 
     def plan(observations: np.ndarray, episodes: np.ndarray) -> np.ndarray:

@@ -53,6 +53,11 @@ class Environment:
     highest: float
     height: float
 
+    @property
+    def width(self) -> int:
+        """Numbers per step of a plan: action, then observation."""
+        return self.action + self.observation
+
 
 ENVIRONMENTS = {
     "halfcheetah": Environment("halfcheetah", "HalfCheetah", 17, 6, -280.178953, 12135.0, 0.0),

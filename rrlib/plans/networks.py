@@ -7,6 +7,22 @@ from torch import Tensor, nn
 from rrlib.errors import InputError
 
 
+def temporal_unet(inputs: int, outputs: int, channels: tuple[int, ...], **rest) -> UNet1DModel:
+    """What Diffuser's planner and its value function have in common; `rest` tells them apart."""
+    return UNet1DModel(
+        in_channels=inputs,
+        out_channels=outputs,
+        block_out_channels=channels,
+        down_block_types=("DownResnetBlock1D",) * len(channels),
+        time_embedding_type="positional",
+        use_timestep_embedding=True,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        layers_per_block=1,
+        **rest,
+    )
+
+
 class PlanNetwork(nn.Module):
     """Diffuser's temporal U-Net (diffusers' UNet1DModel) for plans [B, H, D].
 
@@ -21,22 +37,15 @@ class PlanNetwork(nn.Module):
 
     def __init__(self, width: int, channels: tuple[int, ...] = (32, 128, 256), patch: int = 1):
         super().__init__()
-        levels = len(channels)
         self.width, self.channels, self.patch = width, channels, patch
-        self.unet = UNet1DModel(
-            in_channels=(width + 1) * patch,
-            out_channels=width * patch,
-            time_embedding_type="positional",
-            use_timestep_embedding=True,
-            flip_sin_to_cos=False,
-            freq_shift=1,
+        self.unet = temporal_unet(
+            (width + 1) * patch,
+            width * patch,
+            channels,
             act_fn="mish",
             norm_num_groups=8,
-            layers_per_block=1,
             downsample_each_block=False,
-            block_out_channels=channels,
-            down_block_types=("DownResnetBlock1D",) * levels,
-            up_block_types=("UpResnetBlock1D",) * (levels - 1),
+            up_block_types=("UpResnetBlock1D",) * (len(channels) - 1),
             mid_block_type="MidResTemporalBlock1D",
             out_block_type="OutConv1DBlock",
         )

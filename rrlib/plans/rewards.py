@@ -1,15 +1,15 @@
 """Reward networks of plans [B, H, D]: rho(x_t, t) [B], twice differentiable."""
 
 from itertools import pairwise
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
-from diffusers import UNet1DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from rrlib.comparisons import windows
-from rrlib.errors import InputError, shown
+from rrlib.errors import InputError, check_one_of
+from rrlib.plans.networks import temporal_unet
 from rrlib.rewards import per_step
 
 Activation = Literal["silu", "leaky_relu"]
@@ -57,9 +57,7 @@ class WindowReward(nn.Module):
             raise InputError(
                 f"average={average} is not allowed: a divisor of the window {window} is needed."
             )
-        if activation not in get_args(Activation):
-            allowed = " or ".join(map(repr, get_args(Activation)))
-            raise InputError(f"activation={shown(activation)} is not allowed: {allowed} is needed.")
+        check_one_of("activation", activation, Activation)
         self.width, self.window, self.strided, self.average = width, window, strided, average
         self.hidden, self.activation = hidden, activation
         smooth = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}[activation]
@@ -140,18 +138,12 @@ class PlanValue(nn.Module):
         super().__init__()
         self.width, self.channels, self.patch = width, channels, patch
         self.longest = patch * 2 ** (1 + len(channels))
-        self.unet = UNet1DModel(
-            in_channels=width * patch,
-            out_channels=width * patch,
-            time_embedding_type="positional",
-            use_timestep_embedding=True,
-            flip_sin_to_cos=False,
-            freq_shift=1,
+        self.unet = temporal_unet(
+            width * patch,
+            width * patch,
+            channels,
             act_fn="silu",
-            layers_per_block=1,
             downsample_each_block=True,
-            block_out_channels=channels,
-            down_block_types=("DownResnetBlock1D",) * len(channels),
             up_block_types=(),
             mid_block_type="ValueFunctionMidBlock1D",
             out_block_type="ValueFunction",

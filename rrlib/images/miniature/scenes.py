@@ -7,11 +7,11 @@ without asking for it.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from rrlib.errors import InputError
+from rrlib.errors import check_one_of
 
 SIDE, CELL, MARGIN = 32, 16, 2  # pixels; a shape moves by up to the margin in its cell
 COLOURS = {
@@ -76,9 +76,7 @@ def render(n: int, seed: int, style: Style = "filled") -> Scenes:
     Raises:
         InputError: another style.
     """
-    if style not in get_args(Style):
-        allowed = " or ".join(map(repr, get_args(Style)))
-        raise InputError(f"style={style!r} is not allowed: {allowed} is needed.")
+    check_one_of("style", style, Style)
     draws = np.random.default_rng(seed)
     pixels = np.empty((n, SIDE, SIDE, 3), np.uint8)
     hazard, captions = np.zeros(n, bool), []

@@ -18,7 +18,7 @@ from rrlib.images.miniature import weights as image_weights
 from rrlib.images.pairs import Fit, ImageReward
 from rrlib.images.pipeline_digest import digest
 from rrlib.images.shards import Shards
-from rrlib.lab import store
+from rrlib.lab import recipes, store
 from rrlib.lab.images.recipes import MiniDiffusion
 from rrlib.rewards import RelativeReward
 
@@ -200,17 +200,10 @@ class PoolRival:
             labels = (~of_base[rows]).to(logits)
             return functional.binary_cross_entropy_with_logits(logits, labels)
 
-        progress = training.train(
-            network,
-            loss,
-            steps=self.fit.steps,
-            learning_rate=self.fit.learning_rate,
-            seed=self.fit.seed,
-            checkpoint=store.checkpoints(folder) / "rival.safetensors",
-        )
-        training.finish(progress, "rival of images")
+        file = folder / "reward.safetensors"
+        recipes.fitted(network, loss, file, "rival of images", **training.options(self.fit))
         found = RelativeReward(network.eval().requires_grad_(False), "score", "x_t")
-        ImageReward(found, {"held_out": test}).save(folder / "reward.safetensors")
+        ImageReward(found, {"held_out": test}).save(file)
 
     def load(self, folder: Path, device: str) -> ImageReward:
         """Its logit, as a reward in scores."""

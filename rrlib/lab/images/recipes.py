@@ -15,7 +15,7 @@ from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
 from rrlib.images.miniature.pipeline import Size
 from rrlib.images.miniature.scenes import Style
-from rrlib.lab import store
+from rrlib.lab import recipes, store
 
 KL = 1e-5  # weight of the autoencoder's prior: latents keep a size, and little else
 
@@ -54,19 +54,12 @@ class MiniAutoencoder:
             # Squares: after as many steps absolute errors still lack the colours of thin lines.
             return (rebuilt - x).square().mean() + KL * found.kl().mean() / latents[0].numel()
 
-        progress = training.train(
-            vae,
-            loss,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "vae.safetensors",
-        )
-        training.finish(progress, "autoencoder")
+        file = folder / "vae.safetensors"
+        recipes.fitted(vae, loss, file, "autoencoder", **training.options(self))
         vae.eval()
         spread = _latents(vae, data[:: max(1, len(data) // 1_000)]).std()
         state = {name: value.contiguous() for name, value in vae.state_dict().items()}
-        save_file({**state, "spread": spread}, folder / "vae.safetensors")
+        save_file({**state, "spread": spread}, file)
 
     def load(self, folder: Path, device: str) -> AutoencoderKL:
         """The autoencoder; its scaling factor gives latents of unit variance."""
@@ -136,15 +129,8 @@ class MiniDiffusion:
             found = networks["unet"](x_t, t, encoder_hidden_states=texts).sample
             return (found - noise).square().mean()
 
-        progress = training.train(
-            trained,
-            loss,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "networks.safetensors",
-        )
-        training.finish(progress, f"miniature diffusion, {self.style}")
+        file, label = folder / "networks.safetensors", f"miniature diffusion, {self.style}"
+        recipes.fitted(trained, loss, file, label, **training.options(self))
         pipelines.save_pipeline(whole, folder / "pipeline")
 
     def load(self, folder: Path, device: str) -> StableDiffusionPipeline:

@@ -1,6 +1,7 @@
 """Recipes of locomotion: data and diffusion models. Defaults are sizes for a CPU."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from rrlib import schedules, training
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
 from rrlib.lab import recipe_costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import world as locomotion
@@ -17,6 +17,8 @@ from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.plans.trajectories import Trajectories
+
+RATES = {"halfcheetah": 20_000, "hopper": 8_000, "walker2d": 7_000}  # MuJoCo's steps a second
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class LocomotionData:
     def __post_init__(self) -> None:
         locomotion.check_set(self.kind, self.transitions)
         world = locomotion.load(self.environment)
-        recipe_costs.check_robot_data(self.environment, self.transitions)
+        steps = recipe_costs.number(self.transitions)
+        size = 12 * steps * (world.width + 2) / 1e9  # each is kept, stacked and joined
+        recipe_costs.check(size, steps / RATES[world.name], transitions=self.transitions)
         digest = "" if self.kind == "random" else locomotion.digest(world)
         object.__setattr__(self, "policies", digest)
 
@@ -56,9 +60,7 @@ class LocomotionData:
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
-        world = locomotion.load(self.environment)
-        file = folder / "trajectories.hdf5"
-        return trajectories.load(file, world.observation, world.action)
+        return _load(self.environment, folder)
 
 
 @dataclass(frozen=True)
@@ -79,21 +81,21 @@ class LocomotionFile:
         Raises:
             InputError: the file cannot be used, or is another environment's.
         """
-        path = str(Path(path).expanduser())
-        found = locomotion.read(locomotion.load(environment), path)
-        return cls(environment, trajectories.digest(found), path)
+        read = partial(locomotion.read, locomotion.load(environment))
+        return cls(environment, *recipes.recorded(read, path))
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
-        found = locomotion.read(locomotion.load(self.environment), self.path)
-        if trajectories.digest(found) != self.sha256:
-            raise InputError(f"Dataset '{self.path}' has changed since this run began.")
-        trajectories.write_hdf5(folder / "trajectories.hdf5", found)
+        recipes.keep(self, locomotion.read(locomotion.load(self.environment), self.path), folder)
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
-        world = locomotion.load(self.environment)
-        return trajectories.load(folder / "trajectories.hdf5", world.observation, world.action)
+        return _load(self.environment, folder)
+
+
+def _load(environment: str, folder: Path) -> Trajectories:
+    world = locomotion.load(environment)
+    return trajectories.load(folder / "trajectories.hdf5", world.observation, world.action)
 
 
 Data = LocomotionData | LocomotionFile
@@ -143,21 +145,14 @@ class LocomotionDiffuser:
     def make(self, folder: Path, device: str) -> None:
         """Train the network and write `denoiser.safetensors`."""
         denoiser, split = self.blank(device), self.split()
+        file, label = folder / "denoiser.safetensors", f"diffuser {self.environment.name}"
 
         def loss(draws: torch.Generator) -> Tensor:
             x0 = split.draw(self.batch, draws)
             return conditioning.control_loss(denoiser, x0, self.environment.observation, draws)
 
-        progress = training.train(
-            denoiser.network,
-            loss,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "denoiser.safetensors",
-        )
-        training.finish(progress, f"diffuser {self.environment.name}")
-        save_file(denoiser.network.state_dict(), folder / "denoiser.safetensors")
+        recipes.fitted(denoiser.network, loss, file, label, **training.options(self))
+        save_file(denoiser.network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> Denoiser:
         """The trained diffusion model."""
@@ -168,7 +163,7 @@ class LocomotionDiffuser:
     def blank(self, device: str) -> Denoiser:
         """The model before training."""
         torch.manual_seed(self.seed)
-        width = self.environment.observation + self.environment.action
+        width = self.environment.width
         if self.channels:
             networks.check_horizon(self.horizon, self.channels)
             network = PlanNetwork(width, self.channels)
@@ -180,19 +175,12 @@ class LocomotionDiffuser:
 
 
 def check_training(environment: locomotion.Environment, horizon: int, recipe) -> None:
-    """Raise InputError if a recipe's training would take too much.
-
-    Args:
-        environment: whose plans.
-        horizon: of the plans.
-        recipe: with `channels`, `hidden`, `blocks`, `batch` and `steps`, of any network of plans.
-    """
+    """Raise InputError if training a recipe's network of these plans would take too much."""
     shape = {"batch": recipe.batch, "horizon": horizon}
     if recipe.channels:
         shape["channels"] = recipe.channels
         each = recipe_costs.u_net_step(**shape)
     else:
         shape |= {"hidden": recipe.hidden, "blocks": recipe.blocks}
-        width = environment.observation + environment.action
-        each = recipe_costs.perceptron_step(**shape, width=width)
+        each = recipe_costs.perceptron_step(**shape, width=environment.width)
     recipe_costs.check_training(each, recipe.steps, **shape)

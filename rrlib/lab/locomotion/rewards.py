@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import comparisons, extraction, training
+from rrlib import extraction, training
 from rrlib import guidance as steering
 from rrlib.comparisons import Comparisons, Place, Pool, Target
 from rrlib.denoisers import Denoiser
 from rrlib.lab import recipe_costs, recipes, store
-from rrlib.lab.locomotion.recipes import LocomotionDiffuser, check_training
+from rrlib.lab.locomotion.recipes import RATES, LocomotionDiffuser, check_training
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
@@ -53,13 +53,12 @@ class LocomotionPool:
     visited: "tuple[LocomotionRollouts, ...]" = ()
 
     def __post_init__(self) -> None:
-        _check_plans(self.base, self.plans)
+        recipe_costs.check_pool(self.plans, self.base.horizon, self.base.environment.width)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
         draws = training.stream(self.seed, "data", device)
-        pair = [store.obtain(half, device) for half in (self.base, self.expert)]
-        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        data = recipes.drawn(self, draws)
         width = self.base.environment.observation
         for x0 in data:
             deviation = self.spread * torch.rand(len(x0), 1, generator=draws, device=device)
@@ -69,14 +68,11 @@ class LocomotionPool:
             done = [run.split(device) for run in self.visited]
             n = self.plans // (2 * len(done))
             data = [torch.cat([x0, *(run.draw(n, draws) for run in done)]) for x0 in data]
-        options = {"size": self.plans, "seed": self.seed, "condition": first_given(width)}
-        found = comparisons.algorithm1(*pair, *data, **options)
-        save_file(found.tensors(), folder / "comparisons.safetensors")
+        recipes.compare(self, data, first_given(width), folder, device)
 
     def load(self, folder: Path, device: str) -> Comparisons:
         """The comparisons."""
-        found = load_file(folder / "comparisons.safetensors", device)
-        return Comparisons(**found, model=self.base.blank(device))
+        return recipes.load_comparisons(self, folder, device)
 
 
 @dataclass(frozen=True)
@@ -116,18 +112,12 @@ class LocomotionReward:
         pool = found.pool(self.target, self.place)
         scale = torch.ones_like(pool.x[0])
         scale[0, : -base.environment.observation] = self.first_action**0.5
-        network = self.blank().to(device)
-        progress = extraction.fit(
-            Rescaled(network, scale),
-            Pool(pool.x / scale, pool.t, pool.target * scale),
-            steps=self.steps,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "reward.safetensors",
-        )
-        training.finish(progress, f"reward {base.environment.name}")
-        save_file(network.state_dict(), folder / "reward.safetensors")
+        network, file = self.blank().to(device), folder / "reward.safetensors"
+        pool = Pool(pool.x / scale, pool.t, pool.target * scale)
+        options = {**training.options(self), "batch": self.batch}
+        label = f"reward {base.environment.name}"
+        recipes.fitted(Rescaled(network, scale), pool, file, label, **options)
+        save_file(network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
@@ -163,29 +153,22 @@ class LocomotionDiscriminator:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_training(self.base.environment, self.base.horizon, self)
-        _check_plans(self.base, self.plans)
+        world = self.base.environment
+        check_training(world, self.base.horizon, self)
+        recipe_costs.check_pool(self.plans, self.base.horizon, world.width)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network, write `reward.safetensors`."""
         network, base = self.blank().to(device), self.base.blank(device)
-        draws = training.stream(self.seed, "data", device)
-        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
+        data = recipes.drawn(self, training.stream(self.seed, "data", device))
         given = first_given(self.base.environment.observation)
+        file, label = folder / "reward.safetensors", f"discriminator {self.base.environment.name}"
 
         def loss(draws: torch.Generator) -> Tensor:
             return extraction.discriminator_loss(network, base, *data, self.batch, draws, given)
 
-        progress = training.train(
-            network,
-            loss,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "reward.safetensors",
-        )
-        training.finish(progress, f"discriminator {self.base.environment.name}")
-        save_file(network.state_dict(), folder / "reward.safetensors")
+        recipes.fitted(network, loss, file, label, **training.options(self))
+        save_file(network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """Its logit as a reward."""
@@ -197,22 +180,16 @@ class LocomotionDiscriminator:
         return _value(self.base, extraction.units(self.base.blank("cpu"), "score"), self)
 
 
-def _check_plans(base: LocomotionDiffuser, plans: int) -> None:
-    width = base.environment.observation + base.environment.action
-    recipe_costs.check_pool(plans, base.horizon, width)
-
-
 def _value(base: LocomotionDiffuser, unit: Tensor, like) -> ConditionalReward:
     torch.manual_seed(like.seed)
-    observation = base.environment.observation
-    width = observation + base.environment.action
+    width = base.environment.width
     if like.channels:
         network = PlanValue(width, unit, like.channels)
     elif like.scalar:
         network = WindowReward(width, base.horizon, unit, (like.hidden,) * 2 * like.blocks)
     else:
         network = PlanPotential(width, base.horizon, unit, like.hidden, like.blocks)
-    return ConditionalReward(network, observation)
+    return ConditionalReward(network, base.environment.observation)
 
 
 @dataclass(frozen=True)
@@ -249,10 +226,21 @@ class LocomotionRollouts:
     workers: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
-        n = len(self.weight) if isinstance(self.weight, tuple) else 1
-        denoising = self.denoising or self.base.diffusion_steps
-        name = self.base.data.environment
-        recipe_costs.check_rollouts(name, self.episodes * n, self.steps, denoising)
+        number, world = recipe_costs.number, self.base.environment
+        played = number(self._episodes) * number(self.steps)
+        calls = number(self.denoising or self.base.diffusion_steps)
+        # At the sizes of "small" and "medium".
+        network = calls * (number(self.steps) * 0.005 + played * 5e6 / 30e9)
+        recipe_costs.check(
+            32 * played * (world.width + 2) / 1e9,
+            played / RATES[world.name] + network,
+            episodes=self._episodes,
+            steps=self.steps,
+        )
+
+    @property
+    def _episodes(self) -> int:
+        return self.episodes * (len(self.weight) if isinstance(self.weight, tuple) else 1)
 
     def make(self, folder: Path, device: str) -> None:
         """Play and write `returns.safetensors`."""
@@ -271,8 +259,7 @@ class LocomotionRollouts:
         names = "steps", "executed", "workers", "version"
         options = {name: getattr(self, name) for name in names} | {"starts": self.episodes}
         world, plan = self.base.environment, self.planner(device)
-        n = self.episodes * (len(self.weight) if isinstance(self.weight, tuple) else 1)
-        return rollouts.play(world, plan, n, self.seed, **options)
+        return rollouts.play(world, plan, self._episodes, self.seed, **options)
 
     def split(self, device: str = "cpu") -> Split:
         """The plans that the episodes carried out, none held out; simulates anew."""

@@ -1,16 +1,16 @@
 """Recipes of Maze2D: data, diffusion models, rewards. Defaults are sizes for a CPU."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import comparisons, extraction, schedules, training
+from rrlib import extraction, schedules, training
 from rrlib.comparisons import Comparisons, Place, Target
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
 from rrlib.lab import recipe_costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
@@ -47,7 +47,11 @@ class MazeData:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        recipe_costs.check_maze_data(self.episodes, self.length)
+        steps = recipe_costs.number(self.episodes) * recipe_costs.number(self.length)
+        fields = {"episodes": self.episodes, "length": self.length}
+        recipe_costs.check(
+            100 * steps / 1e9, steps / 150_000, **fields
+        )  # bytes while it is written
 
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""
@@ -76,15 +80,11 @@ class MazeFile:
         Raises:
             InputError: the file cannot be used, or its positions do not fit the maze.
         """
-        path = str(Path(path).expanduser())
-        return cls(maze_name, trajectories.digest(maze.read(maze.load(maze_name), path)), path)
+        return cls(maze_name, *recipes.recorded(partial(maze.read, maze.load(maze_name)), path))
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
-        found = maze.read(maze.load(self.maze), self.path)
-        if trajectories.digest(found) != self.sha256:
-            raise InputError(f"Dataset '{self.path}' has changed since this run began.")
-        trajectories.write_hdf5(folder / "trajectories.hdf5", found)
+        recipes.keep(self, maze.read(maze.load(self.maze), self.path), folder)
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
@@ -136,25 +136,18 @@ class MazeDiffuser:
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network and write `denoiser.safetensors`."""
-        denoiser = self.blank(device)
-        split = self.split()
+        denoiser, split = self.blank(device), self.split()
+        network, file = denoiser.network, folder / "denoiser.safetensors"
         if self.start:
-            denoiser.network.load_state_dict(store.obtain(self.start, device).network.state_dict())
+            network.load_state_dict(store.obtain(self.start, device).network.state_dict())
 
         def loss(draws: torch.Generator) -> Tensor:
             x0 = split.draw(self.batch, draws)
             return conditioning.plan_loss(denoiser, x0, OBSERVATION, draws, self.given)
 
-        progress = training.train(
-            denoiser.network,
-            loss,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            checkpoint=store.checkpoints(folder) / "denoiser.safetensors",
-        )
-        training.finish(progress, f"diffuser {self.data.maze}")
-        save_file(denoiser.network.state_dict(), folder / "denoiser.safetensors")
+        label = f"diffuser {self.data.maze}"
+        recipes.fitted(network, loss, file, label, **training.options(self))
+        save_file(network.state_dict(), file)
 
     def load(self, folder: Path, device: str) -> Denoiser:
         """The trained diffusion model."""
@@ -193,18 +186,13 @@ class MazePool:
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
-        draws = training.stream(self.seed, "data", device)
-        data = [half.split().draw(self.plans, draws) for half in (self.base, self.expert)]
-        pair = [store.obtain(half, device) for half in (self.base, self.expert)]
-        options = {"size": self.plans, "seed": self.seed}
+        data = recipes.drawn(self, training.stream(self.seed, "data", device))
         given = conditioning.ends_given(OBSERVATION) if self.ends else None
-        found = comparisons.algorithm1(*pair, *data, **options, condition=given)
-        save_file(found.tensors(), folder / "comparisons.safetensors")
+        recipes.compare(self, data, given, folder, device)
 
     def load(self, folder: Path, device: str) -> Comparisons:
         """The comparisons."""
-        found = load_file(folder / "comparisons.safetensors", device)
-        return Comparisons(**found, model=self.base.blank(device))
+        return recipes.load_comparisons(self, folder, device)
 
 
 @dataclass(frozen=True)
@@ -242,16 +230,15 @@ class MazeRewards:
         pool = store.obtain(self.pool, device).pool(self.target, self.place)
         networks = (self._network(seed).to(device) for seed in self.seeds)
         stack = training.Stack([network.averaged() for network in networks])
-        progress = extraction.fit(
+        options = {"steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seeds[0]}
+        recipes.fitted(
             stack,
             pool.cut(self.window, self.strided).average(self.average),
-            steps=self.steps,
+            folder / "rewards.safetensors",
+            f"{len(self.seeds)} rewards {self.pool.base.data.maze}",
+            **options,
             batch=self.batch * len(self.seeds),
-            learning_rate=self.learning_rate,
-            seed=self.seeds[0],
-            checkpoint=store.checkpoints(folder) / "rewards.safetensors",
         )
-        training.finish(progress, f"{len(self.seeds)} rewards {self.pool.base.data.maze}")
         for seed, network in zip(self.seeds, stack.members(), strict=True):
             save_file(network.state_dict(), folder / f"reward-{seed}.safetensors")
 
