@@ -94,6 +94,7 @@ test: $(STAMP) emptied
 	$(PY) -c "import matplotlib.font_manager"
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(PY) -m mypy
 	$(PY) -m pytest -n 2 --dist loadfile
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env \
 		--nbval-cell-timeout=$(PATIENCE) --nbval-kernel-startup-timeout=$(PATIENCE) $(CHAPTERS)
@@ -104,6 +105,7 @@ verify: $(STAMP)
 check: $(STAMP)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(PY) -m mypy
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not book"
 
 # With the same pip settings as .venv, but the oldest version of each range. PYTHON= is heard, too.

@@ -78,8 +78,8 @@ class Pool:
 
     def to(self, device: str) -> "Pool":
         """The same pool on a device."""
-        parts = (part.to(device) for part in (self.x, self.t, self.target))
-        return Pool(*parts, self.kind, self.windows)
+        x, t, target = (part.to(device) for part in (self.x, self.t, self.target))
+        return Pool(x, t, target, self.kind, self.windows)
 
     def cut(self, window: int, strided: bool = False) -> "Pool":
         """The pool of windows of `window` steps, [N H / h, h, D], for a windowed reward.
@@ -147,15 +147,20 @@ class Comparisons:
             InputError: another target or place, or comparisons whose model nobody named.
         """
         check_kind(target, place)
-        model = self.model
-        if model is None:
-            raise InputError(
-                "pairs: comparisons without their model are not allowed: its schedule is needed."
-            )
+        model = self.reader
         convert = model.score_from_x0 if target == "score" else model.mean_from_x0
         mean = model.mean_from_x0(self.base, self.x, self.t) if place == "mu_base" else self.x
         mine, other = (convert(x0, self.x, self.t) for x0 in (self.base, self.expert))
         return Pool(mean.to(wide(mean)), self.t, other - mine, (target, place))
+
+    @property
+    def reader(self) -> Denoiser:
+        """The model whose schedule says what an x0 means; InputError if nobody named it."""
+        if self.model is None:
+            raise InputError(
+                "pairs: comparisons without their model are not allowed: its schedule is needed."
+            )
+        return self.model
 
     def tensors(self) -> dict[str, Tensor]:
         """All that can be kept in a file."""
@@ -227,8 +232,7 @@ def compare(
                 f"data of {type(data).__name__} is not allowed: two tensors, the base's samples "
                 "and the expert's, are needed."
             )
-        options = {"size": n, "seed": seed, "batch": batch, "condition": condition}
-        return algorithm1(base, expert, *data, **options)
+        return algorithm1(base, expert, *data, size=n, seed=seed, batch=batch, condition=condition)
     if shape is None or condition is not None:
         raise InputError(
             "data=None is not allowed without the shape of a sample, nor with a condition: data "
@@ -333,8 +337,9 @@ def _check_range(name: str, data: Tensor, clip: float | None) -> None:
 def _join(parts: Iterable[Comparisons]) -> Comparisons:
     """All comparisons as one; InputError if no model differs from the other in any of them."""
     parts = list(parts)
-    fields = (part.tensors().values() for part in parts)
-    found = Comparisons(*map(torch.cat, zip(*fields, strict=True)), model=parts[0].model)
+    fields = zip(*(part.tensors().values() for part in parts), strict=True)
+    x, t, base, expert = map(torch.cat, fields)
+    found = Comparisons(x, t, base, expert, parts[0].model)
     check_differ(found.base, found.expert)
     return found
 

@@ -4,6 +4,8 @@ A gradient's Jacobian is symmetric. What is antisymmetric in the difference fiel
 circles, and the share of the Jacobian's energy that it holds is measured at points, exactly.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
@@ -69,7 +71,7 @@ def difference_jacobians(
     def means(x: Tensor) -> Tensor:
         """Both models' means of one sample [...], [2, n] of the numbers that can move."""
         x = x[None]
-        models = (base, expert)
+        models: Sequence[Denoiser] = (base, expert)
         if condition:
             x, models = condition(x, x, *models)
         return torch.stack([model.mean(x, t).flatten()[numbers] for model in models])

@@ -37,7 +37,7 @@ def shown(value: object, most: int = 160) -> str:
     try:
         text = repr(value)
     except ValueError:  # Python writes out no integer of over 4300 digits
-        return f"an integer of {value.bit_length()} bits"
+        return f"an integer of {int.bit_length(value)} bits"  # type: ignore[arg-type]
     if len(text) <= most:
         return text
     return f"{text[: most - 50]}...{text[-30:]} ({len(text)} characters)"  # a path ends in its name

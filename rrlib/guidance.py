@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rrlib.comparisons import Place, check_schedules
+from rrlib.comparisons import Place, Target, check_schedules
 from rrlib.denoisers import Denoiser, between
 from rrlib.errors import InputError, check_one_of
 from rrlib.rewards import RelativeReward
@@ -31,8 +31,8 @@ class ExactDifference:
 
     base: Denoiser
     expert: Denoiser
-    target = "mean"
-    place = "x_t"
+    target: ClassVar[Target] = "mean"
+    place: ClassVar[Place] = "x_t"
 
     def __post_init__(self):
         check_schedules(self.base, self.expert)
@@ -108,9 +108,9 @@ def denoise(
             f"place={place!r} is not allowed: this reward was fitted at {reward.place!r}; "
             "say anyway=True to take its gradient elsewhere."
         )
-    place = place or (reward.place if reward else None)
     check_one_of("onto", onto, Onto)
-    if onto == "x_t" and place == "mu_base":
+    at: Place = place or (reward.place if reward else "x_t")
+    if onto == "x_t" and at == "mu_base":
         raise InputError("onto='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
     if not 0 <= until < denoiser.steps:
         raise InputError(
@@ -119,8 +119,8 @@ def denoise(
     steps = kept_steps(denoiser.steps, denoiser.steps if denoising is None else denoising)
     if isinstance(weight, Tensor):
         weight = weight.reshape(-1, *[1] * (start.ndim - 1)).to(start)
-    steers = reward and (weight.any() if isinstance(weight, Tensor) else weight)
-    guide = _Guide(reward, weight, place, onto, until) if steers else None
+    steers = weight.any() if isinstance(weight, Tensor) else weight
+    guide = _Guide(reward, weight, at, onto, until) if reward and steers else None
     return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
 
 
@@ -149,14 +149,14 @@ def _denoise(denoiser, x, generator, steps, guide, keep):
 @torch.no_grad()
 def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Callable) -> Tensor:
     t = torch.full((len(x),), step, device=x.device)
-    steered = guide is not None and step >= guide.until
-    if steered and guide.onto == "x_t":
-        x = keep(narrow(x + guide.shift(denoiser, x, t), x))
+    steers = guide if guide is not None and step >= guide.until else None
+    if steers and steers.onto == "x_t":
+        x = keep(narrow(x + steers.shift(denoiser, x, t), x))
     x0 = denoiser.answer(x, t)
     mean, deviation = between(denoiser, x0, x, step, before)
-    if steered and guide.onto == "mean":
+    if steers and steers.onto == "mean":
         one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
-        shift = guide.shift(denoiser, x if guide.place == "x_t" else narrow(one, x), t)
+        shift = steers.shift(denoiser, x if steers.place == "x_t" else narrow(one, x), t)
         mean = mean + shift * _lengthened(denoiser, x, step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return narrow(mean + deviation * draw, x)

@@ -52,10 +52,9 @@ def log_visit_ratio(
     Returns:
         [rows * BINS, columns * BINS].
     """
-    shares, seen = [], True
-    for cells in (base, expert):
-        count = _histogram(cells, shape)
-        seen = seen & (count > 0)
+    shares, counts = [], [_histogram(cells, shape) for cells in (base, expert)]
+    seen = (counts[0] > 0) & (counts[1] > 0)
+    for cells, count in zip((base, expert), counts, strict=True):
         shares.append((gaussian_filter(count, smoothing) if smoothing else count) / len(cells))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(seen, np.log(shares[1] / shares[0]), np.nan)
@@ -114,11 +113,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     (NaN, NaN) where nothing varies (one value, or equal ones): how far it may be off is not known,
     and `results.publish` leaves such an interval out.
     """
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2 or np.ptp(values) == 0:
+    found = np.asarray(values, dtype=float)
+    if len(found) < 2 or np.ptp(found) == 0:
         return math.nan, math.nan
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    half = t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    return float(found.mean() - half), float(found.mean() + half)
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,8 @@ def separability(
         next(GroupShuffleSplit(1, test_size=0.5, random_state=seed % 2**32).split(v, groups=g))
         for v, g in zip(values, (base_trajectory, expert_trajectory), strict=True)
     ]
-    x, y = ([], []), ([], [])
+    x: tuple[list, list] = ([], [])
+    y: tuple[list, list] = ([], [])
     for label, (value, fold) in enumerate(zip(values, folds, strict=True)):
         for half in (0, 1):
             x[half].append(value[fold[half]])

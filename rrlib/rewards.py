@@ -137,7 +137,7 @@ class RelativeReward:
             1 for the exact reward, 0 for none; NaN where both models agree.
         """
         pool = pairs.pool(self.target, self.place)
-        steps = self.steps or pairs.model.steps
+        steps = self.steps or pairs.reader.steps
         return extraction.explained(self.network, pool, steps, batch)
 
     @classmethod
@@ -185,22 +185,23 @@ class RelativeReward:
         >>> reward.network.window, reward.place
         (2, 'mu_base')
         """
-        if network is None:
-            network = _default(pairs.x)
-        if not isinstance(network, nn.Module):
-            torch.manual_seed(seed)
-            unit = extraction.units(pairs.model, target)
-            network = network(width=pairs.x.shape[-1], unit=unit)
-        network = network.to(device)
         pool = pairs.pool(target, place).to(device)
-        trained, windows = network, getattr(network, "windows", None)
+        made = _made(network, pairs, target, seed).to(device)
+        trained, windows = made, getattr(made, "windows", None)
         if windows and pool.x.ndim == 3:
-            pool = pool.cut(*windows).average(network.average)
-            trained = network.averaged()
-        options = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-        progress = extraction.fit(trained, pool, **options, checkpoint=checkpoint)
+            pool = pool.cut(*windows).average(made.average)
+            trained = made.averaged()
+        progress = extraction.fit(
+            trained,
+            pool,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
         training.finish(progress, "reward")
-        return cls(network.eval().requires_grad_(False), target, place)
+        return cls(made.eval().requires_grad_(False), target, place)
 
     def save(self, path: str | Path, about: Mapping | None = None) -> None:
         """Write the reward to a safetensors file, weights rounded to float16; see `load_reward`.
@@ -213,6 +214,20 @@ class RelativeReward:
             InputError: see `save_rewards`.
         """
         save_rewards(path, {"reward": self}, {"reward": about or {}})
+
+
+def _made(
+    network: Callable[..., nn.Module] | nn.Module | None,
+    pairs: Comparisons,
+    target: Target,
+    seed: int,
+) -> nn.Module:
+    """The network that is fitted: the given one, or one that is made for the pair."""
+    if isinstance(network, nn.Module):
+        return network
+    torch.manual_seed(seed)
+    unit = extraction.units(pairs.reader, target)
+    return (network or _default(pairs.x))(width=pairs.x.shape[-1], unit=unit)
 
 
 def _default(x: Tensor) -> Callable[..., nn.Module]:
@@ -303,7 +318,7 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
     >>> both(torch.zeros(5, 8, 3), torch.zeros(5, dtype=torch.long)).shape
     torch.Size([5])
     """
-    lengths = {reward.steps for reward in rewards} - {None}
+    lengths = {reward.steps for reward in rewards if reward.steps is not None}
     if len(lengths) > 1:
         raise InputError(
             f"rewards: of {' and '.join(map(str, sorted(lengths)))} diffusion steps are not "

@@ -80,7 +80,7 @@ class Schedule:
         clip = float(setting("clip_sample_range", 1.0)) if setting("clip_sample") else None
         return cls(
             tuple(scheduler.alphas_cumprod.detach().float().tolist()),
-            config.prediction_type,
+            setting("prediction_type"),
             clip,
             setting("variance_type") == "fixed_large",
             str(setting("beta_schedule", "its own")),

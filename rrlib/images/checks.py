@@ -61,7 +61,8 @@ def peer_gap(guided: Guided, name: str, prompts: Sequence[str], seed: int) -> fl
 class PaperSampler:
     """A `Sampler` of latents and steps of the paper's size, towards a place, without a network."""
 
-    steps, shape = PAPER_STEPS, PAPER_SHAPE
+    steps: int = PAPER_STEPS
+    shape: tuple[int, ...] = PAPER_SHAPE
 
     def __init__(self, place: float):
         self.place = place

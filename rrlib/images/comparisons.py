@@ -29,8 +29,11 @@ class Sampler(Protocol):
     One that also has `step_per_score(step)` says itself what `units` else reads off its steps.
     """
 
-    steps: int
-    shape: tuple[int, ...]
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def condition(self, prompts: Sequence[str], truncate: bool) -> Tensor: ...
 
@@ -181,7 +184,12 @@ def generate(
     told = json.dumps([list(prompts), base.steps, batch, seed, about, truncate])
     mark = hashlib.sha256(told.encode()).hexdigest()
     unit = units(base)
-    record = {"steps": base.steps, "prompts": len(prompts), "batch": batch, "seed": seed}
+    record: dict[str, Any] = {
+        "steps": base.steps,
+        "prompts": len(prompts),
+        "batch": batch,
+        "seed": seed,
+    }
     record |= {"mark": mark, "about": about, "unit": unit if unit is None else unit.tolist()}
     starts = range(0, len(prompts), batch)
     for number, start in enumerate(starts):
@@ -205,7 +213,7 @@ def _shard(
     pair: tuple[Sampler, Sampler], seed: int, number: int, truncate: bool, prompts: Sequence[str]
 ) -> dict[str, Tensor]:
     texts = [sampler.condition(prompts, truncate) for sampler in pair]
-    shard = {}
+    shard: dict[str, Tensor] = {}
     for side, name in enumerate(shards.SIDES):
         draws = stream(seed, f"{name} {number}")  # on the CPU: the same noise for every device
         found = run(pair, texts, pair[0].start(len(prompts), draws), side)

@@ -186,11 +186,12 @@ class Guided:
         inputs = x.to(self.pipeline.unet.dtype).repeat(copies, *[1] * (x.ndim - 1))
         times = t if t.ndim == 0 else t.repeat(copies)
         out = self.pipeline.unet(inputs, times, encoder_hidden_states=texts.flatten(0, 1)).sample
-        empty, prompt, *concept = out.float().chunk(copies)
+        noises = out.float().chunk(copies)  # of the empty text, the prompt, the concept
+        empty, prompt = noises[:2]
         guidance = prompt - empty
         if self.safety:
             momentum = torch.zeros_like(guidance) if momentum is None else momentum
-            turn, momentum = safe_direction(self.safety, empty, prompt, *concept, momentum)
+            turn, momentum = safe_direction(self.safety, empty, prompt, noises[2], momentum)
             if step >= self.safety.warmup:
                 guidance = guidance - turn
         return empty + self.scale * guidance, momentum

@@ -107,8 +107,9 @@ def compare(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"batch": batch, "seed": seed, "about": about, "truncate": truncate}
-    yield from image_extraction.generate(folder, base, expert, prompts, **options)
+    yield from image_extraction.generate(
+        folder, base, expert, prompts, batch=batch, seed=seed, about=about, truncate=truncate
+    )
 
 
 def told(base: Guided, expert: Guided) -> dict:
@@ -279,5 +280,5 @@ def learn(
 
 def judge(reward: ImageReward, shards: Shards, prompts: Sequence[int], seed: int) -> Separability:
     """How well the reward tells the base's images of some prompts from the expert's."""
-    sides = [reward.score(latents).double().numpy() for latents in shards.images(prompts)]
-    return metrics.separability(*sides, np.asarray(prompts), np.asarray(prompts), seed)
+    base, expert = (reward.score(x).double().numpy() for x in shards.images(prompts))
+    return metrics.separability(base, expert, np.asarray(prompts), np.asarray(prompts), seed)

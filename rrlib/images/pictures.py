@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from rrlib.errors import InputError, shown
 
-Picture = Image.Image | np.ndarray | str | Path
+Picture: TypeAlias = Image.Image | np.ndarray | str | Path
 
 
 def pictures(images: Picture | Iterable[Picture]) -> list[Image.Image]:
@@ -21,8 +22,9 @@ def pictures(images: Picture | Iterable[Picture]) -> list[Image.Image]:
     Raises:
         InputError: none, a file that cannot be read, or something else.
     """
-    alone = isinstance(images, Image.Image | str | Path)
-    if alone or (isinstance(images, np.ndarray) and images.ndim == 3):
+    if isinstance(images, Image.Image | str | Path) or (
+        isinstance(images, np.ndarray) and images.ndim == 3
+    ):
         images = [images]
     if not isinstance(images, Iterable):
         raise _no_picture(images)

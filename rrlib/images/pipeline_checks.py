@@ -29,8 +29,7 @@ FURTHER = {
 
 
 def _defaults(kind: type) -> dict[str, Any]:
-    parameters = inspect.signature(kind.__init__).parameters
-    return {key: value.default for key, value in parameters.items() if key != "self"}
+    return {key: value.default for key, value in inspect.signature(kind).parameters.items()}
 
 
 # Of a class that does not say: Stable Diffusion's own schedule ends at the noise of t = 0.

@@ -62,7 +62,7 @@ def _component(name: str, part: Any) -> str:
 
 def _config(part: Any) -> dict[str, Any]:
     """A component's configuration without places and versions."""
-    config = getattr(part, "config", None)
+    config: Any = getattr(part, "config", None)
     content = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
     versions = {"transformers_version", "dtype", "torch_dtype"}  # tensors have their own types
     return {k: _plain(v) for k, v in content.items() if k[0] != "_" and k not in versions}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -153,7 +154,8 @@ class Shards:
 
         Per step and coordinate, of both sides together (appendix E), in one pass over the files.
         """
-        total = squares = 0
+        total: Any = 0
+        squares: Any = 0
         for x in self.runs(prompts, "latents"):
             total, squares = total + x.double(), squares + x.double().square()
         n = len(prompts) * len(SIDES)

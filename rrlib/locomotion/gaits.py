@@ -57,7 +57,7 @@ def _capsules(ends: np.ndarray, radii: np.ndarray) -> np.ndarray:
 
 def draw(ax: Axes, outline: np.ndarray, colour: str, reach: float = 0.9) -> PolyCollection:
     """One posture [limbs, corners, 2], with the ground, the axes moving along with the robot."""
-    limbs = PolyCollection(outline, facecolor=colour, edgecolor="white", lw=0.6)
+    limbs = PolyCollection(list(outline), facecolor=colour, edgecolor="white", lw=0.6)
     ax.add_collection(limbs)
     ax.axhline(0, color="0.4", lw=1)
     ax.set(aspect="equal", ylim=(-0.1, 1.8), yticks=[])

@@ -8,7 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -174,7 +174,7 @@ class _Block:
         for row in np.flatnonzero(going):
             for action in actions[row]:
                 if still[row]:
-                    still[row] = self._one(row, action)
+                    still[row] = self._one(int(row), action)
         return self.now, still
 
     def _one(self, row: int, action: np.ndarray) -> bool:
@@ -210,7 +210,7 @@ def _served(blocks: list[tuple]) -> Iterator[Callable[..., list]]:
             stack.enter_context(ProcessPoolExecutor(1, context, _end_with_parent)) for _ in blocks
         ]
 
-        def everywhere(name: str, *columns: list) -> list:
+        def everywhere(name: str, *columns: Sequence) -> list:
             rows = zip(*columns, strict=True) if columns else [()] * len(pools)
             pairs = zip(pools, rows, strict=True)
             try:  # a pool whose process is gone says so when asked, or when its answer is due
@@ -240,8 +240,11 @@ def _ask(name: str, *arguments):
 def _end_with_parent() -> None:
     """Let this process end when the one that started it does, even by SIGKILL."""
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in a child
+
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

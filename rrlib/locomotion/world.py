@@ -122,6 +122,8 @@ def normalised_score(environment: Environment, returns: np.ndarray) -> np.ndarra
 
 def scores(environment: Environment, data: Trajectories) -> np.ndarray:
     """The normalised score of each episode, float [N]; their mean is the score of the set."""
+    if data.rewards is None:
+        raise InputError("data without rewards have no scores: a set with its rewards is needed.")
     returns = np.add.reduceat(data.rewards, data.bounds[:, 0], dtype=float)
     return normalised_score(environment, returns)
 

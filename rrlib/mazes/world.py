@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import mujoco
 import mujoco.rollout
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import csgraph
 
 from rrlib.errors import InputError, shown, warn
@@ -63,11 +64,13 @@ class Maze:
         """The cells that are not walls, (row, column), int [n, 2]."""
         return np.argwhere(~self.walls)
 
-    def to_xy(self, cells: np.ndarray) -> np.ndarray:
+    def to_xy(self, cells: ArrayLike) -> np.ndarray:
         """Points [..., 2] from cell units to the simulator's x and y."""
         rows, columns = self.walls.shape
-        cells = np.asarray(cells, dtype=float)
-        return cells[..., ::-1] * (1, -1) + (0.5 - columns / 2, rows / 2 - 0.5)
+        return np.asarray(cells, dtype=float)[..., ::-1] * (1, -1) + (
+            0.5 - columns / 2,
+            rows / 2 - 0.5,
+        )
 
     def to_cells(self, xy: np.ndarray) -> np.ndarray:
         """Points [..., 2] from the simulator's x and y to cell units."""
@@ -80,11 +83,11 @@ class Maze:
         offsets = np.abs(np.asarray(cells, dtype=float)[..., None, :] - np.argwhere(self.walls))
         return np.linalg.norm(np.maximum(offsets - 0.5, 0), axis=-1).min(axis=-1)
 
-    def is_free(self, cells: np.ndarray) -> np.ndarray:
+    def is_free(self, cells: ArrayLike) -> np.ndarray:
         """Whether the ball fits at points [..., 2] (cell units): inside, and off every wall."""
-        cells = np.asarray(cells, dtype=float)
-        inside = ((cells > -0.5) & (cells < np.array(self.walls.shape) - 0.5)).all(axis=-1)
-        return inside & (self.clearance(cells) >= RADIUS)
+        found = np.asarray(cells, dtype=float)
+        inside = ((found > -0.5) & (found < np.array(self.walls.shape) - 0.5)).all(axis=-1)
+        return inside & (self.clearance(found) >= RADIUS)
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Points [n, 2] (cell units), uniform over where the ball fits."""

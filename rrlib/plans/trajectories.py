@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -76,7 +76,7 @@ def digest(trajectories: Trajectories) -> str:
     """The sha256 of all that the trajectories hold."""
     found = hashlib.sha256()
     for array in trajectories.arrays().values():
-        found.update(np.ascontiguousarray(array))
+        found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
 
 
@@ -108,9 +108,7 @@ def read(
     """
     arrays, remarks = data_files.read(path, observation_width, action_width, needs)
     unmarked = "timeouts" not in arrays
-    found = Trajectories(
-        **{"rewards": None, "timeouts": np.zeros_like(arrays["terminals"])} | arrays
-    )
+    found = _of({"timeouts": np.zeros_like(arrays["terminals"])} | arrays)
     if unmarked:
         remarks.append(
             f"Dataset {shown(str(path), 200)} lacks the key '/timeouts': only '/terminals' "
@@ -124,7 +122,12 @@ def read(
 def load(path: Path, observation_width: int, action_width: int) -> Trajectories:
     """What `write_hdf5` has written, without a word on what it was given without."""
     arrays, _ = data_files.read(path, observation_width, action_width)
-    return Trajectories(**{"rewards": None} | arrays)
+    return _of(arrays)
+
+
+def _of(arrays: dict[str, Any]) -> Trajectories:
+    """Trajectories of arrays by name; what the method never uses may be missing."""
+    return Trajectories(**({"rewards": None} | arrays))  # type: ignore[arg-type]
 
 
 def write_hdf5(path: str | Path, trajectories: Trajectories) -> None:

@@ -234,6 +234,11 @@ class LinearProcess:
     A subclass has `rate`, `noise`, `shrink` and `variance`, each a function of t of any shape.
     """
 
+    rate: Callable[[Tensor], Tensor]
+    noise: Callable[[Tensor], Tensor]
+    shrink: Callable[[Tensor], Tensor]
+    variance: Callable[[Tensor], Tensor]
+
     def forward(self) -> SDE:
         """The process as an SDE (Eq. 2, 15, 39)."""
         return SDE(lambda x, t: -self.rate(t) * x, self.noise)
