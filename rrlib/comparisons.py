@@ -5,6 +5,7 @@ Both algorithms fill a pool of (where, t, target) once; training reads the pool 
 diffusion models again.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -176,12 +177,33 @@ def compare_at(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comp
     """Ask both models about x_t [B, ...] at t [B].
 
     Raises:
-        InputError: a model's answer is not finite.
+        InputError: a model cannot take samples of this shape, or its answer is not finite.
     """
-    found = Comparisons(x_t, t, base.answer(x_t, t), expert.answer(x_t, t), base)
+    mine, other = _answer("base", base, x_t, t), _answer("expert", expert, x_t, t)
+    found = Comparisons(x_t, t, mine, other, base)
     for name in ("base", "expert"):
         check_finite(name, getattr(found, name), t)
     return found
+
+
+# How torch says that a network and its input do not belong together.
+_SHAPES = re.compile("shape|size|channels|dimension|groups")
+
+
+def _answer(name: str, model: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
+    """The model's x0; InputError where its network is of another space."""
+    try:
+        return model.answer(x_t, t)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not _SHAPES.search(str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{name}: samples of shape {tuple(x_t.shape[1:])} are not allowed by its network: "
+            f"models and data of one space are needed ({shown(reason)})."
+        ) from error
 
 
 def compare(

@@ -78,6 +78,32 @@ def test_a_comparison_that_cannot_be_right_is_refused(asked, message):
     assert "\n" not in str(caught.value)
 
 
+def test_models_of_two_spaces_are_refused():
+    class Of(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = nn.Linear(width, width)
+
+        def forward(self, x, t):
+            return self.layer(x)
+
+    base, expert = (rrlib.Denoiser(Of(width), SCHEDULER) for width in (3, 4))
+    with pytest.raises(
+        InputError, match=r"^expert: samples of shape \(3,\) are not allowed by its"
+    ):
+        rrlib.compare(base, expert, shape=(3,), n=60)
+    with pytest.raises(InputError, match=r"^base: samples of shape \(4,\) are not allowed by its"):
+        rrlib.compare(base, expert, shape=(4,), n=60)
+    with pytest.raises(InputError, match=r"^base: samples of shape \(8, 4\) are not allowed"):
+        rrlib.compare(base, expert, (data(9, 0, (8, 4)), data(9, 1, (8, 4))), n=5)
+
+    def broken(x, t):
+        raise RuntimeError("the network's own trouble")
+
+    with pytest.raises(RuntimeError, match="own trouble"):
+        rrlib.compare(base, rrlib.Denoiser(broken, SCHEDULER), shape=(3,), n=60)
+
+
 @pytest.mark.slow
 def test_six_lines_find_a_known_log_ratio():
     mixtures = gaussians()
