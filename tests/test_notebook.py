@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,13 +28,14 @@ from rrlib.errors import InputError
 from rrlib.lab import environment as host
 from rrlib.lab import notebook as nb
 from rrlib.lab import parameters as rules
-from rrlib.lab import results
+from rrlib.lab import results, store
 
 
 def test_settings_are_in_place_and_nothing_slow_is_imported():
     code = (
-        "import os, sys; from rrlib import costs, host, image_sizes, locomotion_sizes, maze_sizes;"
-        "from rrlib import notebook, rules;"
+        "import os, sys; from rrlib.lab import costs, environment as host, notebook, parameters;"
+        "from rrlib.lab.images import presets; from rrlib.lab.locomotion import presets;"
+        "from rrlib.lab.mazes import presets;"
         "assert all(os.environ[name] == value for name, value in host.SETTINGS.items());"
         "slow = {'torch', 'diffusers', 'transformers', 'scipy', 'mujoco', 'IPython', 'matplotlib'};"
         "print(slow & set(sys.modules))"
@@ -50,8 +52,8 @@ def test_figures_are_shown_whatever_the_shell_says(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     first = (
         "import matplotlib.pyplot as plt\nfrom types import SimpleNamespace\n"
-        "from rrlib import notebook, plots\n"
-        "notebook.start(SimpleNamespace(seed=0, store=''))\nplots.use_style()"
+        "from rrlib.lab import notebook\n"
+        "study = notebook.Study('x', SimpleNamespace(seed=0, store=''))"
     )
     cells = [new_code_cell(first), new_code_cell("_ = plt.plot([0, 1])")]
     book = new_notebook(cells=cells)
@@ -122,6 +124,73 @@ def test_provenance_has_no_path_and_no_time(monkeypatch, tmp_path):
     assert "| exact R² | 0.99934567 |" in card and "| parameter `seed` | `0` |" in card
     assert "| artefacts | `abc` |" in card and f"torch {metadata.version('torch')}" in card
     assert str(tmp_path) not in card
+
+
+@dataclass(frozen=True)
+class Number:
+    """A recipe that writes a number."""
+
+    value: float
+
+    def make(self, folder: Path, device: str) -> None:
+        (folder / "number").write_text(str(self.value))
+
+    def load(self, folder: Path, device: str) -> float:
+        return float((folder / "number").read_text())
+
+
+def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setenv("RRLIB_STORE", str(tmp_path / "store"))
+    chosen = SimpleNamespace(seed=0, store="", device="cpu", results=str(tmp_path / "quick"))
+    study, other = nb.Study("whole", chosen), nb.Study("part", chosen)
+    study.claim("found", 0.123456789, "goals", bar=">= 0.1", ci=(0.1, 0.2), paper="9 %", shown="G")
+    study.claim("gap", np.float32(0.25), "gap, mean", bar="<= 0.2", digits=1)
+    study.record("n", 3)
+    study.record("n", 4)
+    other.record("lost", float("nan"), shown="lost")
+    study.rows = [{"seed": 0, "gap": 0.25}]
+    recipe = Number(2.5)
+    assert study.obtain(recipe) == 2.5 and other.obtain_all([recipe, recipe]) == [2.5, 2.5]
+    study.close(other, wall_seconds=3)
+    assert capsys.readouterr().out == (
+        "goals: at least 0.1: yes\ngap, mean: 0.3 (bar: at most 0.2): no\n"
+    )
+    whole, part = (
+        json.loads((tmp_path / "quick" / f"{name}.json").read_text()) for name in ("whole", "part")
+    )
+    assert whole["summary"] == {
+        "found": {
+            "value": 0.123456789,
+            "bar": ">= 0.1",
+            "ci": [0.1, 0.2],
+            "paper": "9 %",
+            "label": "G",
+        },
+        "gap": {"value": 0.25, "bar": "<= 0.2"},
+        "n": 4,
+    }
+    assert whole["rows"] == study.rows and whole["provenance"]["wall_seconds"] == 3
+    assert part["summary"] == {
+        "lost": {"value": None, "missing": "no finite number", "label": "lost"}
+    }
+    card = shown[0].data
+    assert "| exact goals | 0.12345679 |" in card and "| exact n | 4 |" in card
+    assert "| exact lost | nan |" in card
+    assert f"| artefacts | `{store.key(recipe)}` |" in card and len(shown) == 1
+    assert store.spent([recipe, recipe])[0] == store.manifest(recipe)["cpu_seconds"] / 3600
+
+
+def test_a_table_has_the_keys_of_its_first_row(monkeypatch):
+    rows = [{"a|b": "x|y", "share": 0.5, "n": 1000}, {"a|b": None, "share": 0.123, "extra": 3}]
+    assert nb.markdown_table(rows, formats={"share": ".1%"}).splitlines() == [
+        "| a&#124;b | share | n |",
+        "|---|---|---|",
+        "| x&#124;y | 50.0% | 1000 |",
+        "|  | 12.3% |  |",
+    ]
+    assert nb.markdown_table([{"x": 0.126, "y": np.float64(2)}], 1).endswith("| 0.1 | 2.0 |")
 
 
 def published(folder: Path, **changed) -> dict:

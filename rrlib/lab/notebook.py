@@ -1,4 +1,8 @@
-"""What every chapter needs around its own content: a start, claims, and a card at the end."""
+"""What every chapter needs around its own content: a study of its numbers, figures, films.
+
+A chapter begins with `study = Study("maze2d", chosen)`, gives it each number once, beside the code
+that found it, and ends with `study.close()`.
+"""
 
 import base64
 import html
@@ -6,19 +10,176 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rrlib import disk
 from rrlib.lab import environment as host
+from rrlib.lab import results, store
 from rrlib.lab.results import meets
 
 if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
+
+
+class Study:
+    """The numbers of a chapter: each is given once, and then said, published and shown exactly.
+
+    Attributes:
+        rows: flat dictionaries with the same keys, one per configuration and seed, to be published.
+    """
+
+    def __init__(self, name: str, chosen: SimpleNamespace) -> None:
+        """Begin the chapter that publishes `<name>.json`; `chosen` is what `check` returned.
+
+        See `start`; figures get the book's style.
+        """
+        from rrlib.lab import plots  # matplotlib takes a second
+
+        start(chosen)
+        plots.use_style()
+        self.name, self.chosen = name, chosen
+        self.rows: list[Mapping[str, object]] = []
+        self._summary: dict[str, dict[str, object]] = {}
+        self._words: dict[str, str] = {}  # what the card calls them
+        self._keys: list[str] = []
+
+    def claim(
+        self,
+        name: str,
+        value: float,
+        label: str,
+        *,
+        bar: str,
+        digits: int | None = None,
+        ci: Sequence[float] | None = None,
+        paper: float | str | None = None,
+        shown: str | None = None,
+    ) -> None:
+        """Print the line of `claim` and record the number with its bar.
+
+        Args:
+            name: in the summary.
+            value: the number.
+            label: the quantity in words, as the line and the card have it.
+            bar: such as ">= 0.9"; said and published alike.
+            digits: see `claim`.
+            ci: the 95 % confidence interval, low and high.
+            paper: the paper's number, or its text.
+            shown: the quantity in words on the scoreboard, if it is to be there.
+        """
+        claim(label, value, bar, digits)
+        self.record(name, value, bar=bar, ci=ci, paper=paper, shown=shown)
+        self._words[name] = label
+
+    def record(
+        self,
+        name: str,
+        value: float,
+        *,
+        ci: Sequence[float] | None = None,
+        paper: float | str | None = None,
+        bar: str | None = None,
+        shown: str | None = None,
+    ) -> None:
+        """As `claim`, and nothing is printed. A second number of a name takes the first's place."""
+        more = {"ci": None if ci is None else list(ci), "paper": paper, "bar": bar, "label": shown}
+        found = {key: said for key, said in more.items() if said is not None}
+        self._summary[name] = {"value": value, **found}
+        self._words[name] = shown or name
+
+    def obtain(self, recipe: Any, device: str | None = None) -> Any:
+        """The artefact of a recipe, on the chapter's device or another; its key is on the card."""
+        return self.obtain_all([recipe], device)[0]
+
+    def obtain_all(self, recipes: Iterable[Any], device: str | None = None) -> list[Any]:
+        """The same of several (`store.obtain_all`), those first that others depend on."""
+        recipes = list(recipes)
+        found = store.obtain_all(recipes, device or self._device)
+        keys = [store.key(recipe, device or self._device) for recipe in recipes]
+        self._keys = list(dict.fromkeys([*self._keys, *keys]))
+        return found
+
+    def table(
+        self,
+        rows: Iterable[Mapping[str, object]],
+        digits: int = 2,
+        formats: Mapping[str, str] | None = None,
+    ) -> None:
+        """Show rows in the page, see `markdown_table`."""
+        from IPython.display import Markdown, display
+
+        display(Markdown(markdown_table(rows, digits, formats)))
+
+    @property
+    def _device(self) -> str:
+        return str(getattr(self.chosen, "device", "cpu"))
+
+    def publish(self, *, wall_seconds: float | None = None) -> None:
+        """Write the file, see `results.publish`; a number that has no bar or such stands alone."""
+        summary = {
+            name: entry if len(entry) > 1 else entry["value"]
+            for name, entry in self._summary.items()
+        }
+        results.publish(
+            self.chosen.results,
+            self.name,
+            rows=self.rows,
+            summary=summary,
+            parameters=self.chosen,
+            wall_seconds=wall_seconds,
+        )
+
+    def close(self, *others: "Study", wall_seconds: float | None = None) -> None:
+        """End a chapter: publish, and show the card; tag its cell `nbval-ignore-output`.
+
+        Args:
+            others: studies that the chapter publishes besides; their numbers are on the same card.
+            wall_seconds: what making the artefacts took, see `store.spent`.
+        """
+        self.publish(wall_seconds=wall_seconds)
+        for other in others:
+            other.publish()
+        provenance(
+            self.chosen,
+            numbers={
+                study._words[name]: float(entry["value"])
+                for study in (self, *others)
+                for name, entry in study._summary.items()
+            },
+            artefacts=list(dict.fromkeys(key for s in (self, *others) for key in s._keys)),
+        )
+
+
+def markdown_table(
+    rows: Iterable[Mapping[str, object]],
+    digits: int = 2,
+    formats: Mapping[str, str] | None = None,
+) -> str:
+    """A Markdown table whose columns are the keys of the first row.
+
+    Args:
+        rows: at least one; a key that a row lacks, and None, leave a cell empty.
+        digits: decimals of a float.
+        formats: column -> format of its numbers, such as ".1%".
+    """
+    rows = list(rows)
+
+    def cell(column: str, value: object) -> str:
+        if value is None or isinstance(value, str | bool):
+            return "" if value is None else str(value).replace("|", "&#124;")
+        spec = (formats or {}).get(column, f".{digits}f" if isinstance(value, float) else "")
+        return format(value, spec)
+
+    columns = list(rows[0])
+    lines = [[cell("", column) for column in columns]]
+    lines += [[cell(column, row.get(column)) for column in columns] for row in rows]
+    head, *body = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([head, f"|{'---|' * len(columns)}", *body])
 
 
 def start(parameters: SimpleNamespace) -> None:

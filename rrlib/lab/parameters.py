@@ -133,6 +133,14 @@ def shared(**own: Rule) -> dict[str, Rule]:
     return found | {"store": writable_folder(), "results": results_folder()} | own
 
 
+def of(table: Mapping[str, Rule], *names: str, **own: Rule) -> dict[str, Rule]:
+    """The rules of a chapter: those of `names` in a world's table, the shared ones, its own.
+
+    A string may hold several names, with spaces between; own rules replace others of their name.
+    """
+    return {name: table[name] for name in " ".join(names).split()} | shared() | own
+
+
 def one_of(*choices: str) -> Rule:
     """One of the named choices."""
 

@@ -149,6 +149,16 @@ def obtain_all(recipes: Iterable[Any], device: str = "cpu") -> list[Any]:
     return [obtain(recipe, device) for recipe in recipes]
 
 
+def spent(recipes: Iterable[Any], device: str = "cpu") -> tuple[float, float]:
+    """What stored artefacts took: hours of one core, and the most memory of a GPU or process, GB.
+
+    Their parts count where they are among `recipes`; see `manifest`.
+    """
+    made = [manifest(recipe, device) for recipe in dict.fromkeys(recipes)]
+    peaks = (about["cuda_peak_mb"] or about["process_peak_mb"] for about in made)
+    return sum(about["cpu_seconds"] for about in made) / 3600, max(peaks, default=0) / 1024
+
+
 def checkpoints(partial: Path) -> Path:
     """The sub-folder of a partial artefact that holds checkpoints; it goes when all is made."""
     path = partial / "checkpoints"

@@ -1,4 +1,4 @@
-"""Sizes of networks and budgets for mazes, and the horizons that fit them.
+"""What chapters about mazes may be asked for: parameters, sizes of networks, budgets, horizons.
 
 It imports nothing that is slow, so that a chapter can refuse a horizon at once.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from rrlib.errors import InputError
+from rrlib.lab import parameters as rules
 from rrlib.lab.costs import CUDA, Cost
 
 # Seconds that one core takes for a step of a diffuser and of a reward, and at which horizon.
@@ -15,6 +16,24 @@ SECONDS = {"small": (0.035, 0.005, 32), "medium": (0.06, 0.005, 128), "paper": (
 NUMBERS = (  # of parameters that not every chapter has
     *("diffuser_steps", "reward_steps", "choices", "balls", "episodes", "transitions", "plans"),
 )
+
+PARAMETERS = {  # that several chapters share
+    "maze": rules.several_of("open", "umaze", "medium", "large"),
+    "n_goals": rules.integer(1, 8),
+    "goal": rules.cell(),
+    "episodes": rules.integer(20, 500_000),
+    "n_seeds": rules.integer(1, 100),
+    "size": rules.one_of("small", "medium", "paper"),
+    "horizon": rules.integer(4, 4096, multiple_of=4),
+    "diffuser_steps": rules.integer(1, 5_000_000),
+    "reward_steps": rules.integer(1, 1_000_000),
+    "dataset_path": rules.existing_file_or_empty(),
+    "choices": rules.several_of(
+        *("score", "x_t", "literal", "window_1", "window_4", "window_16", "window_64"),
+        *("window_all", "strided", "every_step", "leaky_relu", "ends", "scratch", "from_base"),
+        alone=("all",),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,19 @@ def check_horizon(horizon: int, size: str, *names: str) -> None:
                 f"horizon={horizon} is not allowed: a multiple of {factor}, which the networks "
                 f"of size='{size}' work on, is needed."
             )
+
+
+def check(chosen: SimpleNamespace) -> None:
+    """Raise InputError unless horizon, goals and data file fit every chosen maze.
+
+    Args:
+        chosen: a chapter's parameters; it may lack `goal` and `dataset_path`.
+    """
+    check_horizon(chosen.horizon, chosen.size, *chosen.maze)
+    if hasattr(chosen, "goal"):
+        from rrlib.mazes import world  # MuJoCo takes seconds
+
+        world.check_parameters(chosen)
 
 
 def cost(asked: SimpleNamespace) -> Cost:
