@@ -136,9 +136,9 @@ def shared(**own: Rule) -> dict[str, Rule]:
 def of(table: Mapping[str, Rule], *names: str, **own: Rule) -> dict[str, Rule]:
     """The rules of a chapter: those of `names` in a world's table, the shared ones, its own.
 
-    Own ones take the place of others with their name.
+    A string may hold several names, with spaces between; own rules replace others of their name.
     """
-    return {name: table[name] for name in names} | shared() | own
+    return {name: table[name] for name in " ".join(names).split()} | shared() | own
 
 
 def one_of(*choices: str) -> Rule:

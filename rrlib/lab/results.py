@@ -108,6 +108,12 @@ def published(study: str, profile: str = "full") -> dict[str, object]:
     return disk.read_json(host.CHECKOUT / "results" / profile / f"{study}.json")["summary"]
 
 
+def number(study: str, name: str, profile: str = "full") -> float:
+    """One number of `published`."""
+    entry = published(study, profile)[name]
+    return entry["value"] if isinstance(entry, Mapping) else entry
+
+
 def _plain(value: Any) -> Any:
     """A number of NumPy as Python's; null for one that is not finite."""
     value = value.item() if getattr(value, "ndim", None) == 0 else value

@@ -1,16 +1,18 @@
 """What a maze chapter's parameters ask for: one experiment per maze and goal."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from rrlib.lab import store
 from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
-from rrlib.lab.mazes.evidence import Sample
+from rrlib.lab.mazes.evidence import Evidence, Sample, judge
 from rrlib.lab.mazes.recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
 from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.rewards import RelativeReward
 
 SHAPE = (
     "channels",
@@ -41,6 +43,10 @@ class MazeExperiment:
         """Such as "umaze (1, 2)"."""
         return f"{self.base.data.maze} ({self.goal[0]:g}, {self.goal[1]:g})"
 
+    def case(self, seed: int) -> dict[str, object]:
+        """What a published row says first: the maze, the goal such as "(1, 2)", a reward's seed."""
+        return {"maze": self.world.name, "goal": self.label.split(" ", 1)[1], "seed": seed}
+
     @property
     def normaliser(self) -> Normaliser:
         """Of base and expert alike."""
@@ -64,6 +70,33 @@ class MazeExperiment:
             seeded = maze_recipes.FRESH_SEED + seed
             held_out = store.obtain(replace(diffuser.data, episodes=episodes, seed=seeded))
         return sample(self.world, held_out, normaliser, diffuser.horizon, plans, seed)
+
+    def samples(self, episodes: int, plans: int, seed: int) -> tuple[Sample, Sample]:
+        """`sample` of the base and of the expert."""
+        pair, given = (self.base, self.expert), (episodes, plans, seed)
+        base, expert = (self.sample(half, self.normaliser, *given) for half in pair)
+        return base, expert
+
+    def judge(
+        self, rewards: Iterable[RelativeReward], samples: tuple[Sample, Sample], seed: int
+    ) -> list[Evidence]:
+        """Evidence of each reward on `samples`; `seed` is that of `evidence.judge`."""
+        return [judge(self.world, self.goal, reward, *samples, seed) for reward in rewards]
+
+
+def recipes_of(found: Iterable[MazeExperiment]) -> list[MazeDiffuser | MazeRewards]:
+    """What experiments are made of: each base once, then expert and rewards of each."""
+    found = list(found)
+    bases = dict.fromkeys(e.base for e in found)
+    return [*bases, *(recipe for e in found for recipe in (e.expert, e.rewards))]
+
+
+def fresh(
+    world: maze.Maze, goal: tuple[float, float] | None, episodes: int, seed: int
+) -> Trajectories:
+    """The controller's trajectories that nothing was trained on; no goal: one for each episode."""
+    steps, seed = LENGTHS[world.name], maze_recipes.FRESH_SEED + seed
+    return maze.make_trajectories(world, episodes, steps, goal, seed)
 
 
 def sample(

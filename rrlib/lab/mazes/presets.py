@@ -28,6 +28,11 @@ PARAMETERS = {  # that several chapters share
     "diffuser_steps": rules.integer(1, 5_000_000),
     "reward_steps": rules.integer(1, 1_000_000),
     "dataset_path": rules.existing_file_or_empty(),
+    "choices": rules.several_of(
+        *("score", "x_t", "literal", "window_1", "window_4", "window_16", "window_64"),
+        *("window_all", "strided", "every_step", "leaky_relu", "ends", "scratch", "from_base"),
+        alone=("all",),
+    ),
 }
 
 
