@@ -260,3 +260,10 @@ def test_a_pipeline_costs_what_its_size_says(tmp_path, config, share):
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     assert image_sizes.share(str(tmp_path)) == pytest.approx(share)
     assert image_sizes.share("someone/elsewhere") == 1
+
+
+def test_a_chapter_takes_rules_of_a_table_and_may_have_its_own():
+    table = {name: rules.integer(0, 9) for name in ("n", "m", "k")}
+    found = rules.of(table, "n m", "k", m=rules.integer(5, 9), own=rules.text())
+    assert list(found) == ["n", "m", "k", *rules.shared(), "own"]
+    assert found["n"] is table["n"] and found["m"].allowed == "an integer from 5 to 9"

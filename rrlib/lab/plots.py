@@ -4,6 +4,8 @@ Colours are safe for colour-blind readers, backgrounds opaque.
 Captions and alternative texts are in the chapters, beside the cell that draws.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -101,3 +103,31 @@ def draw_potential(ax: Axes, grid: np.ndarray, values: np.ndarray, limit: float)
     ax.set(aspect="equal", xticks=[], yticks=[])
     levels = np.linspace(-limit, limit, 21)
     return ax.contourf(grid, grid, values, levels, cmap="PuOr_r", extend="both")
+
+
+def draw_planning(axes: Sequence[Axes]) -> None:
+    """Two graphical models of three steps: a fixed policy, and planning with optimality seen."""
+
+    def node(ax: Axes, place: tuple[float, float], text: str, shaded: bool = False) -> None:
+        fill = "0.8" if shaded else "white"
+        ax.add_patch(plt.Circle(place, 0.32, fc=fill, ec="black", zorder=2))
+        ax.text(*place, text, ha="center", va="center", fontsize=10, zorder=3)
+
+    def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+        style = {"arrowstyle": "-|>", "color": "black", "shrinkA": 15, "shrinkB": 15}
+        ax.annotate("", end, start, arrowprops=style)
+
+    for k in range(3):
+        state, action, optimal = (1.5 * k, 0), (1.5 * k, 1.1), (1.5 * k + 0.8, 2.1)
+        for ax in axes:
+            node(ax, state, f"$s_{k}$")
+            node(ax, action, f"$a_{k}$")
+            for start in (state, action) if k < 2 else ():
+                arrow(ax, start, (1.5 * k + 1.5, 0))
+        arrow(axes[0], state, action)
+        node(axes[1], optimal, rf"$\mathcal{{O}}_{k}$", shaded=True)
+        arrow(axes[1], action, optimal)
+        arrow(axes[1], state, optimal)
+    for ax, title in zip(axes, ("a fixed policy", "planning"), strict=True):
+        ax.set(xlim=(-0.5, 4.3), ylim=(-0.5, 2.7), aspect="equal", title=title)
+        ax.axis("off")
