@@ -35,6 +35,7 @@ STEERING = PLANNERS | {  # of those that steer
     "weights": rules.several_numbers(0.0, 1000.0),
     "untils": rules.several_numbers(0, 999, whole=True),
 }
+OTHER_KINDS = rules.several_of(*KINDS)
 METHODS = rules.several_of("unspread", "short", "score", "scalar", "wide", alone=("none", "all"))
 
 # Seconds that one core takes for a step of training, and to denoise one plan once.
