@@ -10,6 +10,7 @@ import torch
 from rrlib import comparisons, extraction, training
 from rrlib.comparisons import Comparisons
 from rrlib.lab import store
+from rrlib.lab.mazes import choices
 from rrlib.lab.mazes import experiments as maze_experiments
 from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
@@ -315,3 +316,23 @@ def test_the_sizes_that_published_results_were_made_with():
         *(8_000, 128, (96, 64, 32), 4, 256, 2e-3),
     )
     assert maze_recipes.LENGTHS == {"open": 300, "umaze": 300, "medium": 500, "large": 600}
+
+
+def test_a_choice_is_one_change_and_comes_with_what_it_is_held_against():
+    e = maze_experiments.MazeExperiment((3.0, 1.0), BASE, EXPERT, replace(REWARDS, window=8))
+    found = choices.variants(e)
+    assert next(iter(found)) == "reference" and set(found) <= set(choices.WORDS)
+    assert not {"window_16", "window_64", "strided"} & set(found)  # longer than the plans
+    for name, reward in found.items():
+        assert (reward == e.rewards) == (
+            name in ("reference", "window_all", "every_step", "scratch")
+        )
+    longer = {name: replace(REWARDS, window=k) for k, name in enumerate(choices.WORDS)}
+    assert choices.wanted({"x": longer}, ("strided",)) == (
+        ["reference", "window_16", "strided"],
+        [],
+    )
+    names, in_vain = choices.wanted({"x": found}, ("x_t", "window_all", "strided"))
+    assert names == ["reference", "x_t"] and in_vain == ["window_all", "strided"]
+    assert maze_experiments.recipes_of([e, e]) == [BASE, EXPERT, e.rewards, EXPERT, e.rewards]
+    assert e.case(4) == {"maze": "umaze", "goal": "(3, 1)", "seed": 4}

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from rrlib.theory import examples, inference, recovery
+from rrlib.theory import examples, fields, inference, recovery, sde, steepness, vortex
 
 
 def test_the_splines_add_up_to_one():
@@ -38,3 +38,24 @@ def test_the_mixtures_have_weights_of_one_and_their_covariances():
     np.testing.assert_allclose(examples.tilted(0.0, 2.0, 1.0), np.diag([4.0, 1.0]))
     np.testing.assert_allclose(np.linalg.eigvalsh(examples.tilted(0.3, 2.0, 1.0)), [1.0, 4.0])
     assert examples.log10(0) == -18
+
+
+def test_scores_of_points_and_of_an_interval_are_as_steep_as_their_noise():
+    process, t = sde.OU(1.0), torch.tensor(0.1, dtype=torch.float64)
+    v = float(process.variance(t))
+    point = steepness.of_mixture(process, [1.0], [0.5], [0.0], t)
+    wide = steepness.of_mixture(process, [1.0], [0.0], [2.0], t)
+    np.testing.assert_allclose(point, 1 / v, rtol=1e-9)
+    np.testing.assert_allclose(wide, 1 / (2 * float(process.shrink(t)) ** 2 + v), rtol=1e-9)
+    np.testing.assert_allclose(steepness.of_uniform(process, t), 1 / v, rtol=0.01)
+
+
+def test_the_vortex_is_a_gradient_and_a_rotation():
+    x, side = fields.grid(128, 15.0), 15.0
+    _, h = fields.project_decaying(vortex.field(x), side)
+    np.testing.assert_allclose(h, vortex.gradient(x), atol=1e-12)
+    start, end = np.array([-1.0, -1.0]), np.array([0.5, 1.0])
+    corner, other = np.array([end[0], start[1]]), np.array([start[0], end[1]])
+    around = (np.array([start, middle, end]) for middle in (corner, other))
+    gap = np.subtract(*(fields.line_integral(vortex.rotation, path) for path in around))
+    np.testing.assert_allclose(vortex.enclosed(start, end), gap, rtol=1e-10)
