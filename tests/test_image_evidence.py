@@ -1,5 +1,6 @@
 """Evidence about images: what is seen in scenes of known truth, and how scores order them."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -168,6 +169,29 @@ def test_images_are_drawn_of_each_prompt_with_its_noise(guided):
         x = guided.start(len(part), stream(3, f"noise {start}"))
         *_, (_, last) = images.denoise(guided, guided.condition(part), x)
         assert_close(found[start : start + 2], last)
+
+
+def test_the_ends_are_the_highest_and_the_lowest_of_all():
+    scores = [np.array([3.0, 1.0]), np.array([4.0, 2.0])]
+    pictures = [np.full((2, 4, 4, 3), 10, np.uint8), np.full((2, 4, 4, 3), 20, np.uint8)]
+    for one in pictures:
+        one[1] += 1
+    best, worst = image_evidence.ends(scores, pictures, 3)
+    assert [found[0, 0, 0] for found in best] == [20, 10, 21]
+    assert [found[0, 0, 0] for found in worst] == [11, 21, 10]
+
+
+def test_sheets_are_drawn_side_by_side_and_nothing_for_none():
+    rows = [np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 4, 4, 3), np.uint8)]
+    image_evidence.show({"a": [], "b": []}, 2, (2, 1))
+    image_evidence.show({}, 2, (2, 1))
+    assert not plt.get_fignums()
+    image_evidence.show({"one": rows, "other": rows[:1]}, 2, (2, 1))
+    one, other = plt.gcf().axes
+    plt.close()
+    assert (one.get_title(), other.get_title()) == ("one", "other")
+    assert_close(one.images[0].get_array().data, image_evidence.sheet(np.concatenate(rows), 2))
+    assert other.images[0].get_array().shape == (8, 16, 3)
 
 
 # Samplers and the store --------------------------------------------------------------------------

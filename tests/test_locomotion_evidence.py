@@ -30,6 +30,7 @@ CHOSEN = SimpleNamespace(
     device="cpu",
     rounds=0,
 )
+FILES = {"base_path": "", "expert_path": ""}
 DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
 SMALL = {"ruler": DATA, "horizon": 8, "hidden": 16, "blocks": 1, "diffusion_steps": 5, "steps": 20}
 BASE, EXPERT = (LocomotionDiffuser(data, **SMALL) for data in DATA)
@@ -67,6 +68,26 @@ def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
     assert (found.weight, found.until) == (1.5, 0)
     assert len(found.tried) == 6
     assert found.tried[3.0, 2] == -(4 + 1) / 2 - 2
+
+
+def test_a_search_tries_every_method_with_the_seeds_that_have_it(monkeypatch):
+    other = replace(BASE, seed=1)
+
+    def scores(played, device):
+        apart = np.array(played.weight) - (1.0 if played.guide == EXPERT else 2.0)
+        return np.repeat(100 * played.base.seed - apart**2, 2)
+
+    monkeypatch.setattr(evidence, "scores", scores)
+    at = {"place": "x_t"}
+    pairs = [(BASE, {"a": (EXPERT, at), "b": (BASE, at)}), (other, {"a": (EXPERT, at)})]
+    chosen = SimpleNamespace(**vars(CHOSEN) | {"weights": (1.0, 2.0), "untils": (3,)})
+    found = evidence.search(pairs, chosen)
+    assert {m: one.guidance for m, one in found.items()} == {
+        "a": {"weight": 1.0, "until": 3},
+        "b": {"weight": 2.0, "until": 3},
+    }
+    assert found["a"].tried == {(1.0, 3): 50.0, (2.0, 3): 49.0}  # both seeds
+    assert found["b"].tried == {(1.0, 3): -1.0, (2.0, 3): 0.0}  # the first alone
 
 
 def test_forms_are_those_that_the_sampler_takes():
@@ -131,6 +152,63 @@ def test_seeds_count_the_same_and_share_no_draws():
     assert_allclose(ratio, (2 / 3, 1 / 3, 1.0))
 
 
+def test_a_number_is_written_with_its_interval():
+    found = evidence.Number(2.04, 1, 3)
+    assert f"{found:.1f}" == "2.0 (1.0 to 3.0)"
+    assert found.entry == {"value": 2.04, "ci": [1, 3]}
+
+
+def test_a_mean_of_episodes_has_students_interval():
+    drawn = np.random.default_rng(0).normal(5, 2, size=12)
+    wanted = stats.t.interval(0.95, 11, drawn.mean(), stats.sem(drawn))
+    value, *interval = evidence.mean(drawn)
+    assert value == drawn.mean()
+    assert_allclose(interval, wanted)
+    row = evidence.row(drawn)
+    assert row["episodes"] == 12 and row["score"] == value
+    assert [row["score_low"], row["score_high"]] == interval
+
+
+def compared(**scores) -> evidence.Comparison:
+    """Constant scores of two seeds by way, an environment "a" and another with twice of them."""
+    return evidence.Comparison(
+        {
+            (name, way, seed): np.full(4, factor * (value + seed))
+            for name, factor in (("a", 1.0), ("b", 2.0))
+            for way, value in scores.items()
+            for seed in (0, 1)
+        }
+    )
+
+
+def test_a_comparison_reads_numbers_off_mean_scores():
+    found = compared(base=1.5, expert=9.5, reward=5.5, rival=2.5)  # means 2, 10, 6, 3 and twice
+    assert found.score("a", "reward")[0] == 6 and found.score("b", "reward")[0] == 12
+    assert found.gain("a", "reward")[0] == found.gain("b", "reward")[0] == 200
+    assert found.gain("a", "reward", over="rival")[0] == 100
+    assert found.ahead("a", "reward", "rival")[0] == 3
+    assert found.ahead("b", "reward", "rival")[0] == 6
+    assert found.gap_closed("reward")[0] == found.gap_closed("reward", "b")[0] == 0.5
+    assert found.number(lambda m: m["reward"], "reward")[0] == 9  # of both environments
+    assert found.number(lambda m: m["reward"], "reward", of=["b"])[0] == 12
+
+
+def test_a_comparison_is_of_the_seeds_that_have_all_ways():
+    found = compared(base=1.5, expert=9.5, reward=5.5)
+    del found.scores["a", "reward", 0]
+    assert found.score("a", "base")[0] == 2 and found.score("a", "reward")[0] == 6.5
+    assert found.gain("a", "reward")[0] == pytest.approx(100 * (6.5 / 2.5 - 1))
+
+
+def test_a_comparison_has_the_interval_of_its_bootstrap():
+    rng = np.random.default_rng(0)
+    base, expert = rng.normal(2, 1, 20), rng.normal(5, 1, 20)
+    scores = {("a", "base", 0): base, ("a", "expert", 0): expert}
+    found = evidence.Comparison(scores, seed=3).gain("a", "expert")
+    drawn = {"base": [base], "expert": [expert]}
+    assert found == evidence.bootstrap(drawn, lambda m: 100 * (m["expert"] / m["base"] - 1), 3)
+
+
 @pytest.fixture
 def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("RRLIB_STORE", str(tmp_path))
@@ -188,6 +266,29 @@ def test_how_far_planners_are_apart_is_asked_of_first_actions(own_store):
     assert_allclose(evidence.apart(pair, EXPERT, 30, seed=2), wanted, rtol=1e-5)
 
 
+def test_the_first_action_s_error_is_asked_of_held_out_plans(own_store):
+    found = evidence.first_action_error(BASE, 30, seed=2)
+    model, x0 = store.obtain(BASE), BASE.split().held_out_plans(30, 2)[0]
+    draws, marks = training.stream(2, "noise"), torch.zeros(30, 8, dtype=torch.bool)
+    marks[:, 0] = True
+    for t in range(2):
+        x_t = model.noise(x0, torch.full((30,), t), draws)
+        x_t[:, 0, 3:] = x0[:, 0, 3:]
+        with torch.no_grad():
+            told = model.predict(x_t, torch.full((30,), t), marks)
+        error = told[:, 0, :3] - x0[:, 0, :3]
+        wanted = error.square().mean() / x0[:, 0, :3].var(0).mean()
+        assert found[t] == pytest.approx(wanted.item(), rel=1e-5)
+    assert found.shape == (5,)
+
+
+def test_several_rollouts_are_played_and_scored(own_store):
+    runs = {use: evidence.rollouts(BASE, CHOSEN, use) for use in ("report", "study")}
+    found = evidence.play(SimpleNamespace(obtain_all=store.obtain_all), runs)
+    assert {use: values.shape for use, values in found.items()} == {"report": (3,), "study": (3,)}
+    assert_allclose(found["study"], evidence.scores(runs["study"]))
+
+
 def test_other_data_keeps_the_coordinates(own_store):
     other = evidence.on_other_data(BASE, "medium")
     assert other.data.kind == "medium" and other.ruler == BASE.ruler
@@ -206,6 +307,20 @@ def test_other_data_keeps_the_coordinates(own_store):
     ],
 )
 def test_what_a_size_does_not_allow_is_named(asked, words):
-    locomotion_sizes.check("small", "hopper", "halfcheetah", executed=4, denoising=10, untils=(9,))
+    fits = {"executed": 4, "denoising": 10, "untils": (9,)}
+    chosen = {"size": "small", "environment": ("hopper", "halfcheetah"), **FILES} | fits
+    locomotion_sizes.check(SimpleNamespace(**chosen))
     with pytest.raises(InputError, match=words):
-        locomotion_sizes.check("small", "hopper", "halfcheetah", **asked)
+        locomotion_sizes.check(SimpleNamespace(**chosen | asked))
+
+
+def test_a_chapter_without_last_steps_is_asked_for_none():
+    chosen = {"size": "small", "environment": ("hopper",), "executed": 32, "denoising": 2, **FILES}
+    assert locomotion_sizes.check(SimpleNamespace(**chosen)) is None
+    assert set(locomotion_sizes.STEERING) - set(locomotion_sizes.PLANNERS) == {
+        "search",
+        "reward_steps",
+        "rounds",
+        "weights",
+        "untils",
+    }

@@ -149,6 +149,8 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
     study.claim("gap", np.float32(0.25), "gap, mean", bar="<= 0.2", digits=1)
     study.record("n", 3)
     study.record("n", 4)
+    study.record("minutes", 2.5, varies=True)
+    study.table([])
     other.record("lost", float("nan"), shown="lost")
     study.rows = [{"seed": 0, "gap": 0.25}]
     recipe = Number(2.5)
@@ -170,6 +172,7 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
         },
         "gap": {"value": 0.25, "bar": "<= 0.2"},
         "n": 4,
+        "minutes": 2.5,
     }
     assert whole["rows"] == study.rows and whole["provenance"]["wall_seconds"] == 3
     assert part["summary"] == {
@@ -177,7 +180,7 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
     }
     card = shown[0].data
     assert "| exact goals | 0.12345679 |" in card and "| exact n | 4 |" in card
-    assert "| exact lost | nan |" in card
+    assert "| exact lost | nan |" in card and "minutes" not in card and "2.5" not in card
     assert f"| artefacts | `{store.key(recipe)}` |" in card and len(shown) == 1
     assert store.spent([recipe, recipe])[0] == store.manifest(recipe)["cpu_seconds"] / 3600
 

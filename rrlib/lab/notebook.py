@@ -59,6 +59,7 @@ class Study:
         ci: Sequence[float] | None = None,
         paper: float | str | None = None,
         shown: str | None = None,
+        varies: bool = False,
     ) -> None:
         """Print the line of `claim` and record the number with its bar.
 
@@ -71,10 +72,11 @@ class Study:
             ci: the 95 % confidence interval, low and high.
             paper: the paper's number, or its text.
             shown: the quantity in words on the scoreboard, if it is to be there.
+            varies: see `record`.
         """
         claim(label, value, bar, digits)
         self.record(name, value, bar=bar, ci=ci, paper=paper, shown=shown)
-        self._words[name] = label
+        self._words[name] = "" if varies else label
 
     def record(
         self,
@@ -85,12 +87,16 @@ class Study:
         paper: float | str | None = None,
         bar: str | None = None,
         shown: str | None = None,
+        varies: bool = False,
     ) -> None:
-        """As `claim`, and nothing is printed. A second number of a name takes the first's place."""
+        """As `claim`, and nothing is printed. A second number of a name takes the first's place.
+
+        One that `varies` from run to run, as a time does, is published and not on the card.
+        """
         more = {"ci": None if ci is None else list(ci), "paper": paper, "bar": bar, "label": shown}
         found = {key: said for key, said in more.items() if said is not None}
         self._summary[name] = {"value": value, **found}
-        self._words[name] = shown or name
+        self._words[name] = "" if varies else shown or name
 
     def obtain(self, recipe: Any, device: str | None = None) -> Any:
         """The artefact of a recipe, on the chapter's device or another; its key is on the card."""
@@ -110,10 +116,11 @@ class Study:
         digits: int = 2,
         formats: Mapping[str, str] | None = None,
     ) -> None:
-        """Show rows in the page, see `markdown_table`."""
+        """Show rows in the page, see `markdown_table`; nothing if there are none."""
         from IPython.display import Markdown, display
 
-        display(Markdown(markdown_table(rows, digits, formats)))
+        if rows := list(rows):
+            display(Markdown(markdown_table(rows, digits, formats)))
 
     @property
     def _device(self) -> str:
@@ -150,6 +157,7 @@ class Study:
                 study._words[name]: float(entry["value"])
                 for study in (self, *others)
                 for name, entry in study._summary.items()
+                if study._words[name]
             },
             artefacts=list(dict.fromkeys(key for s in (self, *others) for key in s._keys)),
         )

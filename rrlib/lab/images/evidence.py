@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +110,27 @@ def sheet(pictures: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     return np.concatenate([np.concatenate(list(row), 1) for row in rows])
 
 
+def show(
+    panels: Mapping[str, Sequence[np.ndarray]], columns: int, size: tuple[float, float]
+) -> None:
+    """Draw panels of pictures side by side; nothing where there are none.
+
+    Args:
+        panels: title -> rows of pictures, [n, H, W, 3] each, one below the other.
+        columns: pictures in a row.
+        size: of the figure, inches.
+    """
+    import matplotlib.pyplot as plt  # takes a second
+
+    if not panels or not all(panels.values()):
+        return
+    _, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    for ax, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        ax.imshow(sheet(np.concatenate(rows), columns))
+        ax.set_title(title)
+        ax.axis("off")
+
+
 def blurred(pictures: np.ndarray) -> np.ndarray:
     """Pictures of which only colours and large shapes are left."""
     radius = pictures.shape[1] / 16
@@ -206,6 +227,20 @@ def told_apart(scores: Sequence[np.ndarray], seed: int) -> Separability:
     """Base and expert, one image of each a prompt, by a score [n] each; see `metrics`."""
     prompts = np.arange(len(scores[0]))
     return metrics.separability(*scores, prompts, prompts, seed)
+
+
+def ends(
+    scores: Sequence[np.ndarray], pictures: Sequence[np.ndarray], n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n pictures of highest score, the best first, and the n of lowest, the worst first.
+
+    Args:
+        scores: of any number of sets of pictures, [n] each.
+        pictures: the sets, [n, H, W, 3] each.
+        n: how many.
+    """
+    every = np.concatenate(pictures)[np.argsort(np.concatenate(scores), kind="stable")]
+    return every[::-1][:n], every[:n]
 
 
 def order(scores: Sequence[np.ndarray], seen: Sequence[np.ndarray], seed: int) -> Order:

@@ -1,4 +1,4 @@
-"""What the chapters about images cost, apart from everything slow to import."""
+"""Parameters of the chapters about images, and what they cost; nothing slow is imported."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,38 @@ from types import SimpleNamespace
 
 from rrlib import disk
 from rrlib.errors import InputError
+from rrlib.lab import parameters as rules
 from rrlib.lab.costs import CUDA, Cost
+
+# What the chapters' parameters may be; their meaning stands beside each in the chapters.
+CONFIGURATIONS = "weak", "medium", "strong", "max"  # of safe guidance
+PIPELINES = {  # of both chapters
+    "model_id": rules.text(),
+    "prompts": rules.existing_file_or_empty(),
+    "concept": rules.text(),
+    "steps": rules.integer(1, 1000),
+    "guidance": rules.real(1, 100),
+    "batch": rules.integer(1, 10_000),
+    "truncate": rules.boolean(),
+    "blur": rules.boolean(),
+    "dtype": rules.one_of("float32", "float16"),
+    **rules.shared(),
+}
+SAMPLERS = PIPELINES | {
+    "n_prompts": rules.integer(10, 50_000),
+    "configurations": rules.several_of(*CONFIGURATIONS),
+    "scenes_seen": rules.integer(50, 100_000),
+    "stored": rules.integer(1, 10_000),
+}
+REWARDS = PIPELINES | {
+    "expert_id": rules.text(),
+    "n_prompts": rules.integer(20, 50_000),
+    "style_prompts": rules.integer(20, 50_000),
+    "steered": rules.integer(10, 50_000),
+    "configuration": rules.one_of(*CONFIGURATIONS),
+    "reward_steps": rules.integer(0, 1_000_000),
+    "level": rules.real(0, 1000),
+}
 
 # Seconds that one core takes for a step of an image under guidance, and for one of a reward; GB
 # that an image of a batch takes. The book's own miniature; a Stable Diffusion of 512 x 512.

@@ -1,14 +1,14 @@
 """What steering is worth: scores of rollouts, choice of the scale, share of the gap it closes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import torch
 
-from rrlib import comparisons, extraction, training
+from rrlib import comparisons, extraction, metrics, training
 from rrlib import diagnostics as rotation
 from rrlib.comparisons import Place, Pool
 from rrlib.lab import store
@@ -16,8 +16,11 @@ from rrlib.lab.locomotion.recipes import LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionReward, LocomotionRollouts
 from rrlib.locomotion import world as locomotion
 from rrlib.plans import trajectories
-from rrlib.plans.conditioning import first_given, held
+from rrlib.plans.conditioning import first_given, given, held
 from rrlib.plans.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from rrlib.lab.notebook import Study
 
 Guide = LocomotionReward | LocomotionDiffuser | None  # or any other guide of LocomotionRollouts
 SELECTION, REPORT, STUDY = "selection", "report", "study"  # uses of rollouts, with seeds of its own
@@ -51,6 +54,15 @@ def scores(played: LocomotionRollouts, device: str = "cpu") -> np.ndarray:
     return locomotion.normalised_score(played.base.environment, returns)
 
 
+def play(study: "Study", runs: Mapping[Hashable, LocomotionRollouts]) -> dict[Hashable, np.ndarray]:
+    """`scores` of a chapter's rollouts by name, all of them played first."""
+    found = study.obtain_all(runs.values())
+    return {
+        name: locomotion.normalised_score(run.base.environment, one["returns"])
+        for (name, run), one in zip(runs.items(), found, strict=True)
+    }
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a search over guidance scales and late stops found.
@@ -63,6 +75,11 @@ class Choice:
     weight: float
     until: int
     tried: dict[tuple[float, int], float]
+
+    @property
+    def guidance(self) -> dict[str, float | int]:
+        """The best, as `rollouts` takes it."""
+        return {"weight": self.weight, "until": self.until}
 
 
 def choose(
@@ -88,6 +105,24 @@ def choose(
         tried |= {(w, until): float(m) for w, m in zip(weights, means, strict=True)}
     weight, until = max(tried, key=tried.get)
     return Choice(weight, until, tried)
+
+
+def search(
+    pairs: Sequence[tuple[LocomotionDiffuser, Mapping[str, tuple[Guide, dict]]]],
+    chosen: SimpleNamespace,
+) -> dict[str, Choice]:
+    """`choose` for every method of the first pair, over the `weights` and `untils` of a chapter.
+
+    Args:
+        pairs: planner, and method -> guide and guidance, of every seed of one environment; a method
+            is tried with the seeds that have it.
+        chosen: see `rollouts`; `weights` and `untils`.
+    """
+    found = {}
+    for method, (_, how) in pairs[0][1].items():
+        guides = [(base, methods[method][0]) for base, methods in pairs if method in methods]
+        found[method] = choose(guides, chosen.weights, chosen.untils, chosen, **how)
+    return found
 
 
 def forms(reward: Guide, at_x_t: Guide) -> dict[str, tuple[Guide, dict[str, str]]]:
@@ -145,24 +180,53 @@ def best(choices: Mapping[str, Choice]) -> str:
     return max(choices, key=lambda form: max(choices[form].tried.values()))
 
 
+class Number(NamedTuple):
+    """A number and its 95 % interval, which is (NaN, NaN) where nothing varies.
+
+    Formatted, it has both: f"{Number(2, 1, 3):.1f}" is "2.0 (1.0 to 3.0)".
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def entry(self) -> dict[str, object]:
+        """As `results.publish` takes it."""
+        return {"value": self.value, "ci": [self.low, self.high]}
+
+    def __format__(self, digits: str) -> str:
+        """Value and interval, each in the format given."""
+        value, low, high = (format(x, digits) for x in self)
+        return f"{value} ({low} to {high})"
+
+
+def mean(values: np.ndarray) -> Number:
+    """A mean of independent values [n], with Student's interval."""
+    return Number(float(np.mean(values)), *metrics.mean_interval(values))
+
+
+def row(values: np.ndarray) -> dict[str, float | int]:
+    """What a row of published results says of the scores of n episodes, [n]."""
+    score, low, high = mean(values)
+    return {"episodes": len(values), "score": score, "score_low": low, "score_high": high}
+
+
 def bootstrap(
-    samples: Mapping[str, Sequence[np.ndarray]],
-    read: Callable[[dict[str, np.ndarray]], np.ndarray],
+    samples: Mapping[Hashable, Sequence[np.ndarray]],
+    read: Callable[[dict[Hashable, np.ndarray]], np.ndarray],
     seed: int = 0,
-) -> tuple[float, float, float]:
+) -> Number:
     """A number read off mean scores, and its 95 % interval (percentile bootstrap over episodes).
 
     The interval is that of the draws, as they are: where the number is a skewed one, such as a
-    ratio, it may leave the value itself out. It is (NaN, NaN) where nothing varies.
+    ratio, it may leave the value itself out.
 
     Args:
         samples: per name the scores of each seed's episodes; a mean is over seeds of their means.
             Episodes are drawn again within a seed, so the interval is that of these models.
         read: means [...] by name -> the number [...].
         seed: of the draws.
-
-    Returns:
-        value, low, high.
     """
     rng = np.random.default_rng(seed)
 
@@ -173,7 +237,94 @@ def bootstrap(
     value = read({k: np.mean([a.mean() for a in v]) for k, v in samples.items()})
     drawn = read({k: np.mean([means(a) for a in v], axis=0) for k, v in samples.items()})
     low, high = np.percentile(drawn, [2.5, 97.5]) if np.ptp(drawn) else (np.nan, np.nan)
-    return float(value), float(low), float(high)
+    return Number(float(value), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several ways to plan, in one or more environments, and what is read off them.
+
+    Numbers are `bootstrap`s; where not all seeds have all ways that a number is about, it is of
+    those that do.
+
+    Attributes:
+        scores: (environment, way, seed) -> scores of its episodes, [n].
+        seed: of the draws of the bootstrap.
+    """
+
+    scores: Mapping[tuple[str, Hashable, int], np.ndarray]
+    seed: int = 0
+
+    def number(
+        self,
+        read: Callable[[dict[Hashable, np.ndarray]], np.ndarray],
+        *ways: Hashable,
+        of: Sequence[str] = (),
+    ) -> Number:
+        """Mean over environments of what is read off mean scores.
+
+        Args:
+            read: means [...] by way -> the number [...].
+            ways: that it reads.
+            of: environments; none, all.
+        """
+        of = of or list(dict.fromkeys(name for name, _, _ in self.scores))
+        samples = {(name, way): self._samples(name, way, ways) for name in of for way in ways}
+
+        def over_environments(means: dict[Hashable, np.ndarray]) -> np.ndarray:
+            return np.mean([read({w: means[name, w] for w in ways}) for name in of], axis=0)
+
+        return bootstrap(samples, over_environments, self.seed)
+
+    def _samples(self, name: str, way: Hashable, ways: Sequence[Hashable]) -> list[np.ndarray]:
+        return [
+            values
+            for (n, w, seed), values in self.scores.items()
+            if (n, w) == (name, way) and all((name, other, seed) in self.scores for other in ways)
+        ]
+
+    def score(self, name: str, way: Hashable) -> Number:
+        """Mean score of a way in one environment."""
+        return self.number(lambda m: m[way], way, of=[name])
+
+    def gain(self, name: str, way: Hashable, over: Hashable = "base") -> Number:
+        """Relative gain over another way, per cent."""
+        return self.number(lambda m: 100 * (m[way] / m[over] - 1), over, way, of=[name])
+
+    def ahead(self, name: str, way: Hashable, rival: Hashable) -> Number:
+        """Score, less a rival's."""
+        return self.number(lambda m: m[way] - m[rival], way, rival, of=[name])
+
+    def gap_closed(self, way: Hashable, *of: str) -> Number:
+        """Share of the gap that is closed, (way - base) / (expert - base), mean of environments."""
+        three = "base", "expert", way
+        return self.number(
+            lambda m: (m[way] - m["base"]) / (m["expert"] - m["base"]), *three, of=of
+        )
+
+
+def first_action_error(
+    diffuser: LocomotionDiffuser, plans: int, seed: int, device: str = "cpu"
+) -> np.ndarray:
+    """Squared error of the first action at each t, over its variance, on held-out plans, [T].
+
+    Args:
+        diffuser: whose, on its own data; the first observation is given.
+        plans: how many.
+        seed: of plans and noise.
+        device: where.
+    """
+    model = store.obtain(diffuser, device)
+    x0 = diffuser.split().held_out_plans(plans, seed)[0].to(device)
+    width = diffuser.environment.observation
+    first, draws, found = x0[:, 0, -width:], training.stream(seed, "noise", device), []
+    for step in range(model.steps):
+        t = torch.full((plans,), step, device=device)
+        x_t = held(model.noise(x0, t, draws), first)
+        with torch.no_grad():
+            error = given(model, first).x0(x_t, t) - x0
+        found.append(error[:, 0, :-width].square().mean() / x0[:, 0, :-width].var(0).mean())
+    return torch.stack(found).cpu().numpy()
 
 
 def held_out(
@@ -210,9 +361,9 @@ def _explained(rewards, data, seed, device):
     """Comparisons as each reward of one pair reads them, and the share that it explains."""
     pool = rewards[0].pool
     models = [store.obtain(half, device) for half in (pool.base, pool.expert)]
-    given = first_given(pool.base.environment.observation)
+    condition = first_given(pool.base.environment.observation)
     size = sum(map(len, data))
-    asked = comparisons.algorithm1(*models, *data, size=size, seed=seed, condition=given)
+    asked = comparisons.algorithm1(*models, *data, size=size, seed=seed, condition=condition)
     found = []
     for reward in rewards:
         read = asked.pool(reward.target, reward.place)

@@ -1,11 +1,42 @@
-"""Sizes of the locomotion experiments, apart from everything slow to import."""
+"""Parameters and sizes of the locomotion chapters, apart from everything slow to import."""
 
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 from rrlib.errors import InputError
+from rrlib.lab import parameters as rules
 from rrlib.lab.costs import CUDA, Cost
+
+KINDS = "random", "medium", "medium-replay"  # of data that a base may have
+
+# What the chapters' parameters may be; their meaning stands beside each in the chapters.
+PLANNERS = {  # of every chapter
+    "environment": rules.several_of("halfcheetah", "hopper", "walker2d"),
+    "base_kind": rules.one_of(*KINDS),
+    "transitions": rules.integer(5000, 20_000_000),
+    "size": rules.one_of("small", "medium", "paper"),
+    "diffuser_steps": rules.integer(1, 10_000_000),
+    "n_seeds": rules.integer(1, 100),
+    "episodes": rules.integer(2, 10_000),
+    "steps": rules.integer(10, 1000),
+    "executed": rules.integer(1, 1000),
+    "denoising": rules.integer(2, 1000),
+    "version": rules.integer(4, 5),
+    "workers": rules.integer(1, os.cpu_count()),
+    "base_path": rules.existing_file_or_empty(),
+    "expert_path": rules.existing_file_or_empty(),
+    **rules.shared(),
+}
+STEERING = PLANNERS | {  # of those that steer
+    "search": rules.integer(2, 10_000),
+    "reward_steps": rules.integer(1, 1_000_000),
+    "rounds": rules.integer(0, 10),
+    "weights": rules.several_numbers(0.0, 1000.0),
+    "untils": rules.several_numbers(0, 999, whole=True),
+}
+OTHER_KINDS = rules.several_of(*KINDS)
+METHODS = rules.several_of("unspread", "short", "score", "scalar", "wide", alone=("none", "all"))
 
 # Seconds that one core takes for a step of training, and to denoise one plan once.
 SECONDS = {"small": (0.003, 5e-5), "medium": (0.012, 2e-4), "paper": (0.1, 7e-3)}
@@ -54,20 +85,18 @@ def sizes(size: str, name: str) -> Sizes:
     return Sizes(horizon, 10, network, 60_000, 60_000, network)
 
 
-def check(
-    size: str, *environments: str, executed: int = 1, denoising: int = 2, untils: Sequence[int] = ()
-) -> None:
-    """Raise InputError unless plans of these environments and this size allow what is asked.
+def check(chosen: SimpleNamespace) -> None:
+    """Raise InputError unless plans of the environments and the size, and the data, allow it.
 
     Args:
-        size: see `sizes`.
-        environments: names.
-        executed: actions carried out of a plan, at most its horizon.
-        denoising: steps of its sampling, 2 to T.
-        untils: steps of the schedule down to which plans are steered.
+        chosen: checked parameters `environment` (names), `size`, `executed` (actions carried out
+            of a plan, at most its horizon), `denoising` (steps of its sampling, 2 to T), and, where
+            a chapter has it, `untils` (steps of the schedule down to which plans are steered);
+            `base_path` and `expert_path`, see `world.check_parameters`.
     """
-    for name in environments:
-        found = sizes(size, name)
+    executed, denoising = chosen.executed, chosen.denoising
+    for name in chosen.environment:
+        found = sizes(chosen.size, name)
         last = found.diffusion_steps - 1
         if executed > found.horizon:
             raise InputError(
@@ -77,14 +106,17 @@ def check(
         if not 2 <= denoising <= last + 1:
             raise InputError(
                 f"denoising={denoising} is not allowed: a number from 2 to {last + 1}, the steps "
-                f"of size = '{size}', is needed."
+                f"of size = '{chosen.size}', is needed."
             )
-        for until in untils:
+        for until in getattr(chosen, "untils", ()):
             if until > last:
                 raise InputError(
                     f"untils={until} is not allowed: steps from 0 to {last}, the last of "
-                    f"size = '{size}', are needed."
+                    f"size = '{chosen.size}', are needed."
                 )
+    from rrlib.locomotion import world  # MuJoCo takes seconds
+
+    world.check_parameters(chosen)
 
 
 def cost(asked: SimpleNamespace) -> Cost:
