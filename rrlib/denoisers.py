@@ -155,9 +155,7 @@ class Denoiser:
 
     def mean_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The mean that belongs to an x0, [B, ...]: of q(x_{t-1} | x_t, x_0); float32 at least."""
-        abar, before = self.abar(t, x_t), self._abar_before(t, x_t)
-        alpha = abar / before
-        return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
+        return _mean(x0, x_t, self.abar(t, x_t), self._abar_before(t, x_t))
 
     def mean_per_score(self, t: Tensor, like: Tensor) -> Tensor:
         """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times it is a mean difference.
@@ -187,6 +185,12 @@ class Denoiser:
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """table[t] shaped [B, 1, ...]."""
     return table[t].reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _mean(x0: Tensor, x_t: Tensor, abar: Tensor, before: Tensor) -> Tensor:
+    """Of q(x | x_t, x_0) for the x at `before`."""
+    alpha = abar / before
+    return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
 
 
 def _deviation(denoiser: Denoiser, abar: Tensor, before: Tensor) -> Tensor:
@@ -223,6 +227,4 @@ def between(
     """
     table = denoiser.schedule.tables(x_t)[0]
     abar, earlier = table[t], table[before] if before >= 0 else table.new_ones(())
-    alpha = abar / earlier
-    mean = (earlier.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - earlier) * x_t) / (1 - abar)
-    return mean, _deviation(denoiser, abar, earlier)
+    return _mean(x0, x_t, abar, earlier), _deviation(denoiser, abar, earlier)

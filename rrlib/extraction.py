@@ -38,6 +38,18 @@ def loss(
     return (gradient - target).flatten(1).square().sum(1).mean()
 
 
+def weighed_loss(
+    network: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    t: Tensor,
+    target: Tensor,
+    weight: Tensor,
+) -> Tensor:
+    """`loss` of errors that are multiplied by their weights [B] before they are squared, []."""
+    wide = weight.reshape(-1, *[1] * (x.ndim - 1))
+    return loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
+
+
 def literal_loss(
     network: nn.Module,
     base: Denoiser,
@@ -181,9 +193,7 @@ def fit(
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pool), (batch,), generator=generator, device=pool.t.device)
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
-        weight = weights[t]
-        wide = weight.reshape(-1, *[1] * (x.ndim - 1))
-        return loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
+        return weighed_loss(network, x, t, target, weights[t])
 
     return train(
         network,

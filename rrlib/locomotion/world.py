@@ -5,12 +5,10 @@ policies were trained by `workflow/train_policies.py` and are only run. An actio
 """
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,7 +199,7 @@ def card(environment: Environment) -> dict:
     file = policy_file(environment).with_suffix(".json")
     found = disk.read_json(file)
     told = found.pop("card_sha256", None) if isinstance(found, dict) else None
-    if told is None or told != _digest_of(found):
+    if told is None or told != disk.digest(found):
         raise InputError(f"File '{file}' is damaged: a card of policies, as shipped, is needed.")
     return found
 
@@ -209,11 +207,7 @@ def card(environment: Environment) -> dict:
 def write_card(environment: Environment, content: dict) -> None:
     """Write the card of the environment's policies, with a sha256 of all that it says."""
     file = POLICIES / f"{environment.name}.json"
-    disk.write_json(file, content | {"card_sha256": _digest_of(content)})
-
-
-def _digest_of(content: dict) -> str:
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    disk.write_json(file, content | {"card_sha256": disk.digest(content)})
 
 
 def digest(environment: Environment) -> str:
