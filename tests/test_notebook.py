@@ -32,8 +32,9 @@ from rrlib.lab import results
 
 def test_settings_are_in_place_and_nothing_slow_is_imported():
     code = (
-        "import os, sys; from rrlib import costs, host, image_sizes, locomotion_sizes, maze_sizes;"
-        "from rrlib import notebook, rules;"
+        "import os, sys; from rrlib.lab import costs, notebook, parameters, environment as host;"
+        "from rrlib.lab.images import presets; from rrlib.lab.mazes import presets;"
+        "from rrlib.lab.locomotion import presets;"
         "assert all(os.environ[name] == value for name, value in host.SETTINGS.items());"
         "slow = {'torch', 'diffusers', 'transformers', 'scipy', 'mujoco', 'IPython', 'matplotlib'};"
         "print(slow & set(sys.modules))"
@@ -50,7 +51,7 @@ def test_figures_are_shown_whatever_the_shell_says(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     first = (
         "import matplotlib.pyplot as plt\nfrom types import SimpleNamespace\n"
-        "from rrlib import notebook, plots\n"
+        "from rrlib.lab import notebook, plots\n"
         "notebook.start(SimpleNamespace(seed=0, store=''))\nplots.use_style()"
     )
     cells = [new_code_cell(first), new_code_cell("_ = plt.plot([0, 1])")]
