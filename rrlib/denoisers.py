@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -202,20 +202,25 @@ def _deviation(denoiser: Denoiser, abar: Tensor, before: Tensor) -> Tensor:
 
 def _check_input(network: Callable, x: Tensor) -> None:
     """Raise InputError if an error of the network's comes from the kind or the layout of x."""
-    parts = network.parameters() if isinstance(network, nn.Module) else ()
-    wanted = next((p for p in parts if p.dtype.is_floating_point), None)
-    for name in ("dtype", "device"):
-        if wanted is not None and getattr(wanted, name) != getattr(x, name):
-            raise InputError(
-                f"x_t of {getattr(x, name)} is not allowed: the network's own {name}, "
-                f"{getattr(wanted, name)}, is needed."
-            ) from None
+    check_beside("x_t", x, network)
     channels = getattr(getattr(network, "config", None), "in_channels", None)
     if channels is not None and x.ndim == 3 and x.shape[1] != channels:
         raise InputError(
             f"x_t of shape {tuple(x.shape)} is not allowed: {channels} channels on the second axis "
             "are needed, or rrlib.plans.networks.ChannelsFirst(network) for plans [B, H, D]."
         ) from None
+
+
+def check_beside(name: str, x: Any, network: Callable) -> None:
+    """Raise InputError unless x has the dtype, and is on the device, of a network's weights."""
+    parts = network.parameters() if isinstance(network, nn.Module) else ()
+    first = next((p for p in parts if p.dtype.is_floating_point), None)
+    for what in ("dtype", "device"):
+        if first is not None and str(getattr(first, what)) != str(getattr(x, what)):
+            raise InputError(
+                f"{name} of {getattr(x, what)} is not allowed: the network's own {what}, "
+                f"{getattr(first, what)}, is needed."
+            ) from None
 
 
 def between(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rrlib.comparisons import Condition, Place, Pool, Target, compare, drawn, noised
-from rrlib.denoisers import Denoiser
+from rrlib.denoisers import Denoiser, check_beside
 from rrlib.errors import InputError
 from rrlib.training import Progress, train
 
@@ -207,14 +207,8 @@ def fit(
 
 def _check_suits(network: nn.Module, pool: Pool) -> None:
     """Raise InputError unless the pool can be what the network is fitted to, and note its kind."""
-    first = next((p for p in network.parameters() if p.dtype.is_floating_point), None)
     x = pool.x
-    for name in ("dtype", "device"):
-        if first is not None and str(getattr(x, name)) != str(getattr(first, name)):
-            raise InputError(
-                f"pool of {getattr(x, name)} is not allowed: the network's own {name}, "
-                f"{getattr(first, name)}, is needed."
-            )
+    check_beside("pool", x, network)
     unit = unit_of(network)
     if unit is not None and int(pool.t.max()) >= len(unit):
         raise InputError(
