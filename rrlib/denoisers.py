@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -163,9 +163,7 @@ class Denoiser:
 
     def mean_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The mean that belongs to an x0, [B, ...]: of q(x_{t-1} | x_t, x_0); float32 at least."""
-        abar, before = self.abar(t, x_t), self._abar_before(t, x_t)
-        alpha = abar / before
-        return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
+        return _mean(x0, x_t, self.abar(t, x_t), self._abar_before(t, x_t))
 
     def mean_per_score(self, t: Tensor, like: Tensor) -> Tensor:
         """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times it is a mean difference.
@@ -197,6 +195,12 @@ def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     return table[t].reshape(-1, *[1] * (like.ndim - 1))
 
 
+def _mean(x0: Tensor, x_t: Tensor, abar: Tensor, before: Tensor) -> Tensor:
+    """Of q(x | x_t, x_0) for the x at `before`."""
+    alpha = abar / before
+    return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
+
+
 def _deviation(denoiser: Denoiser, abar: Tensor, before: Tensor) -> Tensor:
     """Of a step from abar to `before`; 0 where that is x_0."""
     if denoiser.schedule.large:
@@ -206,20 +210,25 @@ def _deviation(denoiser: Denoiser, abar: Tensor, before: Tensor) -> Tensor:
 
 def _check_input(network: Callable, x: Tensor) -> None:
     """Raise InputError if an error of the network's comes from the kind or the layout of x."""
-    parts = network.parameters() if isinstance(network, nn.Module) else ()
-    wanted = next((p for p in parts if p.dtype.is_floating_point), None)
-    for name in ("dtype", "device"):
-        if wanted is not None and getattr(wanted, name) != getattr(x, name):
-            raise InputError(
-                f"x_t of {getattr(x, name)} is not allowed: the network's own {name}, "
-                f"{getattr(wanted, name)}, is needed."
-            ) from None
+    check_beside("x_t", x, network)
     channels = getattr(getattr(network, "config", None), "in_channels", None)
     if channels is not None and x.ndim == 3 and x.shape[1] != channels:
         raise InputError(
             f"x_t of shape {tuple(x.shape)} is not allowed: {channels} channels on the second axis "
             "are needed, or rrlib.plans.networks.ChannelsFirst(network) for plans [B, H, D]."
         ) from None
+
+
+def check_beside(name: str, x: Any, network: Callable) -> None:
+    """Raise InputError unless x has the dtype, and is on the device, of a network's weights."""
+    parts = network.parameters() if isinstance(network, nn.Module) else ()
+    first = next((p for p in parts if p.dtype.is_floating_point), None)
+    for what in ("dtype", "device"):
+        if first is not None and str(getattr(first, what)) != str(getattr(x, what)):
+            raise InputError(
+                f"{name} of {getattr(x, what)} is not allowed: the network's own {what}, "
+                f"{getattr(first, what)}, is needed."
+            ) from None
 
 
 def between(
@@ -231,6 +240,4 @@ def between(
     """
     table = denoiser.schedule.tables(x_t)[0]
     abar, earlier = table[t], table[before] if before >= 0 else table.new_ones(())
-    alpha = abar / earlier
-    mean = (earlier.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - earlier) * x_t) / (1 - abar)
-    return mean, _deviation(denoiser, abar, earlier)
+    return _mean(x0, x_t, abar, earlier), _deviation(denoiser, abar, earlier)

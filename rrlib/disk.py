@@ -123,6 +123,11 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"File '{path}' is damaged: a JSON file is needed.") from None
 
 
+def digest(content: Any) -> str:
+    """The sha256 of what JSON has of some content, keys sorted, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: str | Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:

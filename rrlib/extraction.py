@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rrlib.comparisons import Condition, Place, Pool, Target, compare_at, drawn, noised
-from rrlib.denoisers import Denoiser
+from rrlib.denoisers import Denoiser, check_beside
 from rrlib.errors import InputError
 from rrlib.training import Progress, train
 
@@ -36,6 +36,18 @@ def loss(
     x = x.detach().requires_grad_()
     gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
     return (gradient - target).flatten(1).square().sum(1).mean()
+
+
+def weighed_loss(
+    network: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    t: Tensor,
+    target: Tensor,
+    weight: Tensor,
+) -> Tensor:
+    """`loss` of errors that are multiplied by their weights [B] before they are squared, []."""
+    wide = weight.reshape(-1, *[1] * (x.ndim - 1))
+    return loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
 
 
 def literal_loss(
@@ -181,9 +193,7 @@ def fit(
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pool), (batch,), generator=generator, device=pool.t.device)
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
-        weight = weights[t]
-        wide = weight.reshape(-1, *[1] * (x.ndim - 1))
-        return loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
+        return weighed_loss(network, x, t, target, weights[t])
 
     return train(
         network,
@@ -197,14 +207,8 @@ def fit(
 
 def _check_suits(network: nn.Module, pool: Pool) -> None:
     """Raise InputError unless the pool can be what the network is fitted to, and note its kind."""
-    first = next((p for p in network.parameters() if p.dtype.is_floating_point), None)
     x = pool.x
-    for name in ("dtype", "device"):
-        if first is not None and str(getattr(x, name)) != str(getattr(first, name)):
-            raise InputError(
-                f"pool of {getattr(x, name)} is not allowed: the network's own {name}, "
-                f"{getattr(first, name)}, is needed."
-            )
+    check_beside("pool", x, network)
     unit = unit_of(network)
     if unit is not None and int(pool.t.max()) >= len(unit):
         raise InputError(

@@ -15,21 +15,20 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 from rrlib.errors import InputError
 from rrlib.lab import store
 from rrlib.lab.locomotion.recipes import LocomotionData
+from rrlib.locomotion import actors
 from rrlib.locomotion import world as locomotion
-from rrlib.locomotion.world import Policy
+from rrlib.locomotion.actors import Policy
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Trajectories
 
-SHIPPED = [
-    name for name in locomotion.ENVIRONMENTS if (locomotion.POLICIES / f"{name}.json").exists()
-]
+SHIPPED = [name for name in locomotion.ENVIRONMENTS if (actors.POLICIES / f"{name}.json").exists()]
 PREDICTIONS = Path(__file__).with_name("predictions.json")  # by sbx, see workflow/train_policies.py
 every_environment = pytest.mark.parametrize("name", list(locomotion.ENVIRONMENTS))
 every_shipped = pytest.mark.parametrize("name", SHIPPED)
 
 
 def card(name: str) -> dict:
-    return locomotion.card(locomotion.load(name))
+    return actors.card(locomotion.load(name))
 
 
 def random_data(name: str, transitions: int = 300, seed: int = 0) -> Trajectories:
@@ -125,7 +124,7 @@ def test_an_actors_deviation_is_clipped_as_sacs(log_std, deviation):
 def test_actor_predicts_what_sbx_does(name):
     found = json.loads(PREDICTIONS.read_text(encoding="utf-8"))[name]
     for policy, expected in zip(
-        locomotion.load_policies(locomotion.load(name)), found["actions"], strict=True
+        actors.load_policies(locomotion.load(name)), found["actions"], strict=True
     ):
         np.testing.assert_allclose(policy.act(found["observations"]), expected, atol=2e-6)
 
@@ -133,7 +132,7 @@ def test_actor_predicts_what_sbx_does(name):
 @every_shipped
 def test_card_tells_of_its_policies(name):
     told = card(name)
-    policies = locomotion.load_policies(locomotion.load(name))
+    policies = actors.load_policies(locomotion.load(name))
     assert len(told["snapshots"]) == len(policies)
     steps = [snapshot["steps"] for snapshot in told["snapshots"]]
     assert steps == sorted(steps) and steps[-1] <= told["steps"]
@@ -141,7 +140,7 @@ def test_card_tells_of_its_policies(name):
 
 
 def test_policies_together_are_small():
-    assert sum(file.stat().st_size for file in locomotion.POLICIES.glob("*")) <= 4_000_000
+    assert sum(file.stat().st_size for file in actors.POLICIES.glob("*")) <= 4_000_000
 
 
 @every_shipped
@@ -240,7 +239,7 @@ def test_same_seed_same_bytes_of_policies(name):
 def test_replay_shares_transitions_among_the_snapshots(monkeypatch):
     world = locomotion.load("halfcheetah")  # never falls, so that episodes are equally long
     policies = tuple(constant(value, world) for value in (-0.5, 0.1, 0.6))
-    monkeypatch.setattr(locomotion, "load_policies", lambda _: policies)
+    monkeypatch.setattr(actors, "load_policies", lambda _: policies)
     means = {}
     for kind in ("medium-replay", "medium", "expert"):
         data = locomotion.make_trajectories(world, kind, 1_500)
@@ -334,7 +333,7 @@ def test_bad_input(tmp_path, monkeypatch):
         locomotion.make_trajectories(hopper, "medium-replay", -5)
     with pytest.raises(InputError, match="version = 3 is out of range: allowed is 4 or 5"):
         locomotion.simulators(hopper, 1, 3)
-    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    monkeypatch.setattr(actors, "POLICIES", tmp_path)
     with pytest.raises(InputError, match="No policies of environment = 'hopper' are shipped"):
         locomotion.make_trajectories(hopper, "expert", 10)
 
@@ -344,14 +343,14 @@ def test_damaged_policies_and_another_mujoco(name, tmp_path, monkeypatch):
     world = locomotion.load(name)
     monkeypatch.setattr(mujoco, "__version__", "1.50.1")
     with pytest.raises(InputError, match=r"mujoco = 1\.50\.1 differs from the"):
-        locomotion.load_policies(world)
+        actors.load_policies(world)
     monkeypatch.undo()
-    file = locomotion.policy_file(world)
-    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    file = actors.policy_file(world)
+    monkeypatch.setattr(actors, "POLICIES", tmp_path)
     (tmp_path / file.name).write_bytes(file.read_bytes()[:-1] + b"!")
     shutil.copy(file.with_suffix(".json"), tmp_path)
     with pytest.raises(InputError, match=r"^Policy file '.*safetensors' is damaged"):
-        locomotion.load_policies(world)
+        actors.load_policies(world)
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
@@ -371,33 +370,33 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 def test_a_damaged_card_is_named_in_one_sentence(tmp_path, monkeypatch):
     """300 damages: each is refused, or changes nothing that the card says (white space)."""
     hopper, rng = locomotion.load("hopper"), np.random.default_rng(0)
-    file, said = locomotion.policy_file(hopper), card("hopper")
+    file, said = actors.policy_file(hopper), card("hopper")
     whole = file.with_suffix(".json").read_bytes()
-    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    monkeypatch.setattr(actors, "POLICIES", tmp_path)
     shutil.copy(file, tmp_path)
     refused = 0
     for content in [*(mutated(whole, rng) for _ in range(300)), b"", b"[]", b"{}", b'"x"', b"1"]:
         (tmp_path / "hopper.json").write_bytes(content)
         try:
-            assert locomotion.card(hopper) == said
+            assert actors.card(hopper) == said
         except InputError as error:
             refused += 1
             assert re.fullmatch(r"File '\S+hopper\.json' is damaged: [^.]+\.", str(error))
     assert refused > 250
     with pytest.raises(InputError, match=r"hopper\.json' is damaged"):
-        locomotion.load_policies(hopper)
+        actors.load_policies(hopper)
     (tmp_path / "hopper.json").unlink()
     with pytest.raises(InputError, match=r"hopper\.json' cannot be read \(No such file"):
-        locomotion.card(hopper)
+        actors.card(hopper)
 
 
 def test_a_card_is_what_was_written(tmp_path, monkeypatch):
     hopper, said = locomotion.load("hopper"), card("hopper")
-    file = locomotion.policy_file(hopper)
-    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    file = actors.policy_file(hopper)
+    monkeypatch.setattr(actors, "POLICIES", tmp_path)
     shutil.copy(file, tmp_path)
-    locomotion.write_card(hopper, said)
-    assert locomotion.card(hopper) == said
+    actors.write_card(hopper, said)
+    assert actors.card(hopper) == said
     assert (tmp_path / "hopper.json").read_bytes() == file.with_suffix(".json").read_bytes()
 
 
@@ -416,7 +415,7 @@ def test_recipe(name):
 @every_shipped
 def test_other_policies_make_another_key(name, monkeypatch):
     before = store.key(LocomotionData(name, "expert"))
-    monkeypatch.setattr(locomotion, "digest", lambda _: "0" * 64)
+    monkeypatch.setattr(actors, "digest", lambda _: "0" * 64)
     assert store.key(LocomotionData(name, "expert")) != before
 
 
@@ -427,7 +426,7 @@ def test_recipe_refuses_at_once(tmp_path, monkeypatch):
         LocomotionData("hopper", "best")
     with pytest.raises(InputError, match="transitions = 0 is out of range"):
         LocomotionData("hopper", "expert", 0)
-    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    monkeypatch.setattr(actors, "POLICIES", tmp_path)
     with pytest.raises(InputError, match="No policies of environment = 'hopper' are shipped"):
         LocomotionData("hopper", "expert")
     assert LocomotionData("hopper", "random").policies == ""  # needs none

@@ -18,7 +18,7 @@ from rrlib.lab.locomotion import files as locomotion_files
 from rrlib.lab.locomotion import presets as locomotion_sizes
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
-from rrlib.locomotion import world as locomotion
+from rrlib.locomotion import actors
 from rrlib.tensor_files import read_tensors, write_tensors
 
 ROBOTS = Path(__file__).resolve().parent.parent / "results/full/locomotion-models.safetensors"
@@ -86,7 +86,7 @@ def test_reading_asks_no_preset_and_no_policy(made, monkeypatch):
 
     for room in (locomotion_experiments, locomotion_sizes):
         monkeypatch.setattr(room, "sizes", gone)
-    monkeypatch.setattr(locomotion, "policy_file", gone)
+    monkeypatch.setattr(actors, "policy_file", gone)
     found = locomotion_files.read(made[1])
     for mine, other in zip(networks(found), networks(before), strict=True):
         assert_close(mine.state_dict(), other.state_dict(), rtol=0, atol=0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerator import OnAccelerator
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -75,16 +76,6 @@ def test_cells_are_those_of_the_plans(world):
     expert = sample(world, GOAL, 5)
     assert expert.cells.shape == (5, HORIZON, 2)
     assert np.allclose(world.to_xy(expert.cells), expert.plans[..., 2:4].numpy(), atol=1e-5)
-
-
-class OnAccelerator(torch.Tensor):
-    """What a GPU gives: NumPy cannot have it before it is moved."""
-
-    def numpy(self):
-        raise TypeError("can't convert a tensor of another device to numpy")
-
-    def cpu(self):
-        return self.as_subclass(torch.Tensor)
 
 
 class Elsewhere(WindowReward):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerator import OnAccelerator
 from torch.testing import assert_close
 
 from rrlib.denoisers import Denoiser
@@ -106,16 +107,6 @@ def test_reached_is_the_first_step_within_reach():
     positions[2, 7] = world.to_xy((1.0, 1.44))
     positions[2, 3] = world.to_xy((1.0, 1.46))  # PointMaze's reach is 0.45
     assert planning.reached(world, positions, goal).tolist() == [10, 4, 7]
-
-
-class OnAccelerator(torch.Tensor):
-    """What a GPU gives: NumPy cannot have it before it is moved."""
-
-    def numpy(self):
-        raise TypeError("can't convert a tensor of another device to numpy")
-
-    def cpu(self):
-        return self.as_subclass(torch.Tensor)
 
 
 def test_plans_may_come_from_another_device(recorded):

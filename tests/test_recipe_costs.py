@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rrlib.errors import InputError
-from rrlib.lab import costs, recipe_costs
+from rrlib.lab import costs
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import (
     LocomotionDiscriminator,
@@ -80,10 +80,10 @@ def test_estimates_are_those_of_steps_that_were_timed():
         ((32, 64, 128), 128, 129),
         ((32, 128, 256), 256, 690),
     ):
-        found = 3.6e6 * recipe_costs.u_net_step(32, horizon, channels).hours
+        found = 3.6e6 * costs.u_net_step(32, horizon, channels).hours
         assert measured / 1.5 < found < measured * 1.5
-    patched = recipe_costs.u_net_step(32, 128, (32, 64, 128), 4)
-    assert patched == recipe_costs.u_net_step(32, 32, (32, 64, 128))
+    patched = costs.u_net_step(32, 128, (32, 64, 128), 4)
+    assert patched == costs.u_net_step(32, 32, (32, 64, 128))
 
 
 def test_the_papers_own_recipes_are_not_refused():

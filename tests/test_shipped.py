@@ -13,6 +13,7 @@ from rrlib.errors import InputError
 from rrlib.images import pairs as image_pairs
 from rrlib.images.miniature import weights as image_weights
 from rrlib.lab.locomotion import files as locomotion_files
+from rrlib.locomotion import actors
 from rrlib.locomotion import world as locomotion
 from rrlib.rewards import load_rewards
 from rrlib.tensor_files import read_tensors
@@ -68,16 +69,16 @@ def test_a_shipped_file_that_is_cut_or_renamed_inside_is_refused(path, tmp_path)
 def test_policies_with_one_wrong_bit_are_refused(name, tmp_path, monkeypatch):
     """Their cards have the sha256 of the whole file."""
     world = locomotion.load(name)
-    content = locomotion.policy_file(world).read_bytes()
-    shutil.copy(locomotion.policy_file(world).with_suffix(".json"), tmp_path)
-    monkeypatch.setattr(locomotion, "POLICIES", tmp_path)
+    content = actors.policy_file(world).read_bytes()
+    shutil.copy(actors.policy_file(world).with_suffix(".json"), tmp_path)
+    monkeypatch.setattr(actors, "POLICIES", tmp_path)
     draws = random.Random(name)
     for _ in range(TRIALS):
         changed = bytearray(content)
         changed[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
-        locomotion.POLICIES.joinpath(f"{name}.safetensors").write_bytes(changed)
+        actors.POLICIES.joinpath(f"{name}.safetensors").write_bytes(changed)
         with pytest.raises(InputError, match="is damaged"):
-            locomotion.load_policies(world)
+            actors.load_policies(world)
 
 
 def test_what_is_shipped_is_finite():

@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from rrlib import disk
+from rrlib.locomotion import actors
 from rrlib.locomotion import world as locomotion
-from rrlib.locomotion.world import Actor, Environment, Policy
+from rrlib.locomotion.actors import Actor, Policy
+from rrlib.locomotion.world import Environment
 
 MEDIUM = 40.0  # normalised score; D4RL's medium policies have 42 to 62
 SNAPSHOTS = 11  # at most, of the replay
@@ -90,16 +92,16 @@ def ship(environment: Environment, run: Path) -> None:
     files = choose(environment, snapshots)
     layers = [read_snapshot(file) for file in files]
     stacked = {name: np.stack([one[name] for one in layers]) for name in layers[0]}
-    with disk.atomic(locomotion.POLICIES / f"{environment.name}.safetensors") as file:
+    with disk.atomic(actors.POLICIES / f"{environment.name}.safetensors") as file:
         save_file(stacked, file)
     card = json.loads((run / "training.json").read_text(encoding="utf-8"))
     card |= {"steps": int(snapshots[-1].stem), "snapshots": [], "sets": {}}
-    card["sha256"] = locomotion.digest(environment)
+    card["sha256"] = actors.digest(environment)
     card["score"] = (
         "mean over whole episodes of D4RL's normalised score, 95 % interval of Student's t"
     )
-    locomotion.write_card(environment, card)
-    for source, one in zip(files, locomotion.load_policies(environment), strict=True):
+    actors.write_card(environment, card)
+    for source, one in zip(files, actors.load_policies(environment), strict=True):
         scores = {"mode": one.act, "drawn": drawn(one, REPORT)}
         scores = {name: measured(play(environment, a, FEW, REPORT)) for name, a in scores.items()}
         card["snapshots"].append({"steps": int(source.stem)} | scores)
@@ -107,7 +109,7 @@ def ship(environment: Environment, run: Path) -> None:
         data = locomotion.make_trajectories(environment, kind, MANY, REPORT)
         card["sets"][kind] = measured(locomotion.scores(environment, data))
         print(kind, card["sets"][kind], flush=True)
-    locomotion.write_card(environment, card)
+    actors.write_card(environment, card)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def predict(environment: str, file: Path) -> dict[str, list]:
 def write_predictions(root: Path) -> None:
     """Write `tests/predictions.json` anew for all shipped policies."""
     found = {}
-    for file in sorted((root / "rrlib" / "policies").glob("*.safetensors")):
+    for file in sorted((root / "rrlib" / "locomotion" / "policies").glob("*.safetensors")):
         card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         found[file.stem] = predict(card["environment"], file)
     text = json.dumps(found) + "\n"

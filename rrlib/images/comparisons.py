@@ -17,6 +17,7 @@ from torch import Tensor
 from rrlib import disk
 from rrlib.errors import InputError, shown
 from rrlib.images import shards
+from rrlib.tensor_files import write_tensors
 from rrlib.training import Progress, stream
 
 ROUNDING = 1e-6  # of the latents' size; the same network in batches of other sizes differs by less
@@ -203,7 +204,7 @@ def generate(
                     "pair that differs is needed (adapters of one pipeline object are both those "
                     "set last; safe guidance does nothing before its warm-up's end)."
                 )
-            shards.save(place, shard, mark, len(prompts))
+            write_tensors(place, shard, {"mark": mark, "prompts": str(len(prompts))})
         if number == 0:  # after the first shard: one of another run has been refused
             disk.write_json(folder / shards.RECORD, record)
         yield Progress(number + 1, len(starts), torch.zeros(()))

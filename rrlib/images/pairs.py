@@ -219,9 +219,7 @@ def levelled_loss(
         of_base: whether x is on the way to an image of the base's own, bool [B].
         level: weight of squared rewards in the network's units.
     """
-    wide = weight.reshape(-1, *[1] * (x.ndim - 1))
-    fit = extraction.loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
-    fit = fit / x[0].numel()
+    fit = extraction.weighed_loss(network, x, t, target, weight) / x[0].numel()
     if not level or not of_base.any():
         return fit
     own = network(x[of_base], t[of_base]) / network.unit[t[of_base]]

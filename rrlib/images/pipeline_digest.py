@@ -1,6 +1,5 @@
 """One number for all that a pipeline computes with, so that another pipeline has another."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from rrlib import tensor_files
+from rrlib import disk, tensor_files
 from rrlib.errors import InputError
 
 PLAIN = (bool, int, float, str, type(None))
@@ -40,7 +39,7 @@ def digest(pipeline: DiffusionPipeline, seen: dict[int, str] | None = None) -> s
     for name, part in pipeline.components.items():
         if id(part) not in seen:
             seen[id(part)] = _component(name, part)
-    return _sha256({name: seen[id(part)] for name, part in pipeline.components.items()})
+    return disk.digest({name: seen[id(part)] for name, part in pipeline.components.items()})
 
 
 def _component(name: str, part: Any) -> str:
@@ -54,10 +53,10 @@ def _component(name: str, part: Any) -> str:
             )
         parts = {name: _settings(module) for name, module in part.named_modules()}
         about["settings"] = parts
-        return tensor_files.digest(tensors, {"about": _text(about)})
+        return tensor_files.digest(tensors, {"about": json.dumps(about, sort_keys=True)})
     if hasattr(part, "get_vocab"):
         about["tokenizer"] = _tokenizer(part)
-    return _sha256(about)
+    return disk.digest(about)
 
 
 def _config(part: Any) -> dict[str, Any]:
@@ -103,11 +102,3 @@ def _tokenizer(part: Any) -> dict[str, Any]:
         whole = json.loads(part.backend_tokenizer.to_str())
         found["rules"] = {key: value for key, value in whole.items() if key not in STATE}
     return found
-
-
-def _text(content: Any) -> str:
-    return json.dumps(content, sort_keys=True)
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(_text(content).encode()).hexdigest()

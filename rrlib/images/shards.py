@@ -18,22 +18,10 @@ from torch import Tensor
 from rrlib import disk
 from rrlib.disk import set_aside
 from rrlib.errors import InputError
-from rrlib.tensor_files import read_tensors, write_tensors
+from rrlib.tensor_files import read_tensors
 
 SIDES = ("base", "expert")
 RECORD = "comparisons.json"  # what the run was: models, prompts, schedule, units
-
-
-def save(place: Path, shard: dict[str, Tensor], mark: str, prompts: int) -> None:
-    """Write a shard; it appears whole or not at all.
-
-    Args:
-        place: of the file.
-        shard: "base.latents" and so on.
-        mark: stands for all settings of the run.
-        prompts: of the whole run, all shards together.
-    """
-    write_tensors(place, shard, {"mark": mark, "prompts": str(prompts)})
 
 
 def done(place: Path, mark: str) -> bool:

@@ -23,7 +23,6 @@ What is wanted and lies there under its key is copied into the store instead of 
 ``RRLIB_FRESH=1`` all is made here.
 """
 
-import hashlib
 import json
 import os
 import resource
@@ -270,7 +269,7 @@ def _make(recipe: Any, place: Path, device: str) -> None:
             "commit": host.commit(),
             "versions": host.versions(),
         }
-        write_json(partial / MANIFEST, manifest | {"checksum": _checksum(manifest)})
+        write_json(partial / MANIFEST, manifest | {"checksum": disk.digest(manifest)})
         if place.exists():  # a folder without a manifest is no artefact
             disk.set_aside(place, f"it has no {MANIFEST}")
         disk.settle(partial, place)
@@ -294,7 +293,7 @@ def _damage(place: Path) -> str | None:
     name = MANIFEST
     try:
         found = json.loads((place / name).read_text(encoding="utf-8"))
-        if found.pop("checksum") != _checksum(found):
+        if found.pop("checksum") != disk.digest(found):
             return f"{name} is not what was written"
         for name, digest in found["sha256"].items():
             if disk.sha256(place / name) != digest:
@@ -309,10 +308,6 @@ def _damage(place: Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{name} is no manifest"
     return None
-
-
-def _checksum(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 class _Parts(threading.local):

@@ -1,36 +1,28 @@
-"""Locomotion: HalfCheetah, Hopper and Walker2d, shipped policies, data in D4RL's layout, scores.
+"""Locomotion: HalfCheetah, Hopper and Walker2d, data in D4RL's layout, scores.
 
-There is no physics and no reinforcement learning here: Gymnasium steps MuJoCo's models, and the
-policies were trained by `workflow/train_policies.py` and are only run. An action is in [-1, 1].
+There is no physics here: Gymnasium steps MuJoCo's models. An action is in [-1, 1].
 """
 
 import contextlib
-import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
-from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
 import mujoco
 import numpy as np
-from safetensors.numpy import load_file
 
-from rrlib import disk
 from rrlib.errors import InputError, shown, warn
+from rrlib.locomotion import actors
+from rrlib.locomotion.actors import Actor
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Trajectories
 
-Actor = Callable[[np.ndarray], np.ndarray]  # observations [n, do] float32 -> actions [n, da]
-
-POLICIES = Path(__file__).resolve().parent / "policies"
 HORIZON = 1_000  # steps after which an episode ends by timeout
 SIMULATORS = 32  # environments in lock-step, fewer for small sets
 KINDS = ("random", "medium", "medium-replay", "expert")  # of data, as D4RL names them
-LOG_STD_RANGE = (-20, 2)  # SAC's, of an action's logarithmic deviation before tanh
 
 
 @dataclass(frozen=True)
@@ -126,101 +118,6 @@ def scores(environment: Environment, data: Trajectories) -> np.ndarray:
         raise InputError("data without rewards have no scores: a set with its rewards is needed.")
     returns = np.add.reduceat(data.rewards, data.bounds[:, 0], dtype=float)
     return normalised_score(environment, returns)
-
-
-# Policies
-
-
-@dataclass(frozen=True, eq=False)
-class Policy:
-    """An actor of SAC: a ReLU network gives a Gaussian, and tanh of that is the action.
-
-    Attributes:
-        layers: kernel [in, out] and bias [out] of each; the last gives mean and log-deviation.
-    """
-
-    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
-
-    def act(self, observations: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Actions float32 [n, da] at observations [n, do]: the mode, or drawn if there is `rng`."""
-        x = np.asarray(observations, dtype=np.float32)
-        for kernel, bias in self.layers[:-1]:
-            x = np.maximum(x @ kernel + bias, 0)
-        kernel, bias = self.layers[-1]
-        mean, log_std = np.split(x @ kernel + bias, 2, axis=-1)
-        if rng is None:
-            return np.tanh(mean)
-        noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        return np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD_RANGE)) * noise)
-
-
-def load_policies(environment: Environment) -> tuple[Policy, ...]:
-    """Snapshots of the agent along its training, up to the medium level, and last the expert.
-
-    Raises InputError if none are shipped, if the file is damaged, or if this is another major
-    version of MuJoCo than the one they were trained in.
-    """
-    file = policy_file(environment)
-    if digest(environment) != card(environment)["sha256"]:
-        raise InputError(f"Policy file '{file}' is damaged: one with its card's sha256 is needed.")
-    check_version(environment)
-    stacked = load_file(file)  # kernel.k [snapshots, in, out] and bias.k [snapshots, out], float16
-    stacked = {name: array.astype(np.float32) for name, array in stacked.items()}
-    depth = len(stacked) // 2
-    return tuple(
-        Policy(tuple((stacked[f"kernel.{k}"][s], stacked[f"bias.{k}"][s]) for k in range(depth)))
-        for s in range(len(stacked["bias.0"]))
-    )
-
-
-def check_version(environment: Environment) -> None:
-    """Raise InputError if policies are missing or were trained in another major MuJoCo."""
-    trained = card(environment)["versions"]["mujoco"]
-    if mujoco.__version__.partition(".")[0] != trained.partition(".")[0]:
-        raise InputError(
-            f"mujoco = {mujoco.__version__} differs from the {trained} that the policies of "
-            f"environment = '{environment.name}' were trained in: the same major version is needed."
-        )
-
-
-def policy_file(environment: Environment) -> Path:
-    """The file of the environment's policies, its card beside it; InputError if there is none."""
-    file = POLICIES / f"{environment.name}.safetensors"
-    if not file.exists():
-        shipped = ", ".join(name for name in ENVIRONMENTS if (POLICIES / f"{name}.json").exists())
-        raise InputError(
-            f"No policies of environment = '{environment.name}' are shipped: allowed are "
-            f"{shipped}, or a dataset of your own."
-        )
-    return file
-
-
-def card(environment: Environment) -> dict:
-    """How the environment's policies were trained and what they score.
-
-    Raises InputError if there are none, or if the card is not as `write_card` left it.
-    """
-    file = policy_file(environment).with_suffix(".json")
-    found = disk.read_json(file)
-    told = found.pop("card_sha256", None) if isinstance(found, dict) else None
-    if told is None or told != _digest_of(found):
-        raise InputError(f"File '{file}' is damaged: a card of policies, as shipped, is needed.")
-    return found
-
-
-def write_card(environment: Environment, content: dict) -> None:
-    """Write the card of the environment's policies, with a sha256 of all that it says."""
-    file = POLICIES / f"{environment.name}.json"
-    disk.write_json(file, content | {"card_sha256": _digest_of(content)})
-
-
-def _digest_of(content: dict) -> str:
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def digest(environment: Environment) -> str:
-    """The sha256 of the environment's policies; InputError if there are none."""
-    return disk.sha256(policy_file(environment))
 
 
 # Data
@@ -338,7 +235,7 @@ def check_parameters(chosen: SimpleNamespace) -> None:
         for path in paths:
             trajectories.check_episodes(read(load(name), path), path)
         if len(paths) < 2:
-            check_version(load(name))
+            actors.check_version(load(name))
 
 
 def check_set(kind: str, transitions: int) -> None:
@@ -372,7 +269,7 @@ def make_trajectories(
 def _actors(environment: Environment, kind: str, rng: np.random.Generator) -> list[Actor]:
     if kind == "random":
         return [lambda x: rng.uniform(-1, 1, size=(len(x), environment.action))]
-    *snapshots, expert = load_policies(environment)
+    *snapshots, expert = actors.load_policies(environment)
     if kind == "expert":
         return [expert.act]
     if kind == "medium":

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -51,7 +50,7 @@ def seal(folder: Path, card: Mapping) -> None:
     """
     files = {path.relative_to(folder).as_posix(): disk.sha256(path) for path in _files(folder)}
     whole = {**card, CHECKSUMS: files}
-    disk.write_json(folder / CARD, whole | {CHECKSUMS: files | {CARD: _own(whole)}})
+    disk.write_json(folder / CARD, whole | {CHECKSUMS: files | {CARD: disk.digest(whole)}})
 
 
 def load(name: str, device: str = "cpu", folder: Path = FOLDER) -> StableDiffusionPipeline:
@@ -100,12 +99,6 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted((folder / PIPELINE).rglob("*")) if path.is_file()]
 
 
-def _own(card: Mapping[str, Any]) -> str:
-    """sha256 of a card's content."""
-    text = json.dumps(card, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _verify(folder: Path) -> None:
     """Raise InputError unless the pipeline's files and the card are those that were written."""
     card = disk.read_json(folder / CARD)
@@ -113,7 +106,7 @@ def _verify(folder: Path) -> None:
     if not isinstance(told, dict):
         raise InputError(f"File '{folder / CARD}' is damaged: it tells of no sha256.")
     files = {name: value for name, value in told.items() if name != CARD}
-    if told.get(CARD) != _own(card | {CHECKSUMS: files}):
+    if told.get(CARD) != disk.digest(card | {CHECKSUMS: files}):
         raise InputError(f"File '{folder / CARD}' is damaged: its content is not what was written.")
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     for name in sorted(files.keys() ^ found.keys()):

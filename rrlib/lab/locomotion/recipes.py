@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rrlib import schedules, training
 from rrlib.denoisers import Denoiser
-from rrlib.lab import recipe_costs, recipes, store
+from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
+from rrlib.locomotion import actors
 from rrlib.locomotion import world as locomotion
 from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
@@ -45,10 +46,10 @@ class LocomotionData:
     def __post_init__(self) -> None:
         locomotion.check_set(self.kind, self.transitions)
         world = locomotion.load(self.environment)
-        steps = recipe_costs.number(self.transitions)
+        steps = costs.number(self.transitions)
         size = 12 * steps * (world.width + 2) / 1e9  # each is kept, stacked and joined
-        recipe_costs.check(size, steps / RATES[world.name], transitions=self.transitions)
-        digest = "" if self.kind == "random" else locomotion.digest(world)
+        costs.check(size, steps / RATES[world.name] / 3600, transitions=self.transitions)
+        digest = "" if self.kind == "random" else actors.digest(world)
         object.__setattr__(self, "policies", digest)
 
     def make(self, folder: Path, device: str) -> None:
@@ -179,8 +180,8 @@ def check_training(environment: locomotion.Environment, horizon: int, recipe) ->
     shape = {"batch": recipe.batch, "horizon": horizon}
     if recipe.channels:
         shape["channels"] = recipe.channels
-        each = recipe_costs.u_net_step(**shape)
+        each = costs.u_net_step(**shape)
     else:
         shape |= {"hidden": recipe.hidden, "blocks": recipe.blocks}
-        each = recipe_costs.perceptron_step(**shape, width=environment.width)
-    recipe_costs.check_training(each, recipe.steps, **shape)
+        each = costs.perceptron_step(**shape, width=environment.width)
+    costs.check_training(each, recipe.steps, **shape)

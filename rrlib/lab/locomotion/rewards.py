@@ -14,7 +14,7 @@ from rrlib import extraction, training
 from rrlib import guidance as steering
 from rrlib.comparisons import Comparisons, Place, Pool, Target
 from rrlib.denoisers import Denoiser
-from rrlib.lab import recipe_costs, recipes, store
+from rrlib.lab import costs, recipes, store
 from rrlib.lab.locomotion.recipes import RATES, LocomotionDiffuser, check_training
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import rollouts
@@ -53,7 +53,7 @@ class LocomotionPool:
     visited: "tuple[LocomotionRollouts, ...]" = ()
 
     def __post_init__(self) -> None:
-        recipe_costs.check_pool(self.plans, self.base.horizon, self.base.environment.width)
+        costs.check_pool(self.plans, self.base.horizon, self.base.environment.width)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -155,7 +155,7 @@ class LocomotionDiscriminator:
     def __post_init__(self) -> None:
         world = self.base.environment
         check_training(world, self.base.horizon, self)
-        recipe_costs.check_pool(self.plans, self.base.horizon, world.width)
+        costs.check_pool(self.plans, self.base.horizon, world.width)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network, write `reward.safetensors`."""
@@ -226,14 +226,14 @@ class LocomotionRollouts:
     workers: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
-        number, world = recipe_costs.number, self.base.environment
+        number, world = costs.number, self.base.environment
         played = number(self._episodes) * number(self.steps)
         calls = number(self.denoising or self.base.diffusion_steps)
         # At the sizes of "small" and "medium".
         network = calls * (number(self.steps) * 0.005 + played * 5e6 / 30e9)
-        recipe_costs.check(
+        costs.check(
             32 * played * (world.width + 2) / 1e9,
-            played / RATES[world.name] + network,
+            (played / RATES[world.name] + network) / 3600,
             episodes=self._episodes,
             steps=self.steps,
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from rrlib import extraction, schedules, training
 from rrlib.comparisons import Comparisons, Place, Target
 from rrlib.denoisers import Denoiser
-from rrlib.lab import recipe_costs, recipes, store
+from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
 from rrlib.mazes.world import ACTION, OBSERVATION
@@ -47,10 +47,10 @@ class MazeData:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        steps = recipe_costs.number(self.episodes) * recipe_costs.number(self.length)
+        steps = costs.number(self.episodes) * costs.number(self.length)
         fields = {"episodes": self.episodes, "length": self.length}
-        recipe_costs.check(
-            100 * steps / 1e9, steps / 150_000, **fields
+        costs.check(
+            100 * steps / 1e9, steps / 150_000 / 3600, **fields
         )  # bytes while it is written
 
     def make(self, folder: Path, device: str) -> None:
@@ -124,7 +124,7 @@ class MazeDiffuser:
     def __post_init__(self) -> None:
         names = "batch", "horizon", "channels", "patch"
         shape = {name: getattr(self, name) for name in names}
-        recipe_costs.check_training(recipe_costs.u_net_step(**shape), self.steps, **shape)
+        costs.check_training(costs.u_net_step(**shape), self.steps, **shape)
 
     def split(self) -> Split:
         """Its plans; held out are fresh trajectories, or the paper's tenth of a file's."""
@@ -182,7 +182,7 @@ class MazePool:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        recipe_costs.check_pool(self.plans, self.base.horizon, OBSERVATION + ACTION)
+        costs.check_pool(self.plans, self.base.horizon, OBSERVATION + ACTION)
 
     def make(self, folder: Path, device: str) -> None:
         """Ask both models and write `comparisons.safetensors`."""
@@ -220,10 +220,10 @@ class MazeRewards:
 
     def __post_init__(self) -> None:
         row = self.window // max(self.average, 1)
-        each = recipe_costs.perceptron_step(
+        each = costs.perceptron_step(
             self.batch * len(self.seeds), row, OBSERVATION + ACTION, max(self.hidden, default=1), 0
         )
-        recipe_costs.check_training(each, self.steps, batch=self.batch, seeds=len(self.seeds))
+        costs.check_training(each, self.steps, batch=self.batch, seeds=len(self.seeds))
 
     def make(self, folder: Path, device: str) -> None:
         """Fit the rewards to the pool's windows, write `reward-<seed>.safetensors`."""
