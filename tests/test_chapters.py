@@ -118,7 +118,7 @@ BAD = {
         ("reward_steps", "-1", "from"),
         ("n_seeds", "0", "from 1"),
     ],
-    "07_small_data": [
+    "08_small_data": [
         *COMMON,
         ("maze", "spiral", "open, umaze, medium, large"),
         ("n_goals", "9", "from 1 to 8"),
@@ -128,18 +128,18 @@ BAD = {
         ("size", "huge", "small, medium, paper"),
         ("diffuser_steps", "0", "from 1"),
     ],
-    "08_locomotion_data": LOCOMOTION,
-    "09_locomotion_steering": [
+    "10_locomotion_data": LOCOMOTION,
+    "11_locomotion_steering": [
         *STEERING,
         ("methods", "magic", "score, scalar"),
         ("methods", "none,short", "alone"),
     ],
-    "10_locomotion_transfer": [*STEERING, ("kinds", "simple", "random, medium")],
-    "11_safe_sampler": [
+    "12_locomotion_transfer": [*STEERING, ("kinds", "simple", "random, medium")],
+    "13_safe_sampler": [
         ("sed", "1", "seed"),
         ("configurations", "mild", "weak, medium, strong, max"),
     ],
-    "12_image_rewards": [
+    "14_image_rewards": [
         ("sed", "1", "seed"),
         ("configuration", "mild", "weak, medium, strong, max"),
         ("prompts", "nowhere.csv", "existing file"),
@@ -149,7 +149,7 @@ BAD = {
         ("batch", "1000000000", "GB|days"),
         ("image_sizes", "5", "the parameters here are"),
     ],
-    "13_using_rewards": [
+    "15_using_rewards": [
         *COMMON,
         ("maze", "spiral", "open, umaze, medium, large"),
         ("n_goals", "1", "from 2"),
@@ -158,7 +158,7 @@ BAD = {
         ("balls", "1", "from 2"),
         ("n_seeds", "0", "from 1"),
     ],
-    "14_maze_grid": [
+    "07_maze_grid": [
         *[bad for bad in COMMON if bad[1] != "cuda:99"],
         ("maze", "spiral", "open, umaze, medium, large"),
         ("n_seeds", "0", "from 1"),
@@ -166,7 +166,7 @@ BAD = {
         ("plans", "1", "from 100"),
         ("rewards", "nowhere.safetensors", "exist"),
     ],
-    "15_maze_choices": [
+    "09_maze_choices": [
         *COMMON,
         *MAZE,
         ("choices", "window_5", "window_16"),
@@ -176,8 +176,8 @@ BAD = {
         ("n_seeds", "0", "from 1"),
     ],
 }
-READS_DATASETS = ("05_maze_data", "06_maze_rewards", "15_maze_choices")
-READS_ROBOTS = ("08_locomotion_data", "09_locomotion_steering", "10_locomotion_transfer")
+READS_DATASETS = ("05_maze_data", "06_maze_rewards", "09_maze_choices")
+READS_ROBOTS = ("10_locomotion_data", "11_locomotion_steering", "12_locomotion_transfer")
 
 
 def test_every_chapter_is_tried_with_bad_parameters():
@@ -258,7 +258,7 @@ def place(tmp_path, monkeypatch):
 
 def test_chapters_are_checked_to_where_they_read_files():
     """The cell after the rules is run, too, wherever it checks."""
-    for name in ("05_maze_data", "08_locomotion_data", "11_safe_sampler"):
+    for name in ("05_maze_data", "10_locomotion_data", "13_safe_sampler"):
         book = nbformat.read(CHAPTERS[name], as_version=4)
         second, third = [cell.source for cell in book.cells if cell.cell_type == "code"][1:3]
         at_once = any(check in second for check in CHECKS_AT_ONCE)
@@ -356,7 +356,7 @@ def test_a_path_that_cannot_be_looked_at_is_refused(place, monkeypatch, name, va
 
 def test_a_whole_number_is_a_name(place):
     assert session("01_ornstein_uhlenbeck", results=2026).results == str(place / "2026")
-    assert session("11_safe_sampler", concept=5).concept == "5"
+    assert session("13_safe_sampler", concept=5).concept == "5"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -419,7 +419,7 @@ def test_a_bad_dataset_stops_a_locomotion_chapter(place, chapter, half, fault, w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chapter", ["11_safe_sampler", "12_image_rewards"])
+@pytest.mark.parametrize("chapter", ["13_safe_sampler", "14_image_rewards"])
 def test_an_image_chapter_takes_pipelines_of_your_own(tmp_path, chapter):
     size = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1)
     for seed in (0, 1):
@@ -428,7 +428,7 @@ def test_an_image_chapter_takes_pipelines_of_your_own(tmp_path, chapter):
     lines = [f'"{prompt}",x' for prompt in scenes.prompts(50, 0)]
     (tmp_path / "own.csv").write_text("\n".join(["prompt,kind", *lines]), encoding="utf-8")
     given = {"model_id": "model0", "prompts": "own.csv", "steps": "3", "results": "out"}
-    if chapter == "11_safe_sampler":
+    if chapter == "13_safe_sampler":
         given |= {"configurations": "max", "n_prompts": "10", "stored": "1"}
         wanted = "image-samplers"
     else:
@@ -441,7 +441,7 @@ def test_an_image_chapter_takes_pipelines_of_your_own(tmp_path, chapter):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "out" / f"{wanted}.json").read_text(encoding="utf-8"))
     assert found["summary"] and "hazard_top" not in found["summary"]  # the truth is not known
-    if chapter == "12_image_rewards":
+    if chapter == "14_image_rewards":
         reward = image_pairs.load(tmp_path / "out" / "images-safe.safetensors")
         assert len(reward.about["held_out"]) == found["summary"]["judged_prompts"] == 5
 
@@ -490,8 +490,8 @@ def test_what_the_books_reward_does_not_fit_is_refused(given, words):
 
 
 def rules_of(given: dict) -> SimpleNamespace:
-    """Parameters of chapter 12, as its rules return them."""
-    known = papermill.inspect_notebook(CHAPTERS["12_image_rewards"])
+    """Parameters of chapter 14, as its rules return them."""
+    known = papermill.inspect_notebook(CHAPTERS["14_image_rewards"])
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
     return SimpleNamespace(**defaults | given)
 

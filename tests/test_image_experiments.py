@@ -1,4 +1,4 @@
-"""What chapters 11 and 12 make of their parameters; nothing is trained."""
+"""What chapters 13 and 14 make of their parameters; nothing is trained."""
 
 from pathlib import Path
 from types import SimpleNamespace

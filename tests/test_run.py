@@ -41,7 +41,7 @@ output = {output}
 output.parent.mkdir(parents=True, exist_ok=True)
 output.write_text("made")
 """
-CHAPTERS = "01_theory", "08_locomotion_data", "12_image_rewards", "14_maze_grid"
+CHAPTERS = "01_theory", "10_locomotion_data", "14_image_rewards", "07_maze_grid"
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_what_the_quick_profile_asks_for_is_there():
         found.goal = None
         for one in maze_experiments.experiments(found):
             asked += [one.base, one.expert]
-    for chapter in ("08_locomotion_data", "09_locomotion_steering"):
+    for chapter in ("10_locomotion_data", "11_locomotion_steering"):
         for one in locomotion_experiments.experiments(chosen(chapter), 1):
             asked += [one.base, one.expert]
     wanted = {store.SHIPPED / type(one).__name__ / store.key(one) for one in asked}

@@ -3,7 +3,7 @@
     python workflow/ship_miniature.py
 
 About half an hour of one CPU core, most of it the base's. The card says how the weights were made;
-what they can do is measured in chapter 11.
+what they can do is measured in chapter 13.
 """
 
 import shutil

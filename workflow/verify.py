@@ -63,7 +63,7 @@ def run(chapter: str, lock: int, **parameters) -> None:
 
 def mazes(seed: int, lock: int) -> list[str]:
     """The shipped rewards of mazes; the names of the numbers that are too far off."""
-    run("14_maze_grid", lock, seed=seed, n_seeds=5, episodes=1000, plans=8000)
+    run("07_maze_grid", lock, seed=seed, n_seeds=5, episodes=1000, plans=8000)
     found = FOLDER / "results" / "verify" / "maze2d-verify.json"
     return report(summary(ROOT / "results" / "full" / "maze2d.json"), summary(found), TOLERANCES)
 
@@ -73,7 +73,7 @@ def images(seed: int, lock: int) -> list[str]:
 
     Allowed are four standard errors of the difference of two shares.
     """
-    run("12_image_rewards", lock, seed=seed, n_prompts=200, style_prompts=100, steered=100)
+    run("14_image_rewards", lock, seed=seed, n_prompts=200, style_prompts=100, steered=100)
     places = ROOT / "results" / "full", FOLDER / "results" / "verify"
     both = [json.loads((place / "images.json").read_text())["summary"] for place in places]
     halves = {n: [(s[n]["ci"][1] - s[n]["ci"][0]) / 2 for s in both] for n in SHARES}

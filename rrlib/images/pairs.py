@@ -41,7 +41,7 @@ class Fit:
         channels: of the encoder's resolutions.
         steps, batch, learning_rate, seed: see `extraction.fit`.
         level: weight of the base's own rewards, see `levelled_loss`; 0 leaves them where they fall,
-            which costs accuracy (chapter 12).
+            which costs accuracy (chapter 14).
     """
 
     held_out: float = 0.1

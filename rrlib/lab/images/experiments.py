@@ -139,7 +139,7 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
 
     Args:
         found: the models.
-        chosen: checked parameters of chapter 12; `reward_steps` of 0 takes the book's reward, and
+        chosen: checked parameters of chapter 14; `reward_steps` of 0 takes the book's reward, and
             draws prompts that it has not seen.
         kind: "safe" (or the given expert's), "unlevelled" (the same, fitted with no level), its
             "rival", or "style" (the miniature's fine-tune).
@@ -179,7 +179,7 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
 
 
 def check(found: World, chosen: SimpleNamespace) -> None:
-    """Stop at once where chapter 12 cannot go on.
+    """Stop at once where chapter 14 cannot go on.
 
     Raises:
         InputError: no steps for the reward of other models than the book's, or a setting that the
