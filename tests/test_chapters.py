@@ -86,7 +86,7 @@ LOCOMOTION = [
     ("diffuser_steps", "1000000000", "days"),
     ("os", "5", "the parameters here are"),
 ]
-STEERING = [  # 09 and 10 share all other rules with 08
+STEERING = [  # 11 and 12 share all other rules with 10
     ("sed", "1", "seed"),
     ("environment", "ant", "halfcheetah, hopper, walker2d"),
     ("denoising", "11", "from 2 to 10"),

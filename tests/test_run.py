@@ -99,10 +99,10 @@ def test_a_run_makes_again_what_has_changed(checkout, capfd):
         ("results/full/maze2d.json", '{"accepted": 1}', book),
         ("results/full/new.json", "{}", book),
         ("workflow/watch.py", "# changed", book),
-        ("rrlib/locomotion/policies/hopper.safetensors", "other", {"08"} | book),
-        ("rrlib/images/miniature/files/pipeline/unet/weights", "other", {"12"} | book),
-        ("results/full/images-safe.safetensors", "other", {"12"} | book),
-        ("results/full/maze2d-rewards.safetensors", "other", {"14"} | book),
+        ("rrlib/locomotion/policies/hopper.safetensors", "other", {"10"} | book),
+        ("rrlib/images/miniature/files/pipeline/unet/weights", "other", {"14"} | book),
+        ("results/full/images-safe.safetensors", "other", {"14"} | book),
+        ("results/full/maze2d-rewards.safetensors", "other", {"07"} | book),
         ("rrlib/deep/room.py", "x = 1", everything),
         ("requirements.lock", "torch==1", everything),
     ]:
@@ -159,7 +159,7 @@ def test_a_cluster_is_told_what_the_paper_profile_needs(tmp_path, capfd):
             jobs[name[1]] = dict(re.findall(r"(\w+)[=:] ?(\d+)\b", job))
     assert set(jobs) == {path.stem for path in ROOT.glob("notebooks/*.ipynb")}
     for name, job in jobs.items():
-        needs_gpu = name[:2] not in ("01", "02", "03", "04", "14")
+        needs_gpu = name[:2] not in ("01", "02", "03", "04", "07")
         assert job["gpu"] == str(int(needs_gpu)), name
         assert int(job["mem_mb"]) == (64_000 if needs_gpu else 8_000)
         assert job.get("threads", "1") == ("8" if "locomotion" in name else "1")
