@@ -1,4 +1,4 @@
-"""Every test sees the settings of `rrlib.host` and an artefact folder of its own."""
+"""Every test sees the settings of `rrlib.lab.environment` and an artefact folder of its own."""
 
 import shutil
 import subprocess

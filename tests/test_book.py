@@ -28,11 +28,22 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def soups(html: Path) -> dict[Path, BeautifulSoup]:
-    return {
+    pages = {
         path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         for path in sorted(html.rglob("*.html"))
         if "_static" not in path.parts
     }
+    return {path: soup for path, soup in pages.items() if not soup.select("meta[http-equiv]")}
+
+
+def test_old_addresses_lead_to_pages(html):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    found = config["sphinx"]["config"]["redirects"]
+    assert len(found) == 9
+    for old, new in found.items():
+        page = BeautifulSoup((html / f"{old}.html").read_text(encoding="utf-8"), "html.parser")
+        assert new in page.select_one("meta[http-equiv=refresh]")["content"]
+        assert (html / "notebooks" / new).exists()
 
 
 def test_every_page_of_the_table_of_contents_is_there(html):

@@ -285,7 +285,7 @@ def test_a_key_is_the_same_in_every_python(monkeypatch):
     scope: dict = {"__name__": "work"}
     exec(CODE, scope)
     monkeypatch.setattr(keys, "libraries", lambda: {"torch": "2.13"})
-    show = "from rrlib import keys\nkeys.libraries = lambda: {'torch': '2.13'}\n"
+    show = "from rrlib.lab import keys\nkeys.libraries = lambda: {'torch': '2.13'}\n"
     show += CODE + "print(keys.key(Work(rate=1e-3), 'cuda:1'))"
     for python in pythons:
         options = {"capture_output": True, "text": True, "env": {"PYTHONPATH": str(ROOT)}}

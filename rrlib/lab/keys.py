@@ -6,12 +6,12 @@ of a recipe's fields alone, the same in every supported Python.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
-
-from rrlib import disk
 
 # Whose releases change what is made: torch its kernels, first weights and random numbers; diffusers
 # the U-Nets and schedulers; transformers the text encoder and its tokens; numpy the random numbers
@@ -34,7 +34,8 @@ def key(recipe: Any, device: str = "cpu") -> str:
         TypeError: a field that cannot be described.
     """
     content = {"recipe": describe(recipe), "device": kind(device), "libraries": libraries()}
-    return disk.digest(content)[:16]
+    text = json.dumps(content, sort_keys=True)  # as `disk.digest`, with Python's library alone
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def kind(device: str) -> str:
