@@ -15,14 +15,14 @@ from rrlib.errors import InputError, check_one_of
 from rrlib.rewards import RelativeReward
 from rrlib.schedules import kept_steps, narrow, wide
 
-Onto = Literal["mean", "x_t"]
+ApplyTo = Literal["mean", "x_t"]
 
 
 @dataclass(frozen=True)
 class ExactDifference:
     """The difference of two models' means itself, in a reward's place: no potential is fitted.
 
-    Added to the base's mean with weight 1 it makes the expert's step; no reward can follow the
+    Added to the base's mean with scale 1 it makes the expert's step; no reward can follow the
     difference more closely, so it is the ceiling of all of them.
 
     Attributes:
@@ -54,13 +54,13 @@ def denoise(
     generator: torch.Generator,
     *,
     reward: RelativeReward | ExactDifference | None = None,
-    weight: float | Tensor = 1.0,
+    guidance_scale: float | Tensor = 1.0,
     place: Place | None = None,
-    anyway: bool = False,
-    onto: Onto = "mean",
-    until: int = 0,
+    force: bool = False,
+    apply_to: ApplyTo = "mean",
+    stop_step: int = 0,
     keep: Callable[[Tensor], Tensor] | None = None,
-    denoising: int | None = None,
+    num_inference_steps: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling from noise; yields (t, x_t) from (T - 1, start) to (-1, the sample).
 
@@ -73,21 +73,21 @@ def denoise(
         start: noise, [B, ...], standard normal.
         generator: of the noise of the steps.
         reward: steers; None samples the base itself.
-        weight: guidance scale w, at least 0; one for all or, [B], one for each.
+        guidance_scale: guidance scale w, at least 0; one for all or, [B], one for each.
         place: where grad rho is taken, "x_t" or "mu_base"; None takes the reward's own.
-        anyway: allow a place other than the one where the reward was fitted.
-        onto: what the gradient is added to: the "mean" of the step (Eq. 5), or, as the authors'
+        force: allow a place other than the one where the reward was fitted.
+        apply_to: what the gradient is added to: the "mean" of the step (Eq. 5), or, as the authors'
             code has it, "x_t" before the mean is computed (at "x_t" then, too).
-        until: the last t that is steered (the authors' t_stopgrad); 0 steers every step.
+        stop_step: the last t that is steered (the authors' t_stopgrad); 0 steers every step.
         keep: what every x_t is put through, such as `plans.conditioning.hold` of what the denoiser
             was given; None changes nothing.
-        denoising: steps taken, spaced evenly over the T (`schedules.kept_steps`); None takes all.
-            A longer step is steered by the same shift of x0.
+        num_inference_steps: steps taken, spaced evenly over the T (`schedules.kept_steps`); None
+            takes all. A longer step is steered by the same shift of x0.
 
     Raises:
-        InputError: `weight` negative or not finite, the place is not the reward's, `until` is no
-            step of the schedule, `denoising` is too few or too many, or `onto` is unknown or wants
-            another place.
+        InputError: `guidance_scale` negative or not finite, the place is not the reward's,
+            `stop_step` is no step of the schedule, `num_inference_steps` too few or too many, or
+            `apply_to` is unknown or wants another place.
     """
     if reward and reward.steps not in (None, denoiser.steps):
         raise InputError(
@@ -96,46 +96,49 @@ def denoise(
         )
     if reward and reward.target == "score":
         denoiser.mean_per_score(torch.zeros(1, dtype=torch.long), torch.zeros(1))
-    for scale in weight.tolist() if isinstance(weight, Tensor) else [weight]:
+    scales = guidance_scale.tolist() if isinstance(guidance_scale, Tensor) else [guidance_scale]
+    for scale in scales:
         if not 0 <= scale < float("inf"):
             raise InputError(
-                f"weight={scale} is not allowed: a finite number of at least 0 is needed."
+                f"guidance_scale={scale} is not allowed: a finite number of at least 0 is needed."
             )
     if place is not None:
         check_one_of("place", place, Place)
-    if reward and place not in (None, reward.place) and not anyway:
+    if reward and place not in (None, reward.place) and not force:
         raise InputError(
             f"place={place!r} is not allowed: this reward was fitted at {reward.place!r}; "
-            "say anyway=True to take its gradient elsewhere."
+            "say force=True to take its gradient elsewhere."
         )
-    check_one_of("onto", onto, Onto)
+    check_one_of("apply_to", apply_to, ApplyTo)
     at: Place = place or (reward.place if reward else "x_t")
-    if onto == "x_t" and at == "mu_base":
-        raise InputError("onto='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
-    if not 0 <= until < denoiser.steps:
+    if apply_to == "x_t" and at == "mu_base":
+        raise InputError("apply_to='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
+    if not 0 <= stop_step < denoiser.steps:
         raise InputError(
-            f"until={until} is not allowed: a step from 0 to {denoiser.steps - 1} is needed."
+            f"stop_step={stop_step} is not allowed: a step from 0 to {denoiser.steps - 1} is "
+            "needed."
         )
-    steps = kept_steps(denoiser.steps, denoiser.steps if denoising is None else denoising)
-    if isinstance(weight, Tensor):
-        weight = weight.reshape(-1, *[1] * (start.ndim - 1)).to(start)
-    steers = weight.any() if isinstance(weight, Tensor) else weight
-    guide = _Guide(reward, weight, at, onto, until) if reward and steers else None
+    taken = denoiser.steps if num_inference_steps is None else num_inference_steps
+    steps = kept_steps(denoiser.steps, taken)
+    if isinstance(guidance_scale, Tensor):
+        guidance_scale = guidance_scale.reshape(-1, *[1] * (start.ndim - 1)).to(start)
+    steers = guidance_scale.any() if isinstance(guidance_scale, Tensor) else guidance_scale
+    guide = _Guide(reward, guidance_scale, at, apply_to, stop_step) if reward and steers else None
     return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
 
 
 @dataclass(frozen=True, eq=False)
 class _Guide:
     reward: RelativeReward | ExactDifference
-    weight: float | Tensor
+    guidance_scale: float | Tensor
     place: Place
-    onto: Onto
-    until: int
+    apply_to: ApplyTo
+    stop_step: int
 
     def shift(self, denoiser: Denoiser, point: Tensor, t: Tensor) -> Tensor:
         """w c_t grad rho at a point."""
         unit = denoiser.mean_per_score(t, point) if self.reward.target == "score" else 1.0
-        return self.weight * unit * self.reward.gradient(point, t)
+        return self.guidance_scale * unit * self.reward.gradient(point, t)
 
 
 def _denoise(denoiser, x, generator, steps, guide, keep):
@@ -149,12 +152,12 @@ def _denoise(denoiser, x, generator, steps, guide, keep):
 @torch.no_grad()
 def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Callable) -> Tensor:
     t = torch.full((len(x),), step, device=x.device)
-    steers = guide if guide is not None and step >= guide.until else None
-    if steers and steers.onto == "x_t":
+    steers = guide if guide is not None and step >= guide.stop_step else None
+    if steers and steers.apply_to == "x_t":
         x = keep(narrow(x + steers.shift(denoiser, x, t), x))
     x0 = denoiser.answer(x, t)
     mean, deviation = between(denoiser, x0, x, step, before)
-    if steers and steers.onto == "mean":
+    if steers and steers.apply_to == "mean":
         one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
         shift = steers.shift(denoiser, x if steers.place == "x_t" else narrow(one, x), t)
         mean = mean + shift * _lengthened(denoiser, x, step, before)
@@ -178,13 +181,13 @@ def sample(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     reward: RelativeReward | ExactDifference | None = None,
-    weight: float | Tensor = 1.0,
+    guidance_scale: float | Tensor = 1.0,
     place: Place | None = None,
-    anyway: bool = False,
-    onto: Onto = "mean",
-    until: int = 0,
+    force: bool = False,
+    apply_to: ApplyTo = "mean",
+    stop_step: int = 0,
     keep: Callable[[Tensor], Tensor] | None = None,
-    denoising: int | None = None,
+    num_inference_steps: int | None = None,
 ) -> Tensor:
     """Samples of x_0, [B, ...]: the end of `denoise` from fresh noise.
 
@@ -194,14 +197,15 @@ def sample(
         generator: of the noise, on the samples' device; None takes one of `seed` on `device`.
         seed, device: where no generator is given.
         dtype: of the samples.
-        reward, weight, place, anyway, onto, until, keep, denoising: see `denoise`.
+        reward, guidance_scale, place, force, apply_to, stop_step, keep, num_inference_steps: see
+            `denoise`.
 
     Raises:
         InputError: see `denoise`.
 
     >>> import rrlib
     >>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
-    >>> rrlib.sample(base, (4, 32, 6), seed=1, denoising=5).shape
+    >>> rrlib.sample(base, (4, 32, 6), seed=1, num_inference_steps=5).shape
     torch.Size([4, 32, 6])
     """
     if generator is None:
@@ -212,12 +216,12 @@ def sample(
         start,
         generator,
         reward=reward,
-        weight=weight,
+        guidance_scale=guidance_scale,
         place=place,
-        anyway=anyway,
-        onto=onto,
-        until=until,
+        force=force,
+        apply_to=apply_to,
+        stop_step=stop_step,
         keep=keep,
-        denoising=denoising,
+        num_inference_steps=num_inference_steps,
     )
     return deque(steps, maxlen=1).pop()[1]

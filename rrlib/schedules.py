@@ -104,20 +104,21 @@ class Schedule:
         return f"{len(self.abar)} steps, {self.name}, {ends}"
 
 
-def kept_steps(steps: int, denoising: int) -> list[int]:
-    """The `denoising` of T = `steps` steps that a shorter sampling visits, from T - 1 down to 0.
+def kept_steps(steps: int, num_inference_steps: int) -> list[int]:
+    """Those of T = `steps` steps that a shorter sampling visits, from T - 1 down to 0.
 
     Raises:
         InputError: fewer than 2 steps, unless T is visited whole, or more than T.
     """
-    if not min(2, steps) <= denoising <= steps:
+    if not min(2, steps) <= num_inference_steps <= steps:
         raise InputError(
-            f"denoising={denoising} is not allowed: a number from 2 to {steps}, the steps that the "
-            "models were trained with, is needed."
+            f"num_inference_steps={num_inference_steps} is not allowed: a number from 2 to "
+            f"{steps}, the steps that the models were trained with, is needed."
         )
     if steps == 1:
         return [0]
-    return [round(k * (steps - 1) / (denoising - 1)) for k in reversed(range(denoising))]
+    gaps = num_inference_steps - 1
+    return [round(k * (steps - 1) / gaps) for k in reversed(range(num_inference_steps))]
 
 
 def wide(like: Tensor) -> torch.dtype:

@@ -167,7 +167,7 @@ def test_sampling_steered_and_given_asks_for_no_value(looks, target, place):
     reward = RelativeReward(on(rewards(1)[0]), target, place)
     start = torch.zeros(3, H, D, device=FAKE)
     base = given(model(), first, first)
-    options = {"reward": reward, "keep": hold(first), "denoising": 3}
+    options = {"reward": reward, "keep": hold(first), "num_inference_steps": 3}
     for _, x in steering.denoise(base, start, Draws(), **options):
         assert is_there(x) and x.shape == start.shape
 

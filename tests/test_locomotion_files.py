@@ -33,7 +33,9 @@ CHOSEN = SimpleNamespace(
     base_path="",
     expert_path="",
 )
-GUIDANCE = {"weight": 0.5, "until": 0, "place": "mu_base", "onto": "mean", "denoising": 3}
+HOW = {"weight": 0.5, "until": 0, "place": "mu_base", "onto": "mean", "denoising": 3}
+GUIDANCE = {"guidance_scale": 0.5, "stop_step": 0, "place": "mu_base"}
+GUIDANCE |= {"apply_to": "mean", "num_inference_steps": 3}
 FOUND = {"seconds": 90.0, "physics": 0.3, "gflop": 48.0, "operators": 6e3, "score": 98.0}
 
 
@@ -46,7 +48,7 @@ def made(tmp_path_factory):
         patch.setattr(locomotion_experiments, "sizes", lambda *_: small)
         (e,) = locomotion_experiments.experiments(CHOSEN, 20)
         path = tmp_path_factory.mktemp("files") / "hopper.safetensors"
-        locomotion_files.write(path, e, CHOSEN, **GUIDANCE)
+        locomotion_files.write(path, e, CHOSEN, **HOW)
         yield e, path
 
 

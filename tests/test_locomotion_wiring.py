@@ -261,9 +261,9 @@ def test_rollouts_pass_on_all_that_steers(guide, calls):
     assert np.array_equal(normaliser.low, BASE.split().normaliser.low)
     assert (world.name, horizon) == ("hopper", 4)
     assert torch.equal(draws.get_state(), training.stream(8, "plans").get_state())
-    found = {k: getattr(asked, k) for k in ("weight", "place", "onto", "until", "denoising")}
-    assert found == {"weight": 0.7, "place": "x_t", "onto": "x_t", "until": 2, "denoising": 3}
-    assert asked.anyway
+    names = "guidance_scale", "place", "apply_to", "stop_step", "num_inference_steps"
+    assert [getattr(asked, name) for name in names] == [0.7, "x_t", "x_t", 2, 3]
+    assert asked.force
     if guide is EXPERT:
         weight = EXPERT.blank("cpu").network.enter.weight
         assert torch.equal(asked.expert.network.enter.weight, weight)
@@ -302,8 +302,14 @@ def test_a_planner_holds_the_observation_and_passes_guidance_on(monkeypatch):
     normaliser = trajectories.Normaliser(np.full(14, -2, "f4"), np.full(14, 4, "f4"))
     draws, base = training.stream(0, 0), BASE.blank("cpu")
     reward = RelativeReward(REWARD.blank(), "mean", "mu_base")
-    options = {"reward": reward, "weight": 0.7, "place": "x_t", "anyway": True, "onto": "x_t"}
-    options |= {"until": 2, "denoising": 3}
+    options = {
+        "reward": reward,
+        "guidance_scale": 0.7,
+        "place": "x_t",
+        "force": True,
+        "apply_to": "x_t",
+    }
+    options |= {"stop_step": 2, "num_inference_steps": 3}
     plan = rollouts.planner(base, normaliser, locomotion.load("hopper"), 4, draws, **options)
     observations = np.random.default_rng(1).normal(size=(3, 11)).astype("f4")
     plan(observations, np.arange(3))

@@ -130,9 +130,9 @@ def test_plans_are_made_where_the_noise_is(monkeypatch):
     monkeypatch.setattr(planning.steering, "sample", sample)
     noise = SimpleNamespace(device=torch.device("meta"))
     planning.plans_from("model", torch.zeros(3, 4), 16, noise, "reward", 2.0)
-    assert seen == {"first": "meta", "shape": (3, 16, 6), "reward": "reward", "weight": 2.0}
+    assert seen == {"first": "meta", "shape": (3, 16, 6), "reward": "reward", "guidance_scale": 2.0}
     planning.plans_from("model", torch.zeros(3, 4), 16, noise, None, 2.0)
-    assert seen["weight"] == 0.0
+    assert seen["guidance_scale"] == 0.0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

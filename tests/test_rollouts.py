@@ -277,7 +277,9 @@ def test_a_planner_steered_all_the_way_by_the_exact_difference_is_the_expert():
     steered, own, half = (
         rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), expert=expert),
         rollouts.planner(expert, NORMALISER, HOPPER, 8, stream(4, 0)),
-        rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), expert=expert, weight=0.5),
+        rollouts.planner(
+            base, NORMALISER, HOPPER, 8, stream(4, 0), expert=expert, guidance_scale=0.5
+        ),
     )
     assert_close(steered(OBSERVATIONS, ALL), own(OBSERVATIONS, ALL), atol=1e-4, rtol=1e-4)
     assert np.abs(half(OBSERVATIONS, ALL) - own(OBSERVATIONS, ALL)).max() > 0.01
@@ -287,7 +289,7 @@ def test_every_episode_may_have_a_weight_of_its_own():
     base, expert = denoiser(0), denoiser(1)
 
     def planned(weight, episodes):
-        options = {"expert": expert, "weight": weight, "until": 2}
+        options = {"expert": expert, "guidance_scale": weight, "stop_step": 2}
         planner = rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), **options)
         return planner(OBSERVATIONS, episodes)
 
@@ -300,11 +302,11 @@ def test_every_episode_may_have_a_weight_of_its_own():
 @pytest.mark.parametrize(
     ("guidance", "named"),
     [
-        ({"weight": -1.0}, "weight=-1.0"),
-        ({"weight": torch.tensor([1.0, float("nan")])}, "weight=nan"),
-        ({"until": 5}, "until=5"),
-        ({"denoising": 6}, "denoising=6"),
-        ({"denoising": 1}, "denoising=1"),
+        ({"guidance_scale": -1.0}, "guidance_scale=-1.0"),
+        ({"guidance_scale": torch.tensor([1.0, float("nan")])}, "guidance_scale=nan"),
+        ({"stop_step": 5}, "stop_step=5"),
+        ({"num_inference_steps": 6}, "num_inference_steps=6"),
+        ({"num_inference_steps": 1}, "num_inference_steps=1"),
     ],
 )
 def test_guidance_is_refused_before_anything_is_played(guidance, named):
@@ -313,7 +315,9 @@ def test_guidance_is_refused_before_anything_is_played(guidance, named):
 
 
 def test_a_plan_in_fewer_steps_is_the_samplers():
-    short = rollouts.planner(denoiser(0), NORMALISER, HOPPER, 8, stream(4, 0), denoising=3)
+    short = rollouts.planner(
+        denoiser(0), NORMALISER, HOPPER, 8, stream(4, 0), num_inference_steps=3
+    )
     first = torch.from_numpy((OBSERVATIONS - 1) / 3)
-    assert_close(short(OBSERVATIONS, ALL), plans(denoiser(0), first, denoising=3))
+    assert_close(short(OBSERVATIONS, ALL), plans(denoiser(0), first, num_inference_steps=3))
     assert np.abs(short(OBSERVATIONS, ALL) - plans(denoiser(0), first)).max() > 0.01

@@ -87,7 +87,7 @@ def test_an_exact_reward_of_weight_one_turns_the_base_into_the_expert(target):
 def test_the_weight_scales_the_step(weight):
     base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("mean"), "mean", "x_t")
     at = path(base)
-    guided = path(base, reward=reward, weight=weight)
+    guided = path(base, reward=reward, guidance_scale=weight)
     t = torch.full((len(START),), STEPS - 1)
     assert_close(guided[1] - at[1], weight * reward.gradient(START, t), rtol=1e-9, atol=1e-12)
     if weight == 0:
@@ -128,7 +128,7 @@ def test_a_reward_fitted_at_the_bases_mean_is_applied_there():
         guided = path(base, reward=reward, place=place)
         for ours, theirs in zip(guided, wanted, strict=True):
             assert_close(ours, theirs, rtol=0, atol=1e-8)
-    elsewhere = path(base, reward=reward, place="x_t", anyway=True)
+    elsewhere = path(base, reward=reward, place="x_t", force=True)
     assert (elsewhere[-1] - wanted[-1]).abs().max() > 0.01
 
 
@@ -139,23 +139,27 @@ def test_a_reward_fitted_elsewhere_is_refused_unless_told(fitted, asked):
         denoise(base, START, stream(0, 0), reward=reward, place=asked)
     t = torch.full((len(START),), STEPS - 1)
     point = START if asked == "x_t" else base.mean(START, t)
-    moved = path(base, reward=reward, place=asked, anyway=True)[1] - path(base)[1]
+    moved = path(base, reward=reward, place=asked, force=True)[1] - path(base)[1]
     assert_close(moved, reward.gradient(point, t), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), float("-inf")])
 def test_a_weight_out_of_range_is_refused_at_the_call(weight):
     base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("mean"), "mean", "x_t")
-    with pytest.raises(InputError, match=rf"^weight={weight} is not allowed: a finite number"):
-        denoise(base, START, stream(0, 0), reward=reward, weight=weight)
+    with pytest.raises(
+        InputError, match=rf"^guidance_scale={weight} is not allowed: a finite number"
+    ):
+        denoise(base, START, stream(0, 0), reward=reward, guidance_scale=weight)
 
 
 def test_sample_is_the_end_of_denoise_from_fresh_noise():
     base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("score"), "score", "x_t")
-    ours = sample(base, (7, 2), stream(1, 1), reward=reward, weight=0.5, dtype=torch.float64)
+    ours = sample(
+        base, (7, 2), stream(1, 1), reward=reward, guidance_scale=0.5, dtype=torch.float64
+    )
     generator = stream(1, 1)
     start = torch.randn(7, 2, generator=generator, dtype=torch.float64)
-    *_, (t, last) = denoise(base, start, generator, reward=reward, weight=0.5)
+    *_, (t, last) = denoise(base, start, generator, reward=reward, guidance_scale=0.5)
     assert t == -1
     assert torch.equal(ours, last)
     single = Denoiser(lambda x, t: x.tanh(), SCHEDULER)
@@ -183,20 +187,22 @@ def test_steering_until_a_step_leaves_the_last_steps_alone():
     reward = RelativeReward(Exact("mean"), "mean", "x_t")
     base, full, early = (
         path(BASE.denoiser(SCHEDULER), **guidance)
-        for guidance in ({}, {"reward": reward}, {"reward": reward, "until": 6})
+        for guidance in ({}, {"reward": reward}, {"reward": reward, "stop_step": 6})
     )
     steered = STEPS - 6  # t = 19 ... 6
     for k in range(steered + 1):
         assert torch.equal(early[k], full[k])
     assert not torch.allclose(early[steered + 1], full[steered + 1])
-    plain = denoise(BASE.denoiser(SCHEDULER), START, stream(5, 0), reward=reward, until=STEPS - 1)
+    plain = denoise(
+        BASE.denoiser(SCHEDULER), START, stream(5, 0), reward=reward, stop_step=STEPS - 1
+    )
     assert not torch.allclose([x for _, x in plain][1], base[1])
 
 
 def test_the_authors_form_moves_x_before_the_mean_is_taken():
     reward = RelativeReward(Exact("mean"), "mean", "x_t")
     model = BASE.denoiser(SCHEDULER)
-    found = path(model, reward=reward, onto="x_t", weight=0.7)
+    found = path(model, reward=reward, apply_to="x_t", guidance_scale=0.7)
     generator = stream(5, 0)
     x = START
     for step in reversed(range(STEPS)):
@@ -228,10 +234,10 @@ def test_what_is_held_is_in_its_place_at_every_step():
 @pytest.mark.parametrize(
     ("guidance", "named"),
     [
-        ({"until": STEPS}, f"until={STEPS}"),
-        ({"until": -1}, "until=-1"),
-        ({"onto": "noise"}, "onto='noise'"),
-        ({"onto": "x_t", "place": "mu_base", "anyway": True}, "onto='x_t'"),
+        ({"stop_step": STEPS}, f"stop_step={STEPS}"),
+        ({"stop_step": -1}, "stop_step=-1"),
+        ({"apply_to": "noise"}, "apply_to='noise'"),
+        ({"apply_to": "x_t", "place": "mu_base", "force": True}, "apply_to='x_t'"),
     ],
 )
 def test_guidance_that_does_not_exist_is_named(guidance, named):
@@ -246,7 +252,9 @@ def test_fewer_steps_are_those_of_diffusers(clip):
     base = Denoiser(lambda x, t: 1.2 * torch.sin(2 * x + 0.1 * t[:, None]), scheduler)
     kept = kept_steps(20, 5)
     assert kept == [19, 14, 10, 5, 0]
-    ours = list(denoise(base, START.float(), torch.Generator().manual_seed(3), denoising=5))
+    ours = list(
+        denoise(base, START.float(), torch.Generator().manual_seed(3), num_inference_steps=5)
+    )
     assert [t for t, _ in ours] == [*kept, -1]
     scheduler.set_timesteps(timesteps=kept)
     generator = torch.Generator().manual_seed(3)
@@ -260,7 +268,10 @@ def test_fewer_steps_are_those_of_diffusers(clip):
 def test_an_exact_reward_turns_the_base_into_the_expert_in_fewer_steps_too(target):
     base, expert = BASE.denoiser(SCHEDULER), EXPERT.denoiser(SCHEDULER)
     reward = RelativeReward(Exact(target), target, "x_t")
-    guided, theirs = path(base, reward=reward, denoising=7), path(expert, denoising=7)
+    guided, theirs = (
+        path(base, reward=reward, num_inference_steps=7),
+        path(expert, num_inference_steps=7),
+    )
     assert len(guided) == 8
     for ours, wanted in zip(guided, theirs, strict=True):
         assert_close(ours, wanted, rtol=0, atol=1e-8)
@@ -268,13 +279,15 @@ def test_an_exact_reward_turns_the_base_into_the_expert_in_fewer_steps_too(targe
 
 @pytest.mark.parametrize("denoising", [0, 1, STEPS + 1, -3])
 def test_too_few_or_too_many_steps_are_refused(denoising):
-    with pytest.raises(InputError, match=f"denoising={denoising} is not allowed: .* 2 to {STEPS}"):
-        denoise(BASE.denoiser(SCHEDULER), START, stream(0, 0), denoising=denoising)
+    with pytest.raises(
+        InputError, match=f"num_inference_steps={denoising} is not allowed: .* 2 to {STEPS}"
+    ):
+        denoise(BASE.denoiser(SCHEDULER), START, stream(0, 0), num_inference_steps=denoising)
 
 
 def test_a_schedule_of_one_step_is_visited_whole():
     assert kept_steps(1, 1) == [0]
-    with pytest.raises(InputError, match="denoising=0 is not allowed"):
+    with pytest.raises(InputError, match="num_inference_steps=0 is not allowed"):
         kept_steps(1, 0)
 
 
@@ -284,7 +297,9 @@ def test_longer_steps_have_the_deviation_that_the_scheduler_asks_for(variance):
         num_train_timesteps=20, prediction_type="sample", clip_sample=False, variance_type=variance
     )
     base, kept = Denoiser(lambda x, t: x.sin(), scheduler), kept_steps(20, 5)
-    ours = list(denoise(base, START.float(), torch.Generator().manual_seed(3), denoising=5))
+    ours = list(
+        denoise(base, START.float(), torch.Generator().manual_seed(3), num_inference_steps=5)
+    )
     scheduler.set_timesteps(timesteps=kept)
     generator = torch.Generator().manual_seed(3)
     for (step, x), (_, after) in pairwise(ours):

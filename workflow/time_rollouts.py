@@ -54,7 +54,7 @@ def timed(
         `seconds`; `physics`, the share that is no planning; `gflop` and `operators` (torch's, each
         a kernel or more on a GPU) of one batch of plans; `score`.
     """
-    plan = shipped.planner("steered", 0, denoising=denoising)
+    plan = shipped.planner("steered", 0, num_inference_steps=denoising)
     start = locomotion.simulators(shipped.world, 1, 5).envs[0].reset(seed=0)[0]
     batch = np.tile(start.astype(np.float32), (episodes, 1))
     with Operators() as operators:

@@ -81,13 +81,13 @@ def compare(
     Args:
         base, expert: samplers of two pipelines of one latent space and schedule, or of one with and
             without safe guidance.
-        prompts, batch, seed, truncate: see `image_extraction.generate`.
+        prompts, batch, seed, truncate: see `images.comparisons.generate`.
         folder: made if it is not there; goes on where an earlier run stopped.
         other: nothing; a name that pipelines know, such as `negative_prompt`, is refused.
 
     Raises:
         InputError: pipelines that do not match or do not differ, or see
-            `image_extraction.generate`.
+            `images.comparisons.generate`.
     """
     for name, value in other.items():
         raise InputError(
@@ -241,7 +241,7 @@ def learn(
         device: of the fit; the reward stays there.
         checkpoint: see `training.train`.
         unit: what a unit of the network's output is worth at each t, [T], for trials; None takes
-            the pair's own, `image_extraction.units`, which `compare` has left in the folder. A
+            the pair's own, `images.comparisons.units`, which `compare` has left in the folder. A
             folder without them, or of samplers that have none, gives the size of the differences.
 
     Returns:

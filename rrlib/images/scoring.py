@@ -23,7 +23,7 @@ class ImageReward:
     Attributes:
         reward: rho(x_t, t) of latents; t counts the steps still to go after this one.
         about: what its user must know, such as the held-out prompts' numbers, and `comparisons`,
-            the models, prompts and schedule that it was fitted to (`image_extraction.generate`).
+            the models, prompts and schedule that it was fitted to (`images.comparisons.generate`).
     """
 
     reward: RelativeReward
@@ -64,7 +64,7 @@ class ImageReward:
         return torch.cat(found).cpu()
 
     def shift(self, x: Tensor, step: int, weight: float = 1.0) -> Tensor:
-        """What steers `images.denoise`: w grad rho, [B, C, H, W], for the step from 0.
+        """What steers `images.guided.denoise`: w grad rho, [B, C, H, W], for the step from 0.
 
         The reward is fitted to what a DDIM step of the expert adds to the base's, so with an exact
         reward and w = 1 the step is the expert's own. `steers` also checks whose step it is.
@@ -82,7 +82,7 @@ class ImageReward:
         return weight * self.reward.gradient(x, t)
 
     def steers(self, guided: Guided, weight: float) -> Callable[[Tensor, int], Tensor]:
-        """The `shift` that steers `images.denoise`, of a reward in means or in scores.
+        """The `shift` that steers `images.guided.denoise`, of a reward in means or in scores.
 
         Raises:
             InputError: a sampler of other steps, timesteps or noise levels than the reward's fit.

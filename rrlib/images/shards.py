@@ -107,7 +107,7 @@ class Shards:
 
     @cached_property
     def record(self) -> Mapping:
-        """What `image_extraction.generate` says of the run; empty in folders of earlier versions.
+        """What `images.comparisons.generate` says of the run; empty in folders of earlier versions.
 
         Raises:
             InputError: the file is damaged.

@@ -40,27 +40,27 @@ def planner(
     """Plans of a diffusion model, steered or not, from the observations at hand.
 
     Args:
-        base: of a network of plans that was trained with `denoisers.control_loss`.
+        base: of a network of plans that was trained with `conditioning.control_loss`.
         normaliser: of its plans.
         environment: whose observations and actions they are.
         horizon: H, steps of a plan.
         generator: of all noise.
         expert: steers by the exact difference of its means from the base's; None does not.
-        guidance: of `steering.denoise`: reward, weight, until, denoising and so on. A tensor of
-            weights has one for each episode.
+        guidance: of `guidance.denoise`: reward, guidance_scale, stop_step and so on. A tensor of
+            scales has one for each episode.
 
     Returns:
         observations [n, do], episodes [n] -> the actions of one plan each, [n, H, da], in their
         own units.
 
     Raises:
-        InputError: `steering.denoise` would refuse the guidance.
+        InputError: `guidance.denoise` would refuse the guidance.
     """
     difference = {"reward": steering.ExactDifference(base, expert)} if expert else {}
     width = environment.width
     # Sampled lazily: this refuses at once what the first plan would be refused for.
     steering.denoise(base, torch.empty(0, horizon, width), generator, **guidance | difference)
-    weight = guidance.get("weight")
+    scale = guidance.get("guidance_scale")
 
     def plan(observations: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         rows = np.zeros((len(observations), width), np.float32)
@@ -70,8 +70,8 @@ def planner(
         model, options = given(base, first), guidance
         if expert:
             options = {**guidance, "reward": steering.ExactDifference(model, given(expert, first))}
-        if isinstance(weight, torch.Tensor):
-            options = {**options, "weight": weight[episodes]}  # the sampler moves it
+        if isinstance(scale, torch.Tensor):
+            options = {**options, "guidance_scale": scale[episodes]}  # the sampler moves it
         shape = len(first), horizon, width
         plans = steering.sample(model, shape, generator, keep=hold(first), **options)
         return normaliser.denormalise(plans.cpu().numpy())[..., : environment.action]

@@ -25,20 +25,21 @@ def plans_from(
     horizon: int,
     generator: torch.Generator,
     reward: RelativeReward | None = None,
-    weight: float = 1.0,
+    guidance_scale: float = 1.0,
 ) -> Tensor:
     """Plans [n, H, 6] that begin at the observations `first` [n, 4], all normalised.
 
     Args:
-        model: a base or an expert, trained with `denoisers.plan_loss`.
+        model: a base or an expert, trained with `conditioning.plan_loss`.
         first: where the balls are, on any device.
         horizon: H, steps of a plan.
         generator: of the noise, on the model's device; so are the plans.
-        reward, weight: steer the model; None samples the model itself.
+        reward, guidance_scale: steer the model; None samples the model itself.
     """
     shape, first = (len(first), horizon, first.shape[1] + maze.ACTION), first.to(generator.device)
+    scale = guidance_scale if reward else 0.0
     return steering.sample(
-        given(model, first), shape, generator, reward=reward, weight=weight if reward else 0.0
+        given(model, first), shape, generator, reward=reward, guidance_scale=scale
     )
 
 

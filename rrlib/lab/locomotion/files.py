@@ -15,7 +15,7 @@ from rrlib.errors import InputError, shown
 from rrlib.lab import store
 from rrlib.lab.locomotion.experiments import LocomotionExperiment
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
-from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
+from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward, as_guidance
 from rrlib.locomotion import rollouts
 from rrlib.locomotion.world import Environment
 from rrlib.plans.trajectories import Normaliser, Trajectories
@@ -39,8 +39,8 @@ class Shipped:
         reward: extracted from the two.
         normaliser: of their plans.
         horizon: steps of a plan.
-        guidance: `weight`, `until`, `place` and `onto` that the reward is used with, and
-            `denoising`, see `steering.denoise`.
+        guidance: `guidance_scale`, `stop_step`, `place`, `apply_to` and `num_inference_steps`
+            that the reward is used with, see `guidance.denoise`.
         device: where the networks are.
     """
 
@@ -63,9 +63,9 @@ class Shipped:
         """
         model = self.expert if who == "expert" else self.base
         how = self.guidance | guidance
-        how |= {"reward": self.reward, "anyway": True}
+        how |= {"reward": self.reward, "force": True}
         if who != "steered":
-            how = {"denoising": how["denoising"]}
+            how = {"num_inference_steps": how["num_inference_steps"]}
         draws = training.stream(seed, "plans", self.device)
         return rollouts.planner(model, self.normaliser, self.world, self.horizon, draws, **how)
 
@@ -79,7 +79,7 @@ class Shipped:
         return rollouts.play(self.world, self.planner(who, seed), episodes, seed, steps=steps)
 
 
-def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **guidance) -> None:
+def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **how) -> None:
     """Write base, expert and reward of one pair; weights are rounded to float16.
 
     The file appears whole or not at all, carries a checksum, and holds all that its networks are
@@ -89,7 +89,8 @@ def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **
         path: of the file.
         e: the pair, of our own data.
         chosen: the chapter's checked parameters.
-        guidance: that the reward is used with, see `Shipped`.
+        how: `weight`, `until`, `place`, `onto` and `denoising` that the reward is used with, see
+            `LocomotionRollouts`.
 
     Raises:
         InputError: a weight that float16 cannot hold, or a file that cannot be written.
@@ -106,7 +107,7 @@ def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **
     }
     ruler = e.base.split().normaliser.to_arrays()
     tensors |= {f"normaliser/{name}": torch.from_numpy(array) for name, array in ruler.items()}
-    texts = {"about": about, "shapes": shapes, "guidance": guidance}
+    texts = {"about": about, "shapes": shapes, "guidance": as_guidance(**how)}
     write_tensors(path, tensors, {name: json.dumps(value) for name, value in texts.items()})
 
 

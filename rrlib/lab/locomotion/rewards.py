@@ -192,6 +192,13 @@ def _value(base: LocomotionDiffuser, unit: Tensor, like) -> ConditionalReward:
     return ConditionalReward(network, base.environment.observation)
 
 
+def as_guidance(**how) -> dict:
+    """Settings of rollouts by the names that `guidance.denoise` has for them."""
+    names = {"weight": "guidance_scale", "until": "stop_step", "onto": "apply_to"}
+    names |= {"denoising": "num_inference_steps"}
+    return {names.get(name, name): value for name, value in how.items()}
+
+
 @dataclass(frozen=True)
 class LocomotionRollouts:
     """Episodes of a planner, steered or not.
@@ -200,10 +207,10 @@ class LocomotionRollouts:
         base: the planner.
         guide: what steers it: a reward, a discriminator, or another planner, whose exact difference
             from the base is then added; None steers not.
-        weight, place, onto, until: see `steering.denoise`; the place need not be the reward's own.
+        weight, place, onto, until: see `guidance.denoise`; the place need not be the reward's own.
             Of several weights each has `episodes`, from the same starts, those of the first before
             those of the second; they share their batches, which costs little more than one.
-        denoising: steps of a plan's sampling, see `steering.denoise`; None takes all.
+        denoising: steps of a plan's sampling, see `guidance.denoise`; None takes all.
         executed, episodes, steps, version, seed: see `rollouts.play`.
         workers: processes; the result does not depend on them.
 
@@ -280,10 +287,7 @@ class LocomotionRollouts:
             self.base.horizon,
             training.stream(self.seed, "plans", device),
             **named,
-            weight=weight,
+            force=True,
             place=self.place,
-            anyway=True,
-            onto=self.onto,
-            until=self.until,
-            denoising=self.denoising,
+            **guidance(weight=weight, onto=self.onto, until=self.until, denoising=self.denoising),
         )
