@@ -222,7 +222,7 @@ class LocomotionRollouts:
     guide: LocomotionReward | LocomotionDiscriminator | LocomotionDiffuser | None = None
     weight: float | tuple[float, ...] = 1.0
     place: Place | None = None
-    onto: steering.Onto = "mean"
+    onto: steering.ApplyTo = "mean"
     until: int = 0
     denoising: int | None = None
     executed: int = 1
