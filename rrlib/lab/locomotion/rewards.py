@@ -289,5 +289,7 @@ class LocomotionRollouts:
             **named,
             force=True,
             place=self.place,
-            **guidance(weight=weight, onto=self.onto, until=self.until, denoising=self.denoising),
+            **as_guidance(
+                weight=weight, onto=self.onto, until=self.until, denoising=self.denoising
+            ),
         )
