@@ -275,7 +275,7 @@ def test_rollouts_pass_on_all_that_steers(guide, calls):
 
 def test_each_of_several_weights_has_all_episodes(calls):
     replace(PLAYED, weight=(0.5, 2.0)).planner()
-    assert calls.of("planner").weight.tolist() == [0.5] * 6 + [2.0] * 6
+    assert calls.of("planner").guidance_scale.tolist() == [0.5] * 6 + [2.0] * 6
 
 
 @pytest.mark.parametrize(("weight", "n"), [(0.7, 6), ((0.5, 2.0), 12)])
