@@ -137,6 +137,8 @@ class RelativeReward:
             1 for the exact reward, 0 for none; NaN where both models agree.
         """
         pool = pairs.pool(self.target, self.place)
+        if (weight := next(self.network.parameters(), None)) is not None:
+            pool = pool.to(weight.device)
         steps = self.steps or pairs.reader.steps
         return extraction.explained(self.network, pool, steps, batch)
 
@@ -165,9 +167,11 @@ class RelativeReward:
                 sees whole plans [H, D], or points [D], as Table 2's perceptron does.
             target: with "score" the reward is the models' log ratio up to a constant (Eq. 14); with
                 "mean" it is fitted to differences of sampling means.
-            place: where its gradient is taken: "x_t" (Eq. 14), or "mu_base", which steers best.
-            steps, batch, learning_rate: of Adam; Table 3 has 100 000 steps of 128 samples at
-                5e-5, for networks of this size far more than a pool needs.
+            place: where its gradient is taken: "x_t" (Eq. 14), or "mu_base", the base's mean, where
+                ancestral sampling adds it.
+            steps, batch, learning_rate: of Adam, sized for a CPU; Table 3 has for mazes 100 000
+                steps of 256 samples at 5e-5, for robots 50 000 of 128 at 2e-4. Of windowed rewards
+                a sample is a window.
             seed: of the weights and batches.
             device: where it is fitted and stays.
             checkpoint: safetensors file to resume from, see `training.train`.

@@ -188,6 +188,12 @@ def test_what_makes_a_network_is_told_width_and_unit():
     assert reward.gradient(images.x, images.t).shape == images.x.shape
 
 
+def test_comparisons_come_to_where_the_reward_is():
+    network = WindowReward(3, 8, extraction.units(BASE, "score")).to("meta")
+    shares = rrlib.RelativeReward(network, "score", "x_t").explained_variance(PAIRS)
+    assert shares.shape == (30,) and shares.device.type == "meta"
+
+
 def test_the_seed_decides_the_fit():
     fits = [rrlib.RelativeReward.fit(PAIRS, steps=3, seed=seed).network for seed in (0, 0, 1)]
     weights = [fit.g[0].weight for fit in fits]
