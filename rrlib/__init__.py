@@ -21,6 +21,8 @@ __version__ = "0.1.0"
 _PLACES = {
     "Denoiser": "denoisers",
     "cosine_scheduler": "schedules",
+    "flow_schedule": "schedules",
+    "edm_schedule": "schedules",
     "Comparisons": "comparisons",
     "compare": "comparisons",
     "RelativeReward": "rewards",
@@ -33,6 +35,7 @@ _PLACES = {
     "rotational_share": "diagnostics",
     "difference_jacobians": "diagnostics",
     "WindowReward": "plans.rewards",
+    "ContextReward": "plans.rewards",
     "PlanValue": "plans.rewards",
     "ChannelsFirst": "plans.networks",
     "Normaliser": "plans.trajectories",
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from rrlib.plans.conditioning import first_given as first_given
     from rrlib.plans.conditioning import given as given
     from rrlib.plans.networks import ChannelsFirst as ChannelsFirst
+    from rrlib.plans.rewards import ContextReward as ContextReward
     from rrlib.plans.rewards import PlanValue as PlanValue
     from rrlib.plans.rewards import WindowReward as WindowReward
     from rrlib.plans.trajectories import Normaliser as Normaliser
@@ -69,6 +73,8 @@ if TYPE_CHECKING:
     from rrlib.rewards import load_rewards as load_rewards
     from rrlib.rewards import save_rewards as save_rewards
     from rrlib.schedules import cosine_scheduler as cosine_scheduler
+    from rrlib.schedules import edm_schedule as edm_schedule
+    from rrlib.schedules import flow_schedule as flow_schedule
 
 
 def __getattr__(name: str) -> object:

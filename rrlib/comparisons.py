@@ -21,6 +21,7 @@ from rrlib.training import stream
 Target = Literal["score", "mean"]
 Place = Literal["x_t", "mu_base"]
 
+NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
 
 # (x_0, x_t, base, expert) -> x_t as the models are to see it, and the models told what is given;
@@ -66,6 +67,7 @@ class Pool:
         target: expert minus base, [N, ...].
         kind: what the target is and where x is, as in `RelativeReward`; None if nobody said.
         windows: steps of a window and whether they are strided, of a pool that was cut.
+        condition: what both models were told of each point, [N, ...]; None for nothing.
     """
 
     x: Tensor
@@ -73,14 +75,16 @@ class Pool:
     target: Tensor
     kind: tuple[Target, Place] | None = None
     windows: tuple[int, bool] | None = None
+    condition: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.t)
 
     def to(self, device: str) -> "Pool":
         """The same pool on a device."""
-        x, t, target = (part.to(device) for part in (self.x, self.t, self.target))
-        return Pool(x, t, target, self.kind, self.windows)
+        names = ("x", "t", "target", "condition")
+        parts = {name: part for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **{name: part.to(device) for name, part in parts.items()})
 
     def cut(self, window: int, strided: bool = False) -> "Pool":
         """The pool of windows of `window` steps, [N H / h, h, D], for a windowed reward.
@@ -91,9 +95,11 @@ class Pool:
         """
         x, target = (windows(part, window, strided) for part in (self.x, self.target))
         count = x.shape[1]
-        t = self.t.repeat_interleave(count)
+        t, condition = self.t.repeat_interleave(count), self.condition
+        if condition is not None:
+            condition = condition.repeat_interleave(count, 0)
         target = target.flatten(0, 1) * count
-        return Pool(x.flatten(0, 1), t, target, self.kind, (window, strided))
+        return Pool(x.flatten(0, 1), t, target, self.kind, (window, strided), condition)
 
     def average(self, count: int) -> "Pool":
         """The pool [N, h / count, D] of means of `count` steps, of a pool of windows [N, h, D].
@@ -106,7 +112,7 @@ class Pool:
             part.unflatten(1, (-1, count)).mean(2) * count**0.5 for part in (self.x, self.target)
         )
         cut = self.windows and (self.windows[0] // count, self.windows[1])
-        return Pool(x, self.t, target, self.kind, cut)
+        return replace(self, x=x, target=target, windows=cut)
 
     def scale(self, steps: int) -> Tensor:
         """Root mean square of the target's entries at each t, [T].
@@ -128,7 +134,8 @@ class Comparisons:
         x: noised samples x_t, [N, ...].
         t: diffusion steps, [N].
         base, expert: E[x_0 | x_t] by each model, [N, ...].
-        model: either model; its schedule says what an x0 means.
+        model: the base; its schedule says what an x0 means.
+        condition: what both models were told of each sample, [N, ...]; None for nothing.
     """
 
     x: Tensor
@@ -136,6 +143,7 @@ class Comparisons:
     base: Tensor
     expert: Tensor
     model: Denoiser | None = None
+    condition: Tensor | None = None
 
     def pool(self, target: Target, place: Place) -> Pool:
         """The pool that a reward is fitted to.
@@ -152,7 +160,8 @@ class Comparisons:
         convert = model.score_from_x0 if target == "score" else model.mean_from_x0
         mean = model.mean_from_x0(self.base, self.x, self.t) if place == "mu_base" else self.x
         mine, other = (convert(x0, self.x, self.t) for x0 in (self.base, self.expert))
-        return Pool(mean.to(wide(mean)), self.t, other - mine, (target, place))
+        kind, mean = (target, place), mean.to(wide(mean))
+        return Pool(mean, self.t, other - mine, kind, condition=self.condition)
 
     @property
     def reader(self) -> Denoiser:
@@ -165,7 +174,8 @@ class Comparisons:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that can be kept in a file."""
-        return {name: getattr(self, name) for name in ("x", "t", "base", "expert")}
+        names = ("x", "t", "base", "expert", "condition")
+        return {name: part for name in names if (part := getattr(self, name)) is not None}
 
     def to(self, device: str) -> "Comparisons":
         """The same comparisons on a device."""
@@ -180,7 +190,7 @@ def compare_at(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comp
         InputError: a model cannot take samples of this shape, or its answer is not finite.
     """
     mine, other = _answer("base", base, x_t, t), _answer("expert", expert, x_t, t)
-    found = Comparisons(x_t, t, mine, other, base)
+    found = Comparisons(x_t, t, mine, other, base, base.condition)
     for name in ("base", "expert"):
         check_finite(name, getattr(found, name), t)
     return found
@@ -200,8 +210,11 @@ def _answer(name: str, model: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
         if not _SHAPES.search(str(error)):
             raise
         reason = str(error).partition("\n")[0]
+        told = model.condition
+        shape = f"{tuple(x_t.shape[1:])}"
+        shape += "" if told is None else f" under conditions of {tuple(told.shape[1:])}"
         raise InputError(
-            f"{name}: samples of shape {tuple(x_t.shape[1:])} are not allowed by its network: "
+            f"{name}: samples of shape {shape} are not allowed by its network: "
             f"models and data of one space are needed ({shown(reason)})."
         ) from error
 
@@ -215,6 +228,7 @@ def compare(
     seed: int = 0,
     shape: tuple[int, ...] | None = None,
     condition: Condition | None = None,
+    conditions: Sequence[Tensor] | None = None,
     batch: int = 256,
     device: str = "cpu",
 ) -> Comparisons:
@@ -223,19 +237,21 @@ def compare(
     With data by Algorithm 1, without by Algorithm 2, on samples that the models draw themselves.
 
     Args:
-        base, expert: diffusion models of one space and one schedule.
+        base, expert: diffusion models of one space, read at the base's levels (`aligned`).
         data: samples of what the base was trained on and of what the expert was, [m, ...] each,
             normalised alike; None draws samples of `shape`.
         n: comparisons; without data in whole runs of both models, so rather more.
         seed: of the draws.
         shape: of one sample, where there are no data.
         condition: see `algorithm1`.
+        conditions: what networks of a condition are told: with data one row [m, ...] for each
+            sample of the base's and of the expert's; without, two sets of rows to draw from.
         batch: samples per call of the models, where there are data.
         device: of the samples, where there are no data; those stay where they are.
 
     Raises:
-        InputError: models of two schedules or that agree everywhere, data that do not suit them,
-            neither data nor a shape, or both, or a number out of range.
+        InputError: models of no common level or that agree everywhere, data or conditions that do
+            not suit them, neither data nor a shape, or both, or a number out of range.
 
     >>> import rrlib
     >>> scheduler = rrlib.cosine_scheduler(50, clip=False)
@@ -254,14 +270,25 @@ def compare(
                 f"data of {type(data).__name__} is not allowed: two tensors, the base's samples "
                 "and the expert's, are needed."
             )
-        return algorithm1(base, expert, *data, size=n, seed=seed, batch=batch, condition=condition)
+        return algorithm1(
+            base,
+            expert,
+            *data,
+            size=n,
+            seed=seed,
+            batch=batch,
+            condition=condition,
+            conditions=conditions,
+        )
     if shape is None or condition is not None:
         raise InputError(
             "data=None is not allowed without the shape of a sample, nor with a condition: data "
             "are needed."
         )
     runs = 2 * -(-n // (2 * base.steps))
-    return algorithm2(base, expert, shape, runs=runs, seed=seed, device=device)
+    return algorithm2(
+        base, expert, shape, runs=runs, seed=seed, device=device, conditions=conditions
+    )
 
 
 def check_finite(name: str, x: Tensor, t: Tensor | None = None) -> None:
@@ -288,38 +315,74 @@ def algorithm1(
     seed: int,
     batch: int = 256,
     condition: Condition | None = None,
+    conditions: Sequence[Tensor] | None = None,
 ) -> Comparisons:
     """Algorithm 1's comparisons: x_0 from both training sets in equal parts, t uniform, x_t noised.
 
     Args:
-        base, expert: diffusion models of one schedule.
+        base, expert: diffusion models of one space; t runs over the base's levels, those left out
+            at which the expert was never trained.
         base_data, expert_data: [n, ...] training samples, normalised alike.
         size: comparisons N.
         seed: of the draws.
         batch: samples per call of the models.
         condition: gives both models a part of each sample, such as `plans.conditioning.ends_given`;
             None gives nothing.
+        conditions: [n, ...] each, one row for each sample; networks of a condition are told it.
 
     Raises:
-        InputError: models of two schedules, data that do not suit them or each other, a number out
-            of range, an answer that is not finite, or models that agree everywhere.
+        InputError: models of no common level, data or conditions that do not suit them or each
+            other, a number out of range, an answer that is not finite, or models that agree
+            everywhere.
     """
-    _check_call(base, expert, base_data, expert_data, size, batch)
+    expert = aligned(base, expert)
+    _check_call(base, base_data, expert_data, size, batch)
+    _check_conditions(conditions, (len(base_data), len(expert_data)), base_data.device)
     parts = []
     for start in range(0, size, batch):
         generator = stream(seed, f"pool {start}", str(base_data.device))
-        x0 = drawn(base_data, expert_data, min(batch, size - start), generator)
-        x_t, t = noised(base, x0, generator)
+        rows = picked(base_data, expert_data, min(batch, size - start), generator)
+        x0 = torch.cat([base_data[rows[0]], expert_data[rows[1]]])
+        x_t, t = noised(base, x0, generator, expert.schedule.span)
         pair: Sequence[Denoiser] = (base, expert)
+        if conditions is not None:
+            told = torch.cat([part[chosen] for part, chosen in zip(conditions, rows, strict=True)])
+            pair = [model.told(told) for model in pair]
         if condition:
             x_t, pair = condition(x0, x_t, *pair)
         parts.append(compare_at(*pair, x_t, t))
     return _join(parts)
 
 
-def _check_call(base, expert, base_data, expert_data, size, batch) -> None:
+def _check_conditions(conditions, counts: tuple[int, int] | None, device) -> None:
+    """Raise InputError unless conditions are two tensors that belong together, and to the data."""
+    if conditions is None:
+        return
+    if not isinstance(conditions, tuple | list) or len(conditions) != 2:
+        raise InputError(
+            f"conditions of {type(conditions).__name__} is not allowed: two tensors, of the base's "
+            "samples and of the expert's, are needed."
+        )
+    for place, part in enumerate(conditions):
+        if not isinstance(part, Tensor) or part.ndim < 1 or not len(part):
+            raise InputError(f"conditions: {type(part).__name__} is not allowed: tensors [m, ...].")
+        if part.shape[1:] != conditions[0].shape[1:]:
+            raise InputError(
+                f"conditions of shapes {tuple(conditions[0].shape[1:])} and "
+                f"{tuple(part.shape[1:])} are not allowed: rows of one width are needed."
+            )
+        if counts and len(part) != counts[place]:
+            raise InputError(
+                f"conditions: {len(part)} rows are not allowed for {counts[place]} samples: one "
+                "for each is needed."
+            )
+        if part.device != torch.device(device):
+            raise InputError(f"conditions on {part.device} are not allowed: {device} is needed.")
+        check_finite("conditions", part)
+
+
+def _check_call(base, base_data, expert_data, size, batch) -> None:
     """Raise InputError unless Algorithm 1 can be run as it is asked for."""
-    check_schedules(base, expert)
     for name, value in (("size", size), ("batch", batch)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={shown(value)} is not allowed: at least 1 is needed.")
@@ -359,9 +422,9 @@ def _check_range(name: str, data: Tensor, clip: float | None) -> None:
 def _join(parts: Iterable[Comparisons]) -> Comparisons:
     """All comparisons as one; InputError if no model differs from the other in any of them."""
     parts = list(parts)
-    fields = zip(*(part.tensors().values() for part in parts), strict=True)
-    x, t, base, expert = map(torch.cat, fields)
-    found = Comparisons(x, t, base, expert, parts[0].model)
+    names = parts[0].tensors()
+    whole = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
+    found = Comparisons(**whole, model=parts[0].model)
     check_differ(found.base, found.expert)
     return found
 
@@ -385,6 +448,7 @@ def algorithm2(
     seed: int,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    conditions: Sequence[Tensor] | None = None,
 ) -> Comparisons:
     """Algorithm 2's comparisons (appendix D): x_t from the models' own sampling, no data needed.
 
@@ -393,17 +457,27 @@ def algorithm2(
     paper's difference of two random steps has that mean if both share their noise.
 
     Args:
-        base, expert: diffusion models of one schedule.
+        base, expert: diffusion models of one space; the base's levels are walked, and both are
+            compared where both were trained.
         shape: of one sample.
         runs: denoisings, an even number of at least 2, of T comparisons each.
         seed: of the draws.
         device, dtype: of the samples.
+        conditions: rows [m, ...] that the base's runs and the expert's draw theirs from.
 
     Raises:
-        InputError: models of two schedules, a number of runs that cannot be halved, a shape that is
-            none, an answer that is not finite, or models that agree everywhere.
+        InputError: models of no common level, or an expert that has never seen noise, a number of
+            runs that cannot be halved, a shape that is none, an answer that is not finite, or
+            models that agree everywhere.
     """
-    check_schedules(base, expert)
+    expert = aligned(base, expert)
+    first, last = expert.schedule.span
+    _check_conditions(conditions, None, device)
+    if base.schedule.abar[last] > NOISE:
+        raise InputError(
+            f"expert: a noisiest level of alpha-bar {base.schedule.abar[last]:.2g} is not allowed "
+            "where samples are drawn from noise: data are needed."
+        )
     if not isinstance(runs, int) or runs < 2 or runs % 2:
         raise InputError(
             f"runs={shown(runs)} is not allowed: an even number of at least 2 is needed."
@@ -415,55 +489,72 @@ def algorithm2(
             "needed."
         )
     parts = []
-    for name, model in (("base", base), ("expert", expert)):
+    for place, name in enumerate(("base", "expert")):
         generator = stream(seed, f"runs of the {name}", device)
         options = {"generator": generator, "device": device, "dtype": dtype}
-        x = torch.randn(runs // 2, *shape, **options)
+        x, told = torch.randn(runs // 2, *shape, **options), None
+        if conditions is not None:
+            rows = torch.randint(len(conditions[place]), (len(x),), **options | {"dtype": None})
+            told = conditions[place][rows]
+        pair = [model.told(told) for model in (base, expert)]
         for step in reversed(range(base.steps)):
             t = torch.full((len(x),), step, device=device)
-            found = compare_at(base, expert, x, t)
-            parts.append(found)
-            mean = model.mean_from_x0(getattr(found, name), x, t)
-            x = narrow(mean + model.deviation(t, x) * torch.randn(x.shape, **options), x)
+            found = compare_at(*pair, x, t)
+            if first <= step <= last:
+                parts.append(found)
+            mean = base.mean_from_x0(getattr(found, name), x, t)
+            x = narrow(mean + pair[place].deviation(t, x) * torch.randn(x.shape, **options), x)
     return _join(parts)
+
+
+def picked(
+    base_data: Tensor, expert_data: Tensor, n: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Rows of n samples, half of them of each data set, the base's first."""
+    half = n // 2
+    return [
+        torch.randint(len(data), (count,), generator=generator, device=base_data.device)
+        for data, count in ((base_data, n - half), (expert_data, half))
+    ]
 
 
 def drawn(base_data: Tensor, expert_data: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """n samples x_0, half of them from each data set, the base's first."""
-    device = base_data.device
-    half = n // 2
-    picks = [
-        torch.randint(len(data), (count,), generator=generator, device=device)
-        for data, count in ((base_data, n - half), (expert_data, half))
-    ]
-    return torch.cat([base_data[picks[0]], expert_data[picks[1]]])
+    mine, other = picked(base_data, expert_data, n, generator)
+    return torch.cat([base_data[mine], expert_data[other]])
 
 
-def noised(model: Denoiser, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x_t of each x_0 [n, ...] at its own t, uniform over 0 .. T - 1, and these t."""
-    t = torch.randint(model.steps, (len(x0),), generator=generator, device=x0.device)
+def noised(
+    model: Denoiser,
+    x0: Tensor,
+    generator: torch.Generator,
+    span: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x_t of each x_0 [n, ...] at its own t, uniform over `span` (0 .. T - 1), and these t."""
+    first, last = span or (0, model.steps - 1)
+    t = torch.randint(first, last + 1, (len(x0),), generator=generator, device=x0.device)
     return model.noise(x0, t, generator), t
 
 
-def check_schedules(base: Denoiser, expert: Denoiser) -> None:
-    """Raise InputError unless both models share one schedule, else x_t means two things.
+def aligned(base: Denoiser, expert: Denoiser) -> Denoiser:
+    """The expert read at the base's levels, at its own time of each (equal noise, equal x_t).
 
-    And one clip of x0, else their difference holds the clipping of one of them.
+    Raises:
+        InputError: the expert was trained at none of them, or one model clips x0 where the other
+            does not: their difference would hold the clipping of one.
     """
-    mine, other = base.schedule, expert.schedule
-    if mine.abar != other.abar:
-        where = ""
-        if mine.about == other.about:
-            gaps = [abs(a - b) for a, b in zip(mine.abar, other.abar, strict=True)]
-            where = f" (they differ most at t={gaps.index(max(gaps))}, by {max(gaps):.1e})"
+    found = expert.at(base)
+    first, last = found.schedule.span
+    if first > last:
         raise InputError(
-            f"expert: its schedule ({other.about}) is not allowed: the base's own schedule "
-            f"({mine.about}) is needed{where}."
+            f"expert: its levels ({expert.schedule.about}) are not allowed: some of the base's "
+            f"({base.schedule.about}) are needed."
         )
-    if mine.clip != other.clip:
-        clips = (other.clip, mine.clip)
-        theirs, ours = ("no clip" if c is None else f"a clip at {c:g}" for c in clips)
+    mine, other = base.schedule.clip, found.schedule.clip
+    if mine != other:
+        theirs, ours = ("no clip" if c is None else f"a clip at {c:g}" for c in (other, mine))
         raise InputError(
             f"expert: {theirs} of its x0 is not allowed: the base's scheduler has {ours}, and one "
             "choice for both is needed (clip_sample, clip_sample_range)."
         )
+    return found

@@ -1,4 +1,4 @@
-"""One contract for every diffusion model: a network, a diffusers scheduler, and four readings.
+"""One contract for every diffusion model: a network, a scheduler, and four readings.
 
 The readings of a model at (x_t, t) are x0 = E[x_0 | x_t], epsilon, the score and the mean of
 p(x_{t-1} | x_t).
@@ -6,40 +6,49 @@ They say the same thing in four ways; every conversion between them is here and 
 """
 
 import inspect
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rrlib.errors import InputError
+from rrlib.errors import InputError, shown
 from rrlib.schedules import Schedule, check_times, narrow, wide
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
-    from diffusers import DDPMScheduler
+    from diffusers import SchedulerMixin
+
+TOLD = ("given", "marks", "condition")  # third arguments that are told something, default or not
+_WHOLE = re.compile("Long|Int|indices|indexing")  # how torch says that it wants integers
 
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A diffusion model.
+    """A diffusion model, read at the levels of a schedule: x_t = sqrt(abar_t) x_0 + ... eps.
 
     Readings are in the precision of x_t, computed in no less than float32.
 
     Attributes:
-        network: (x_t [B, ...], t [B] int64) -> prediction [B, ...], or an object with it as
-            `sample` (as diffusers' networks answer): x0, epsilon or v as the scheduler's
-            `prediction_type` says ("sample", "epsilon" or "v_prediction"). With a third argument
-            it is told which steps of a plan are given, bool [B, H].
-        scheduler: diffusers' DDPMScheduler, or another of models of the same kind, see
-            `schedules`; t runs over 0 .. T - 1, and t = 0 is the least noise.
+        network: (x [B, ...], time [B]) -> prediction [B, ...], or an object with it as `sample` (as
+            diffusers' networks answer). It is asked in its own numbers, as it was trained: x as
+            its own path has it, times as its scheduler counts them (int64 steps of a DDPM; 1000 s
+            of a flow; log(sigma) / 4 of EDM), and predicts what its scheduler says. A third
+            argument, if it takes one, is the condition.
+        scheduler: diffusers' DDPMScheduler or another of models with E[x_0 | x_t] (DDIM, Euler,
+            DPM-Solver, flow matching, EDM), or a `Schedule`, such as `flow_schedule(100)`; t runs
+            over 0 .. T - 1, and t = 0 is the least noise.
+        condition: what the network is told besides, [B, ...]; None for nothing.
         known: observations [B, do] that are given at steps of the plan, see
-            `plans.conditioning.given`.
+            `plans.conditioning.given`; a network whose third argument is called `given` or `marks`
+            is told which steps they are, bool [B, H].
+        scale: the model's own x_0 over the data's, where its data were scaled by another factor.
 
     Raises:
-        InputError: a scheduler of another kind; when asked, a t that is no step, or an x_t that
-            the network cannot take.
+        InputError: a scheduler of another kind; when asked, a t that is no step, or an x_t or a
+            condition that the network cannot take.
 
     >>> import rrlib, torch
     >>> model = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
@@ -51,32 +60,50 @@ class Denoiser:
     """
 
     network: Callable[..., Tensor]
-    scheduler: "DDPMScheduler"
+    scheduler: "SchedulerMixin | Schedule"
+    condition: Tensor | None = None
     known: tuple[tuple[int, Tensor], ...] = ()
+    scale: float = 1.0
 
     def __post_init__(self):
+        if not isinstance(self.scale, int | float) or not 0 < self.scale < float("inf"):
+            raise InputError(
+                f"scale={shown(self.scale)} is not allowed: a positive number is needed."
+            )
         _ = self.schedule  # a scheduler that cannot be read is refused here
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The scheduler's tables, this model's own."""
-        return Schedule.of(self.scheduler)
+        """The levels that it is read at, and what it is asked there."""
+        return Schedule.of(self.scheduler).scaled(self.scale)
 
     @property
     def steps(self) -> int:
         """T, the number of diffusion steps."""
         return len(self.schedule.abar)
 
+    def at(self, levels: "Denoiser") -> "Denoiser":
+        """The same model read at the levels of another, at its own time of each."""
+        schedule = self.schedule.at(levels.schedule)
+        return self if schedule is self.schedule else replace(self, scheduler=schedule, scale=1.0)
+
+    def told(self, condition: Tensor | None) -> "Denoiser":
+        """The same model under a condition [B, ...]."""
+        return self if condition is None else replace(self, condition=condition)
+
     def abar(self, t: Tensor, like: Tensor) -> Tensor:
         """alpha-bar at t, [B, 1, ...] to multiply `like` [B, ...]; float32 at least."""
-        return _at(self.schedule.tables(like)[0], t, like)
+        return _at(self.schedule.tables(like).abar, t, like)
+
+    def rest(self, t: Tensor, like: Tensor) -> Tensor:
+        """1 - alpha-bar at t, [B, 1, ...]: exact where alpha-bar itself rounds to 1."""
+        return _at(self.schedule.tables(like).rest, t, like)
 
     def noise(self, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of x_t given x_0 [B, ...] at t [B] (the forward process, appendix A.2)."""
         check_times(t, self.steps)
         draw = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        abar = self.abar(t, x0)
-        return narrow(abar.sqrt() * x0 + (1 - abar).sqrt() * draw, x0)
+        return narrow(self.abar(t, x0).sqrt() * x0 + self.rest(t, x0).sqrt() * draw, x0)
 
     def predict(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """What the network itself says, [B, ...]; `given` [B, H] is for one that is told."""
@@ -84,11 +111,18 @@ class Denoiser:
             kind = type(x).__name__
             raise InputError(f"x_t: {kind} is not allowed: a torch tensor is needed.")
         check_times(t, self.steps)
-        told = () if given is None or not self._is_told else (given,)
+        told = self._told(x, given)
+        tables = self.schedule.tables(x)
+        seen = x if self.schedule.own and self.scale == 1 else narrow(_at(tables.ask, t, x) * x, x)
         try:
-            out = self.network(x, t, *told)
-        except RuntimeError:
+            out = self.network(seen, tables.time[t], *told)
+        except (RuntimeError, IndexError) as error:
             _check_input(self.network, x)
+            if not self.schedule.own and _WHOLE.search(str(error)):
+                raise InputError(
+                    "network: whole steps only are not allowed at the levels of another schedule: "
+                    "a network of times in between, or two models of one schedule, are needed."
+                ) from error
             raise
         out = getattr(out, "sample", out)
         if not isinstance(out, Tensor) or out.shape != x.shape:
@@ -99,16 +133,35 @@ class Denoiser:
             )
         return out
 
+    def _told(self, x: Tensor, given: Tensor | None) -> tuple[Tensor, ...]:
+        """The network's third argument, if it is to have one."""
+        if self.condition is not None:
+            if len(self.condition) != len(x):
+                raise InputError(
+                    f"condition of {len(self.condition)} rows is not allowed for {len(x)} samples: "
+                    "one for each is needed."
+                )
+            if self._third is None:
+                raise InputError(
+                    "condition: a network of two arguments, x_t and t, is not allowed: one that "
+                    "takes a condition as its third is needed."
+                )
+            return (self.condition,)
+        third = self._third
+        if third is None:
+            return ()
+        if third.name in ("given", "marks") or third.kind == third.VAR_POSITIONAL:
+            return () if given is None else (given,)
+        if third.default is not third.empty:
+            return ()
+        raise InputError(
+            f"condition: none is not allowed: the network's third argument, {third.name!r}, is "
+            "needed (`denoiser.told(condition)`)."
+        )
+
     @cached_property
-    def _is_told(self) -> bool:
-        """Whether the network takes a third argument: what is given."""
-        try:
-            found = inspect.signature(getattr(self.network, "forward", self.network)).parameters
-        except (TypeError, ValueError):  # written in C: it says nothing of its arguments
-            return False
-        third = [*found.values()][2:3] or [p for p in found.values() if p.kind == p.VAR_POSITIONAL]
-        # Others than these, with a default, mean something else (such as `return_dict`).
-        return any(p.name in ("given", "marks") or p.default is p.empty for p in third)
+    def _third(self) -> inspect.Parameter | None:
+        return third_argument(self.network)
 
     def answer(self, x_t: Tensor, t: Tensor) -> Tensor:
         """`x0` in no less than float32, whatever the precision of x_t: what readings start from."""
@@ -123,12 +176,9 @@ class Denoiser:
     def _clean(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0 from the network's prediction at x_t."""
         out = out.to(wide(out))
-        if self.schedule.prediction == "epsilon":
-            abar = self.abar(t, x_t)
-            out = (x_t - (1 - abar).sqrt() * out) / abar.sqrt()
-        elif self.schedule.prediction == "v_prediction":
-            abar = self.abar(t, x_t)
-            out = abar.sqrt() * x_t - (1 - abar).sqrt() * out
+        if self.schedule.prediction != "sample" or self.schedule.scale != 1:
+            tables = self.schedule.tables(x_t)
+            out = _at(tables.skip, t, x_t) * x_t + _at(tables.gain, t, x_t) * out
         limit = self.schedule.clip
         return out if limit is None else out.clamp(-limit, limit)
 
@@ -150,7 +200,7 @@ class Denoiser:
     def epsilon(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The predicted noise, [B, ...]: minus the score times sqrt(1 - abar_t)."""
         score = self.score_from_x0(self.answer(x_t, t), x_t, t)
-        return narrow(-score * (1 - self.abar(t, x_t)).sqrt(), x_t)
+        return narrow(-score * self.rest(t, x_t).sqrt(), x_t)
 
     def mean(self, x_t: Tensor, t: Tensor) -> Tensor:
         """mu(x_t, t), the mean of p(x_{t-1} | x_t), [B, ...] (Eq. 17); x0 itself at t = 0."""
@@ -158,12 +208,11 @@ class Denoiser:
 
     def score_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The score that belongs to an x0, [B, ...] (Tweedie's formula); float32 at least."""
-        abar = self.abar(t, x_t)
-        return (abar.sqrt() * x0 - x_t) / (1 - abar)
+        return (self.abar(t, x_t).sqrt() * x0 - x_t) / self.rest(t, x_t)
 
     def mean_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The mean that belongs to an x0, [B, ...]: of q(x_{t-1} | x_t, x_0); float32 at least."""
-        return _mean(x0, x_t, self.abar(t, x_t), self._abar_before(t, x_t))
+        return _mean(x0, x_t, self._step(t, x_t))
 
     def mean_per_score(self, t: Tensor, like: Tensor) -> Tensor:
         """beta_t / sqrt(alpha_t), [B, 1, ...]: a score difference times it is a mean difference.
@@ -176,18 +225,33 @@ class Denoiser:
                 "scheduler: a last step of noise alone (zero terminal SNR) is not allowed where "
                 "scores are turned into means: target='mean' and displacement_units are needed."
             )
-        alpha = self.abar(t, like) / self._abar_before(t, like)
-        return (1 - alpha) / alpha.sqrt()
+        step = self._step(t, like)
+        return step.beta / (step.abar / step.before).sqrt()
 
     def deviation(self, t: Tensor, like: Tensor) -> Tensor:
         """sigma_t of p(x_{t-1} | x_t), [B, 1, ...]: the smaller of DDPM's two choices.
 
         The larger one where the scheduler's `variance_type` says so; float32 at least.
         """
-        return _deviation(self, self.abar(t, like), self._abar_before(t, like))
+        return _deviation(self, self._step(t, like))
 
-    def _abar_before(self, t: Tensor, like: Tensor) -> Tensor:
-        return _at(self.schedule.tables(like)[1], t, like)
+    def _step(self, t: Tensor, like: Tensor) -> "_Step":
+        tables = self.schedule.tables(like)
+        return _Step(*(_at(table, t, like) for table in tables[:4]))
+
+
+class _Step(NamedTuple):
+    """A denoising step from alpha-bar `abar` to `before`; `rest` is 1 - alpha-bar of each."""
+
+    abar: Tensor
+    before: Tensor
+    rest: Tensor
+    rest_before: Tensor
+
+    @property
+    def beta(self) -> Tensor:
+        """1 - abar / before, without the rounding of that quotient."""
+        return (self.rest - self.rest_before) / self.before
 
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
@@ -195,17 +259,18 @@ def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     return table[t].reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _mean(x0: Tensor, x_t: Tensor, abar: Tensor, before: Tensor) -> Tensor:
+def _mean(x0: Tensor, x_t: Tensor, step: _Step) -> Tensor:
     """Of q(x | x_t, x_0) for the x at `before`."""
-    alpha = abar / before
-    return (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x_t) / (1 - abar)
+    alpha = step.abar / step.before
+    clean = step.before.sqrt() * step.beta * x0
+    return (clean + alpha.sqrt() * step.rest_before * x_t) / step.rest
 
 
-def _deviation(denoiser: Denoiser, abar: Tensor, before: Tensor) -> Tensor:
-    """Of a step from abar to `before`; 0 where that is x_0."""
+def _deviation(denoiser: Denoiser, step: _Step) -> Tensor:
+    """Of a step to `before`; 0 where that is x_0."""
     if denoiser.schedule.large:
-        return (1 - abar / before).sqrt() * (before < 1)
-    return ((1 - abar / before) * (1 - before) / (1 - abar)).sqrt()
+        return step.beta.sqrt() * (step.rest_before > 0)
+    return (step.beta * step.rest_before / step.rest).sqrt()
 
 
 def _check_input(network: Callable, x: Tensor) -> None:
@@ -231,6 +296,18 @@ def check_beside(name: str, x: Any, network: Callable) -> None:
             ) from None
 
 
+def third_argument(network: Callable) -> inspect.Parameter | None:
+    """A network's third argument: what is given, or a condition; None if it takes none."""
+    try:
+        found = inspect.signature(getattr(network, "forward", network)).parameters
+    except (TypeError, ValueError):  # written in C: it says nothing of its arguments
+        return None
+    third = [*found.values()][2:3] or [p for p in found.values() if p.kind == p.VAR_POSITIONAL]
+    # Others than these, with a default, mean something else (such as `return_dict`).
+    asked = (p for p in third if p.name in TOLD or p.default is p.empty)
+    return next(asked, None)
+
+
 def between(
     denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: int, before: int
 ) -> tuple[Tensor, Tensor]:
@@ -238,6 +315,9 @@ def between(
 
     With before = t - 1 it is `Denoiser.mean_from_x0` and `Denoiser.deviation`; before = -1 is x_0.
     """
-    table = denoiser.schedule.tables(x_t)[0]
-    abar, earlier = table[t], table[before] if before >= 0 else table.new_ones(())
-    return _mean(x0, x_t, abar, earlier), _deviation(denoiser, abar, earlier)
+    abar, _, rest, *_ = denoiser.schedule.tables(x_t)
+    earlier = (
+        (abar[before], rest[before]) if before >= 0 else (abar.new_ones(()), abar.new_zeros(()))
+    )
+    step = _Step(abar[t], earlier[0], rest[t], earlier[1])
+    return _mean(x0, x_t, step), _deviation(denoiser, step)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from rrlib.comparisons import Condition, Place, check_schedules
+from rrlib.comparisons import Condition, Place, aligned
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 
@@ -42,7 +42,7 @@ def difference_jacobians(
     """d (expert's mean - base's mean) / dx, [B, n, n].
 
     Args:
-        base, expert: models of one schedule.
+        base, expert: models of one space, read at the base's levels.
         x_t: noised samples, [B, ...]; of what the models are given they hold the values.
         step: t.
         place: x is "x_t", or "mu_base" (the chain rule turns one into the other).
@@ -50,7 +50,7 @@ def difference_jacobians(
         free: bool [...], the numbers of a sample that can move, n of them; None takes all.
 
     Raises:
-        InputError: `step` is no step of the schedule, or models of two schedules.
+        InputError: `step` is no step of the schedule, or models of no common level.
 
     >>> import rrlib
     >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
@@ -59,7 +59,7 @@ def difference_jacobians(
     >>> jacobians.shape, float(rrlib.rotational_share(jacobians))
     (torch.Size([2, 3, 3]), 0.0)
     """
-    check_schedules(base, expert)
+    expert = aligned(base, expert)
     if not 0 <= step < base.steps:
         raise InputError(
             f"step={step} is not allowed: a step from 0 to {base.steps - 1} is needed."

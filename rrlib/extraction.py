@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.comparisons import Condition, Place, Pool, Target, compare_at, drawn, noised
-from rrlib.denoisers import Denoiser, check_beside
+from rrlib.comparisons import Condition, Place, Pool, Target, aligned, compare_at, drawn, noised
+from rrlib.denoisers import Denoiser, check_beside, third_argument
 from rrlib.errors import InputError
 from rrlib.training import Progress, train
 
@@ -27,6 +27,16 @@ def unit_of(network: nn.Module) -> Tensor | None:
     found = (value for name, value in buffers if name.split(".")[-1] == "unit")
     unit = next(found, None)
     return unit if unit is None or unit.ndim == 1 else unit[0]
+
+
+def told(
+    network: Callable[..., Tensor], condition: Tensor | None, rows: Tensor | slice
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network under what both models were told of some rows of a pool."""
+    if condition is None:
+        return network
+    part = condition[rows]
+    return lambda x, t: network(x, t, part)
 
 
 def loss(
@@ -62,7 +72,9 @@ def literal_loss(
     place: Place,
 ) -> Tensor:
     """One step of Algorithm 1 as printed, []: what a pool is held against, in tests and timings."""
-    x_t, t = noised(base, drawn(base_data, expert_data, n, generator), generator)
+    expert = aligned(base, expert)
+    x0 = drawn(base_data, expert_data, n, generator)
+    x_t, t = noised(base, x0, generator, expert.schedule.span)
     pool = compare_at(base, expert, x_t, t).pool(target, place)
     return loss(network, pool.x, t, pool.target)
 
@@ -193,7 +205,7 @@ def fit(
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pool), (batch,), generator=generator, device=pool.t.device)
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
-        return weighed_loss(network, x, t, target, weights[t])
+        return weighed_loss(told(network, pool.condition, rows), x, t, target, weights[t])
 
     return train(
         network,
@@ -217,6 +229,11 @@ def _check_suits(network: nn.Module, pool: Pool) -> None:
         )
     if isinstance(x, Tensor) and not torch.isfinite(x).all():
         raise InputError("pool: points that are not finite are not allowed: numbers are needed.")
+    if getattr(pool, "condition", None) is not None and third_argument(network) is None:
+        raise InputError(
+            "network: one of two arguments is not allowed for models that are told a condition: "
+            "rho(x, t, condition), such as a ContextReward, is needed."
+        )
     cut = getattr(pool, "windows", None)  # (window, strided), where windows were cut
     for part in network.modules():
         own = getattr(part, "windows", None)  # of a windowed reward
@@ -243,7 +260,8 @@ def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> 
     total = left.clone()
     for rows in torch.arange(len(pool), device=pool.t.device).split(batch):
         x = pool.x[rows].detach().requires_grad_()
-        gradient = torch.autograd.grad(network(x, pool.t[rows]).sum(), x)[0]
+        seen = told(network, pool.condition, rows)
+        gradient = torch.autograd.grad(seen(x, pool.t[rows]).sum(), x)[0]
         error = (gradient - pool.target[rows]).flatten(1).square().sum(1)
         left.index_add_(0, pool.t[rows], error)
         total.index_add_(0, pool.t[rows], pool.target[rows].flatten(1).square().sum(1))

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rrlib.comparisons import Place, Target, check_schedules
+from rrlib.comparisons import Place, Target, aligned
 from rrlib.denoisers import Denoiser, between
 from rrlib.errors import InputError, check_one_of
 from rrlib.rewards import RelativeReward
@@ -26,7 +26,7 @@ class ExactDifference:
     difference more closely, so it is the ceiling of all of them.
 
     Attributes:
-        base, expert: diffusion models of one schedule.
+        base, expert: diffusion models of one space; the expert is read at the base's levels.
     """
 
     base: Denoiser
@@ -35,17 +35,18 @@ class ExactDifference:
     place: ClassVar[Place] = "x_t"
 
     def __post_init__(self):
-        check_schedules(self.base, self.expert)
+        object.__setattr__(self, "expert", aligned(self.base, self.expert))
 
     @property
     def steps(self) -> int:
         """T of their schedule."""
         return self.base.steps
 
-    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
-        """Expert's mean minus base's at (x, t), [B, ...]."""
+    def gradient(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Expert's mean minus base's at (x, t), [B, ...], under a condition if there is one."""
+        base, expert = (model.told(condition) for model in (self.base, self.expert))
         with torch.no_grad():
-            return self.expert.mean(x, t) - self.base.mean(x, t)
+            return expert.mean(x, t) - base.mean(x, t)
 
 
 def denoise(
@@ -138,7 +139,7 @@ class _Guide:
     def shift(self, denoiser: Denoiser, point: Tensor, t: Tensor) -> Tensor:
         """w c_t grad rho at a point."""
         unit = denoiser.mean_per_score(t, point) if self.reward.target == "score" else 1.0
-        return self.guidance_scale * unit * self.reward.gradient(point, t)
+        return self.guidance_scale * unit * self.reward.gradient(point, t, denoiser.condition)
 
 
 def _denoise(denoiser, x, generator, steps, guide, keep):

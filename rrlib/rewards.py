@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rrlib import extraction, training
 from rrlib.comparisons import Comparisons, Place, Target, check_kind
+from rrlib.denoisers import third_argument
 from rrlib.errors import InputError, shown
 from rrlib.extraction import unit_of
 from rrlib.schedules import check_times
@@ -23,6 +24,7 @@ KINDS = {
     "WindowReward": "rrlib.plans.rewards",
     "PlanValue": "rrlib.plans.rewards",
     "ConditionalReward": "rrlib.plans.rewards",
+    "ContextReward": "rrlib.plans.rewards",
     "PlanPotential": "rrlib.plans.perceptron",
     "EncoderReward": "rrlib.images.rewards",
     "WeightedSum": "rrlib.rewards",
@@ -84,19 +86,22 @@ class RelativeReward:
         unit = unit_of(self.network)
         return None if unit is None else len(unit)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """rho, [B], in the precision of x whatever the network's."""
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """rho, [B], in the precision of x whatever the network's.
+
+        A network of a condition [B, ...] is told it; one of two arguments is the same under all.
+        """
         if not isinstance(x, Tensor):
             raise InputError(f"x: {type(x).__name__} is not allowed: a torch tensor is needed.")
         check_times(t, self.steps or torch.iinfo(torch.long).max)
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
-        return self.network(x.to(dtype), t).to(x.dtype)
+        return _asked(self.network, x.to(dtype), t, condition).to(x.dtype)
 
-    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
+    def gradient(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """grad_x rho(x, t), [B, ...], detached."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            return torch.autograd.grad(self(x, t).sum(), x)[0]
+            return torch.autograd.grad(self(x, t, condition).sum(), x)[0]
 
     def per_step(self, states: Tensor, actions: Tensor) -> Tensor:
         """Reward of each time step at t = 0, [B, H] (section 4.3): a step has its window's g.
@@ -164,7 +169,8 @@ class RelativeReward:
             network: a reward network, changed in place; or what makes one, called with `width` (the
                 last side of a sample) and `unit` (see `extraction.units`), such as
                 ``functools.partial(WindowReward, window=16)``. None takes a `WindowReward` that
-                sees whole plans [H, D], or points [D], as Table 2's perceptron does.
+                sees whole plans [H, D], or points [D], as Table 2's perceptron does. Of models
+                that were told a condition it sees that, too (`ContextReward`).
             target: with "score" the reward is the models' log ratio up to a constant (Eq. 14); with
                 "mean" it is fitted to differences of sampling means.
             place: where its gradient is taken: "x_t" (Eq. 14), or "mu_base", the base's mean, where
@@ -193,8 +199,9 @@ class RelativeReward:
         made = _made(network, pairs, target, seed).to(device)
         trained, windows = made, getattr(made, "windows", None)
         if windows and pool.x.ndim == 3:
-            pool = pool.cut(*windows).average(made.average)
-            trained = made.averaged()
+            pool = pool.cut(*windows)
+            if (count := getattr(made, "average", 1)) > 1:
+                pool, trained = pool.average(count), made.averaged()
         progress = extraction.fit(
             trained,
             pool,
@@ -231,7 +238,12 @@ def _made(
         return network
     torch.manual_seed(seed)
     unit = extraction.units(pairs.reader, target)
-    return (network or _default(pairs.x))(width=pairs.x.shape[-1], unit=unit)
+    make, told = network or _default(pairs.x), pairs.condition
+    if told is None:
+        return make(width=pairs.x.shape[-1], unit=unit)
+    context = told[0].numel()
+    inner = make(width=pairs.x.shape[-1] + context, unit=unit)
+    return import_module(KINDS["ContextReward"]).ContextReward(inner, context)
 
 
 def _default(x: Tensor) -> Callable[..., nn.Module]:
@@ -243,6 +255,13 @@ def _default(x: Tensor) -> Callable[..., nn.Module]:
         )
     made = import_module(KINDS["WindowReward"]).WindowReward
     return partial(made, window=x.shape[1] if x.ndim == 3 else 1)
+
+
+def _asked(network: nn.Module, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+    """rho, [B], told the condition if the network takes one."""
+    if third_argument(network) is None:
+        return network(x, t)
+    return network(x, t, condition)
 
 
 def per_step(network: nn.Module, plans: Tensor) -> Tensor:
@@ -266,10 +285,10 @@ class WeightedSum(nn.Module):
         super().__init__()
         self.networks, self.weights = nn.ModuleList(networks), tuple(weights)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The sum, [B], for x_t [B, ...] and t [B]."""
         parts = zip(self.weights, self.networks, strict=True)
-        return sum(weight * network(x_t, t) for weight, network in parts)
+        return sum(weight * _asked(network, x_t, t, condition) for weight, network in parts)
 
     def per_step(self, plans: Tensor) -> Tensor:
         """The sum of what they say of each step, [B, H]."""

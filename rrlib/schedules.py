@@ -1,23 +1,36 @@
-"""What a scheduler of diffusers says about a model: how much noise each step has, and the clip.
+"""What a scheduler of diffusers says about a model: its noise levels, its prediction, the clip.
 
-Only the noise is read, so whatever samples with it (Euler, DPM-Solver, ...), a model that was
-trained on x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at integer t is read right; a scheduler
-of another kind of model is refused when it is given.
+Only the noise is read, so whatever samples with it (Euler, DPM-Solver, ...), a model is read as it
+was trained; a scheduler of a kind of model that has no E[x_0 | x_t] is refused when it is given.
+A pair lives on one grid of levels, by default the base's own; a model of another path or of other
+steps is asked at its own time of each level (`Schedule.at`).
 """
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from rrlib.errors import InputError, shown
+from rrlib.errors import InputError, check_one_of, shown
+from rrlib.paths import EDM, Flow, Path, Prediction, VariancePreserving
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler, SchedulerMixin
 
-Prediction = Literal["sample", "epsilon", "v_prediction"]
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+EDMS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+DISTILLED = (
+    "CMStochasticIterativeScheduler",
+    "FlowMapEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "LCMScheduler",
+    "SCMScheduler",
+    "TCDScheduler",
+)
 
 
 def cosine_scheduler(steps: int, clip: bool = True) -> "DDPMScheduler":
@@ -43,59 +56,221 @@ def cosine_scheduler(steps: int, clip: bool = True) -> "DDPMScheduler":
     )
 
 
+def flow_schedule(
+    steps: int,
+    shift: float = 1.0,
+    time_scale: float = 1000.0,
+    prediction: Prediction = "flow_prediction",
+) -> "Schedule":
+    """Levels of a model of flow matching: x = (1 - s) x_0 + s eps, told s times `time_scale`.
+
+    The noisiest level lies half a step below s = 1, where a score says nothing of x_0.
+
+    Args:
+        steps: T, at least 2.
+        shift: s = shift u / (1 + (shift - 1) u) of evenly spaced u (Stable Diffusion 3: 3).
+        time_scale: diffusers' networks are told 1000 s, others s.
+        prediction: of the network; "flow_prediction" is eps - x_0.
+
+    >>> schedule = flow_schedule(4)
+    >>> [round(a, 3) for a in schedule.abar]  # s = 1/4, 1/2, 3/4, 7/8
+    [0.9, 0.5, 0.1, 0.02]
+    """
+    _check_made(steps, prediction, shift=shift, time_scale=time_scale)
+    u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    u[-1] -= 0.5 / steps
+    s = shift * u / (1 + (shift - 1) * u)
+    return Schedule.on(Flow(time_scale), (1 - s).log() - s.log(), prediction, "flow")
+
+
+def edm_schedule(
+    steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    sigma_data: float = 0.5,
+    prediction: Prediction = "edm",
+) -> "Schedule":
+    """Levels of a model of x = x_0 + sigma eps, spaced as in Karras et al. (2022), rho = 7.
+
+    Args:
+        steps: T, at least 2.
+        sigma_min, sigma_max: the ends of its levels.
+        sigma_data: of the preconditioning.
+        prediction: "edm" is the preconditioned network's answer; its time is log(sigma) / 4.
+
+    >>> edm_schedule(3, sigma_min=0.5, sigma_max=2.0).abar[0]
+    0.8
+    """
+    _check_made(steps, prediction, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
+    if sigma_max <= sigma_min:
+        raise InputError(f"sigma_max={sigma_max} is not allowed: more than sigma_min is needed.")
+    ends = (sigma_min ** (1 / 7), sigma_max ** (1 / 7))
+    sigma = torch.linspace(*ends, steps, dtype=torch.float64) ** 7
+    return Schedule.on(EDM(sigma_min, sigma_max, sigma_data), -sigma.log(), prediction, "EDM")
+
+
+def _check_made(steps: int, prediction: str, **positive: float) -> None:
+    if not isinstance(steps, int) or steps < 2:
+        raise InputError(f"steps={shown(steps)} is not allowed: at least 2 levels are needed.")
+    check_one_of("prediction", prediction, Prediction)
+    for name, value in positive.items():
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name}={shown(value)} is not allowed: a positive number is needed.")
+
+
+class Tables(NamedTuple):
+    """What a model's levels mean, each [T] (see `paths.Asked`); `rest` is 1 - alpha-bar.
+
+    `before` and `rest_before` are those of t - 1, 1 and 0 before the first step.
+    """
+
+    abar: Tensor
+    before: Tensor
+    rest: Tensor
+    rest_before: Tensor
+    time: Tensor
+    ask: Tensor
+    skip: Tensor
+    gain: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A scheduler's own tables; the scheduler may move or change its own without harm.
+    """The noise levels of a model, with what it is asked there: x_t = sqrt(abar) x_0 + ... eps.
+
+    Its tables are its own: a scheduler may move or change its own without harm.
 
     Attributes:
-        abar: alpha-bar at each t, T numbers of float32.
+        abar, rest: alpha-bar and 1 - alpha-bar at each t = 0 .. T - 1.
+        path: the model's own levels and times.
         prediction: what the network predicts.
         clip: x0 is kept within plus and minus this; None where it is not clipped.
         large: whether sampling uses the larger of DDPM's two deviations.
         name: of the noise schedule, for messages.
+        own: the levels are the model's own whole steps, which it is told as integers.
+        scale: the model's own x_0 over that of the data, one factor for all numbers.
     """
 
     abar: tuple[float, ...]
+    rest: tuple[float, ...]
+    path: Path
     prediction: Prediction
-    clip: float | None
-    large: bool
-    name: str
+    clip: float | None = None
+    large: bool = False
+    name: str = "its own"
+    own: bool = False
+    scale: float = 1.0
     copies: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, scheduler) -> "Schedule":
-        """Read a scheduler.
+    def of(cls, scheduler: "Schedule | SchedulerMixin") -> "Schedule":
+        """Read a scheduler of diffusers; a Schedule is what it is.
 
         Raises:
             InputError: it is of a kind of model that cannot be read.
         """
+        if isinstance(scheduler, Schedule):
+            return scheduler
         config = getattr(scheduler, "config", None)
 
         def setting(name: str, default=None):
             return getattr(config, name, default)
 
-        reason = _reason(scheduler, setting)
+        name = type(scheduler).__name__
+        path = _other_path(name, setting)
+        reason = _reason(scheduler, name, setting, path)
         if reason:
-            raise InputError(f"scheduler: {type(scheduler).__name__} is not allowed: {reason}.")
-        clip = float(setting("clip_sample_range", 1.0)) if setting("clip_sample") else None
+            raise InputError(f"scheduler: {name} is not allowed: {reason}.")
+        steps, kind = setting("num_train_timesteps"), setting("prediction_type")
+        if path == "flow":
+            shift = setting("shift", setting("flow_shift", 1.0))
+            return flow_schedule(steps, 1.0 if setting("use_dynamic_shifting") else shift)
+        if path == "edm":
+            low, high, data = (float(setting(f"sigma_{part}")) for part in ("min", "max", "data"))
+            sign = -1 if kind == "v_prediction" else 1
+            return replace(edm_schedule(steps, low, high, data), path=EDM(low, high, data, sign))
+        abar = tuple(scheduler.alphas_cumprod.detach().float().tolist())
         return cls(
-            tuple(scheduler.alphas_cumprod.detach().float().tolist()),
-            setting("prediction_type"),
-            clip,
+            abar,
+            tuple(1 - a for a in abar),
+            VariancePreserving(abar),
+            kind,
+            float(setting("clip_sample_range", 1.0)) if setting("clip_sample") else None,
             setting("variance_type") == "fixed_large",
             str(setting("beta_schedule", "its own")),
+            own=True,
         )
 
-    def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """abar at t and at t - 1 (1 before the first step), [T], on the device of `like`.
+    @classmethod
+    def on(cls, path: Path, level: Tensor, prediction: Prediction, name: str) -> "Schedule":
+        """Of a model asked at the lambdas `level` [T], falling, of its own path."""
+        abar, rest = (2 * level).sigmoid(), (-2 * level).sigmoid()
+        return cls(tuple(abar.tolist()), tuple(rest.tolist()), path, prediction, name=name)
 
-        In the precision of `like`, but no less than float32: 1 - abar rounds to 0 below.
-        """
+    def scaled(self, scale: float) -> Self:
+        """The same model read in the data's numbers, of which its own are `scale` times."""
+        if scale == 1:
+            return self
+        wide = [scale**2 * a + r for a, r in zip(self.abar, self.rest, strict=True)]
+        return replace(
+            self,
+            abar=tuple(scale**2 * a / w for a, w in zip(self.abar, wide, strict=True)),
+            rest=tuple(r / w for r, w in zip(self.rest, wide, strict=True)),
+            clip=None if self.clip is None else self.clip / scale,
+            scale=scale * self.scale,
+            copies={},
+        )
+
+    def at(self, levels: "Schedule") -> "Schedule":
+        """The same model asked at the levels of another schedule, at its own time of each."""
+        if levels.abar == self.abar and levels.rest == self.rest:
+            return self
+        return replace(self, abar=levels.abar, rest=levels.rest, own=False, copies={})
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """The first and the last t that the model was trained at; a first above the last: none."""
+        if self.own:
+            return 0, len(self.abar) - 1
+        least, largest = self.path.reach
+        level = self._level
+        inside = (level >= least - 1e-6) & (level <= largest + 1e-6)
+        found = inside.nonzero().flatten().tolist()
+        return (found[0], found[-1]) if found else (0, -1)
+
+    @property
+    def _level(self) -> Tensor:
+        """The model's own lambda at each t, [T]."""
+        abar, rest = (torch.tensor(part, dtype=torch.float64) for part in (self.abar, self.rest))
+        return (abar.log() - rest.log()) / 2 - math.log(self.scale)
+
+    def tables(self, like: Tensor) -> Tables:
+        """All tables on the device of `like`, in its precision but no less than float32."""
         key = like.device, wide(like)
         if key not in self.copies:
-            abar = torch.tensor(self.abar, dtype=key[1]).to(like.device)
-            self.copies[key] = abar, torch.cat([abar.new_ones(1), abar[:-1]])
+            abar, rest = (
+                torch.tensor(part, dtype=torch.float64).to(key[1])
+                for part in (self.abar, self.rest)
+            )
+            before = torch.cat([abar.new_ones(1), abar[:-1]])
+            rest_before = torch.cat([rest.new_zeros(1), rest[:-1]])
+            time, *rows = self._asked()
+            time = time.to(key[1]) if time.is_floating_point() else time
+            rows = [row.to(key[1]) for row in rows]
+            made = (abar, before, rest, rest_before, time, *rows)
+            self.copies[key] = Tables(*(part.to(like.device) for part in made))
         return self.copies[key]
+
+    def _asked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """time, ask, skip and gain of x_t and x_0 in the data's numbers, [T]; beyond its reach
+        the model is asked at its end."""
+        if isinstance(self.path, VariancePreserving) and self.own:
+            found = self.path.steps(self.prediction)
+        else:
+            found = self.path.at(self._level.clamp(*self.path.reach), self.prediction)
+        longer = ((found.alpha * self.scale).square() + found.sigma.square()).sqrt()
+        skip, gain = longer * found.skip / self.scale, found.gain / self.scale
+        return found.time, longer * found.ask, skip, gain
 
     @property
     def about(self) -> str:
@@ -143,24 +318,58 @@ def check_times(t: Tensor, steps: int) -> None:
         raise InputError(f"t={worst} is not allowed: steps from 0 to {steps - 1} are needed.")
 
 
-def _reason(scheduler, setting) -> str:
+def _other_path(name: str, setting) -> Literal["flow", "edm", ""]:
+    """The kind of path that a scheduler's models have, if it is no DDPM's."""
+    if name in FLOWS or setting("use_flow_sigmas"):
+        return "flow"
+    return "edm" if name in EDMS else ""
+
+
+def _reason(scheduler, name: str, setting, path: str) -> str:
     """Why a scheduler's model cannot be read; empty if it can."""
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if setting("original_inference_steps") is not None:
+    if setting("original_inference_steps") is not None or name in DISTILLED:
         return (
             "a distilled model leaps to the end of its path and has no E[x_0 | x_t]; the model "
             "that it was distilled from is needed"
         )
+    if path == "flow":
+        return _reason_of_flow(setting)
+    if path == "edm":
+        return _reason_of_edm(setting)
+    return _reason_of_table(scheduler, setting)
+
+
+def _reason_of_flow(setting) -> str:
+    if setting("prediction_type", "flow_prediction") != "flow_prediction":
+        found = shown(setting("prediction_type"))
+        return f"prediction_type={found} on a flow's levels is none: 'flow_prediction' is needed"
+    if setting("invert_sigmas"):
+        return "invert_sigmas=True turns time around; a model of noise at s = 1 is needed"
+    return ""
+
+
+def _reason_of_edm(setting) -> str:
+    if setting("prediction_type") not in ("epsilon", "v_prediction"):
+        found = shown(setting("prediction_type"))
+        return f"prediction_type={found} is none of 'epsilon', 'v_prediction', which are needed"
+    if setting("thresholding"):
+        return "thresholding=True clips x0 by each sample's own quantile; False is needed"
+    return ""
+
+
+def _reason_of_table(scheduler, setting) -> str:
+    table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, Tensor) or table.ndim != 1 or len(table) < 2:
         return (
             "it has no table alphas_cumprod; a scheduler of models of x_t = sqrt(abar) x_0 + "
-            "sqrt(1 - abar) eps at whole t, such as DDPMScheduler, is needed"
+            "sqrt(1 - abar) eps at whole t, such as DDPMScheduler, of a flow or of EDM, is needed"
         )
-    if setting("prediction_type") not in get_args(Prediction):
-        allowed = ", ".join(map(repr, get_args(Prediction)))
+    kinds = ("sample", "epsilon", "v_prediction")
+    if setting("prediction_type") not in kinds:
+        allowed = ", ".join(map(repr, kinds))
         found = shown(setting("prediction_type"))
         return f"prediction_type={found} is none of {allowed}, one of which is needed"
-    if setting("use_flow_sigmas") or setting("timestep_type") == "continuous":
+    if setting("timestep_type") == "continuous":
         return "its model is asked at other noise levels than alphas_cumprod has: these are needed"
     if setting("thresholding"):
         return "thresholding=True clips x0 by each sample's own quantile; False is needed"

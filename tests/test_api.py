@@ -67,7 +67,7 @@ def test_with_data_it_is_algorithm_1_and_without_algorithm_2():
         ({"expert": linear(0.0), "shape": SHAPE}, "expert: no difference from the base"),
         (
             {"expert": rrlib.Denoiser(lambda x, t: x, rrlib.cosine_scheduler(20)), "shape": SHAPE},
-            "expert: its schedule",
+            "expert: a clip at 1 of its x0",
         ),
     ],
 )

@@ -309,10 +309,13 @@ class Own:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: diffusers.FlowMatchEulerDiscreteScheduler(STEPS), "no table alphas_cumprod"),
+        (lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "turns time"),
+        (lambda: diffusers.FlowMatchLCMScheduler(STEPS), "a distilled model"),
+        (lambda: diffusers.TCDScheduler(STEPS), "a distilled model"),
+        (lambda: diffusers.UniPCMultistepScheduler(STEPS, use_flow_sigmas=True), "on a flow's lev"),
         (lambda: diffusers.ScoreSdeVeScheduler(STEPS), "no table alphas_cumprod"),
-        (lambda: diffusers.CMStochasticIterativeScheduler(STEPS), "no table alphas_cumprod"),
-        (lambda: diffusers.EDMEulerScheduler(num_train_timesteps=STEPS), "no table alphas_cumprod"),
+        (lambda: diffusers.CMStochasticIterativeScheduler(STEPS), "a distilled model"),
+        (lambda: diffusers.EDMEulerScheduler(prediction_type="sample"), "type='sample' is none"),
         (Own, "no table alphas_cumprod"),
         (lambda: diffusers.LCMScheduler(1000), "distilled model"),
         (lambda: diffusers.TCDScheduler(1000), "distilled model"),

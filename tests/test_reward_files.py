@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from rrlib.errors import InputError
 from rrlib.images.rewards import EncoderReward
 from rrlib.plans.perceptron import PlanPotential
-from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
+from rrlib.plans.rewards import ConditionalReward, ContextReward, PlanValue, WindowReward
 from rrlib.rewards import (
     KINDS,
     RelativeReward,
@@ -80,6 +80,7 @@ NETWORKS = {
     "PlanValue": lambda: PlanValue(3, UNIT, (32, 32), 2),
     "PlanPotential": lambda: PlanPotential(3, 4, UNIT, 16, 1),
     "ConditionalReward": lambda: ConditionalReward(PlanPotential(3, 4, UNIT, 16, 1), 2),
+    "ContextReward": lambda: ContextReward(WindowReward(5, 4, UNIT, (8,)), 2),
     "Rescaled": lambda: Rescaled(WindowReward(3, 2, UNIT, (8,)), torch.tensor([1e5, 1.0, 1e-9])),
     "WeightedSum": lambda: WeightedSum(
         [WindowReward(3, 4, UNIT, (8,)), ConditionalReward(PlanValue(3, UNIT, (32,)), 1)], [2, -0.3]
@@ -101,7 +102,8 @@ def test_a_reward_of_every_kind_comes_back(tmp_path, kind):
     assert (found.target, found.place, found.steps) == ("score", "x_t", 10)
     shape = (5, 4, 8, 8) if kind == "EncoderReward" else (5, 4, 3)
     x, t = torch.randn(shape, generator=stream(0, "x")), torch.tensor([0, 1, 4, 8, 9])
-    assert_close(found.gradient(x, t), made.gradient(x, t), atol=1e-2, rtol=5e-2)
+    told = torch.ones(5, 2) if kind == "ContextReward" else None
+    assert_close(found.gradient(x, t, told), made.gradient(x, t, told), atol=1e-2, rtol=5e-2)
     for name, table in network.named_buffers():
         assert torch.equal(dict(found.network.named_buffers())[name], table), name
     ((reward, about),) = load_rewards(tmp_path / "one.safetensors").values()

@@ -315,10 +315,20 @@ def test_a_reward_of_another_schedule_is_refused():
         denoise(BASE.denoiser(SCHEDULER), START, stream(0, 0), reward=reward)
 
 
-def test_the_exact_difference_wants_one_schedule():
-    other = BASE.denoiser(cosine_scheduler(STEPS + 1, clip=False))
-    with pytest.raises(InputError, match=r"^expert: its schedule"):
-        ExactDifference(BASE.denoiser(SCHEDULER), other)
+def test_the_exact_difference_reads_the_expert_at_the_bases_levels():
+    rows = torch.arange(STEPS).double()
+
+    def continuous(x, t):  # the network of one schedule, asked at the steps of another
+        return 0.5 * x + 0.01 * t.to(x)[:, None]
+
+    base = Denoiser(lambda x, t: 0.5 * x, SCHEDULER)
+    expert = Denoiser(continuous, cosine_scheduler(2 * STEPS, clip=False))
+    found = ExactDifference(base, expert)
+    assert found.steps == STEPS and found.expert.schedule.abar == base.schedule.abar
+    x, t = torch.zeros(STEPS, 2, dtype=torch.float64), torch.arange(STEPS)
+    difference = found.expert.x0(x, t) - base.x0(x, t)
+    assert_close(difference[:-1, 0], (0.02 * rows + 0.01)[:-1], rtol=0.05, atol=0.005)
+    assert_close(found.gradient(x, t), found.expert.mean(x, t) - base.mean(x, t))
 
 
 def test_scores_cannot_steer_where_a_step_is_noise_alone():

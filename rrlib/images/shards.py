@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -191,6 +191,7 @@ class ShardPool:
     shards: Shards
     prompts: tuple[int, ...]
     device: str
+    condition: ClassVar[None] = None  # the reward sees no text
 
     def __len__(self) -> int:
         return len(self.prompts) * len(SIDES) * self.shards.steps

@@ -200,3 +200,49 @@ class ConditionalReward(nn.Module):
     def per_step(self, plans: Tensor) -> Tensor:
         """The network's own, [B, H]: what is given changes gradients and no values."""
         return per_step(self.network, plans)
+
+
+class ContextReward(nn.Module):
+    """rho(x_t, t, condition): a reward that sees, beside each step, what the models were told.
+
+    Args:
+        network: (x [B, H, D + c], t [B]) -> rho [B], such as a `WindowReward`; or of points.
+        context: c, numbers of a condition.
+
+    Raises:
+        InputError: the network averages steps.
+
+    >>> rho = ContextReward(WindowReward(width=5, window=4, unit=torch.ones(10)), context=3)
+    >>> rho(torch.zeros(2, 8, 2), torch.tensor([0, 9]), torch.ones(2, 3)).shape
+    torch.Size([2])
+    """
+
+    SHAPE: ClassVar = ("context",)
+    PARTS: ClassVar = ("network",)
+
+    def __init__(self, network: nn.Module, context: int):
+        super().__init__()
+        if getattr(network, "average", 1) != 1:
+            raise InputError("average: a network of averaged steps is not allowed under a context.")
+        self.network, self.context = network, context
+
+    @property
+    def windows(self) -> tuple[int, bool] | None:
+        """How a pool is cut for it, as of its network."""
+        return getattr(self.network, "windows", None)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] (or [B, D]), t [B] and the condition [B, c].
+
+        Raises:
+            InputError: a condition is missing or of another width.
+        """
+        found = None if condition is None else condition.flatten(1)
+        if found is None or found.shape != (len(x_t), self.context):
+            what = "none" if condition is None else f"shape {tuple(condition.shape)}"
+            raise InputError(
+                f"condition: {what} is not allowed: [{len(x_t)}, {self.context}] is needed."
+            )
+        if x_t.ndim == 3:
+            found = found[:, None].expand(-1, x_t.shape[1], -1)
+        return self.network(torch.cat([x_t, found.to(x_t)], -1), t)

@@ -281,6 +281,39 @@ class Normaliser:
         centre, half = self._centre_and_half(plans)
         return plans * half + centre
 
+    def factor_to(self, other: "Normaliser") -> float:
+        """What these numbers are multiplied by to be the other's: `Denoiser(..., scale=)` of it.
+
+        Noise is alike in all numbers of a model, so two models have a common x_t only if their
+        numbers differ by one factor.
+
+        Raises:
+            InputError: they differ by more.
+
+        >>> base, expert = (Normaliser(np.float32([-a, -1]), np.float32([a, 1])) for a in (4, 4))
+        >>> base.factor_to(expert)
+        1.0
+        """
+        mine, other_half = self.high - self.low, other.high - other.low
+        if self.low.shape != other.low.shape:
+            raise InputError(
+                f"normalisers of {len(self.low)} and {len(other.low)} numbers are not allowed: "
+                "models of one space are needed."
+            )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factors = np.where((mine > 0) & (other_half > 0), mine / other_half, np.nan)
+        shifts = np.abs((self.high + self.low) - (other.high + other.low)) / 2
+        factor = float(np.nanmedian(factors)) if not np.isnan(factors).all() else 1.0
+        off = (np.abs(factors / factor - 1) > 1e-4) | (shifts > 1e-4 * np.where(mine > 0, mine, 1))
+        off |= (mine > 0) != (other_half > 0)
+        if off.any():
+            raise InputError(
+                f"normalisers that differ at {shown(off.nonzero()[0].tolist())} by more than one "
+                "factor are not allowed, since their models have no common x_t: models that were "
+                "trained with one normaliser are needed."
+            )
+        return factor
+
     def _centre_and_half(self, plans: np.ndarray | torch.Tensor):
         centre, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         half = np.where(half > 0, half, np.float32(1))

@@ -1,0 +1,164 @@
+"""Models that are told a condition: pools keep it, the reward sees it, sampling passes it on."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import rrlib
+from rrlib import comparisons
+from rrlib.comparisons import Pool
+from rrlib.errors import InputError
+from rrlib.training import stream
+
+SCHEDULER = rrlib.cosine_scheduler(30, clip=False)
+SPREAD = 0.3
+
+
+def told(side: float) -> rrlib.Denoiser:
+    """x_0 ~ N(side c, SPREAD) under the condition c, in closed form."""
+    abar = SCHEDULER.alphas_cumprod
+
+    def network(x, t, condition):
+        a = abar.to(x)[t].reshape(-1, *[1] * (x.ndim - 1))
+        mean = side * condition.reshape(len(x), *[1] * (x.ndim - 2), -1)
+        return mean + a.sqrt() * SPREAD * (x - a.sqrt() * mean) / (a * SPREAD + 1 - a)
+
+    return rrlib.Denoiser(network, SCHEDULER)
+
+
+BASE, EXPERT = told(-1.0), told(1.0)
+
+
+def drawn(n: int, seed: int) -> tuple[tuple, tuple]:
+    """Samples of base and expert, [n, 2] each, and their conditions."""
+    conditions = tuple(torch.rand(n, 2, generator=stream(seed, k)) * 2 - 1 for k in range(2))
+    noise = (SPREAD**0.5 * torch.randn(n, 2, generator=stream(seed, 2 + k)) for k in range(2))
+    return tuple(s * c + e for s, c, e in zip((-1, 1), conditions, noise, strict=True)), conditions
+
+
+def exact(found) -> torch.Tensor:
+    """The score difference that belongs to each condition."""
+    a = SCHEDULER.alphas_cumprod[found.t][:, None]
+    return 2 * a.sqrt() * found.condition / (a * SPREAD + 1 - a)
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_each_comparison_keeps_what_both_models_were_told(data):
+    samples, conditions = drawn(400, 0)
+    source = {"data": samples} if data else {"shape": (2,)}
+    found = rrlib.compare(BASE, EXPERT, **source, n=600, conditions=conditions)
+    assert found.condition.shape == found.x.shape
+    pool = found.pool("score", "x_t")
+    assert_close(pool.target, exact(found), rtol=1e-3, atol=1e-4)
+    rows = {tuple(row.tolist()) for part in conditions for row in part}
+    assert {tuple(row.tolist()) for row in found.condition} <= rows
+    if data:  # each sample has the condition of its own row
+        mine = found.t < 3
+        sides = (found.x / found.condition)[mine].median()
+        assert mine.sum() > 20 and sides.abs() < 1.5
+
+
+def test_a_pool_of_windows_repeats_the_condition():
+    x, condition = torch.arange(24.0).reshape(2, 4, 3), torch.tensor([[1.0], [2.0]])
+    pool = Pool(x, torch.tensor([0, 5]), x, condition=condition)
+    assert pool.cut(2).condition.flatten().tolist() == [1, 1, 2, 2]
+    assert torch.equal(pool.to("cpu").condition, condition)
+
+
+def test_the_reward_of_a_conditional_pair_is_the_log_ratio_under_each_condition():
+    samples, conditions = drawn(4_000, 1)
+    found = rrlib.compare(BASE, EXPERT, samples, n=8_000, conditions=conditions)
+    reward = rrlib.RelativeReward.fit(found, steps=1_500, learning_rate=3e-3)
+    held_out, told_held = drawn(1_000, 2)
+    again = rrlib.compare(BASE, EXPERT, held_out, n=2_000, seed=1, conditions=told_held)
+    assert reward.explained_variance(again).nanmean() > 0.98
+    x, t = torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)
+    c = torch.tensor([[0.8, 0.0], [-0.8, 0.0]])
+    slope = reward.gradient(x, t, c)[:, 0]
+    assert slope[0] > 0 > slope[1]  # a reward that does not see c could not
+
+
+def test_steering_under_a_condition_reaches_the_experts_mean():
+    samples, conditions = drawn(4_000, 1)
+    found = rrlib.compare(BASE, EXPERT, samples, n=8_000, conditions=conditions)
+    reward = rrlib.RelativeReward.fit(found, steps=1_500, learning_rate=3e-3)
+    c = torch.tensor([[0.6, -0.4]]).expand(2_000, 2)
+    for guide in (reward, rrlib.ExactDifference(BASE, EXPERT)):
+        steered = rrlib.sample(BASE.told(c), (2_000, 2), seed=1, reward=guide)
+        assert_close(steered.mean(0), c[0], rtol=0, atol=0.08)
+    plain = rrlib.sample(BASE.told(c), (2_000, 2), seed=1)
+    assert_close(plain.mean(0), -c[0], rtol=0, atol=0.05)
+
+
+def test_plans_under_a_condition_are_fitted_in_windows():
+    c = torch.rand(60, 3, generator=stream(3, 0))
+    plans = c[:, None] + 0.1 * torch.randn(60, 8, 3, generator=stream(3, 1))
+    found = rrlib.compare(BASE, EXPERT, (-plans, plans), n=300, conditions=(c, c))
+    short = partial(rrlib.WindowReward, window=2, hidden=(16,))
+    reward = rrlib.RelativeReward.fit(found, short, steps=5)
+    assert (reward.network.windows, reward.network.context) == ((2, False), 3)
+    values = reward(plans, torch.zeros(60, dtype=torch.long), c)
+    assert values.shape == (60,) and values.isfinite().all()
+
+
+class Blind(nn.Module):
+    def forward(self, x, t):
+        return x.sum(1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "^condition: none is not allowed: the network's third argument, 'condition'"),
+        ({"conditions": torch.zeros(5, 2)}, "^conditions of Tensor is not allowed: two tensors"),
+        ({"conditions": (torch.zeros(5, 2), torch.zeros(4, 2))}, "^conditions: 4 rows are not all"),
+        ({"conditions": (torch.zeros(5, 2), torch.zeros(5, 3))}, "^conditions of shapes "),
+        ({"conditions": (torch.zeros(5, 2), [0] * 5)}, "^conditions: list is not allowed"),
+        ({"conditions": (torch.zeros(5, 2), torch.full((5, 2), torch.nan))}, "numbers that"),
+    ],
+)  # fmt: skip
+def test_conditions_that_cannot_be_right_are_refused(asked, message):
+    with pytest.raises(InputError, match=message):
+        rrlib.compare(BASE, EXPERT, (torch.zeros(5, 2), torch.ones(5, 2)), n=10, **asked)
+
+
+def test_a_condition_of_another_width_names_the_condition():
+    layer = nn.Linear(5, 2)
+    model = rrlib.Denoiser(lambda x, t, c: layer(torch.cat([x, c], 1)), SCHEDULER)
+    told = (torch.zeros(5, 4), torch.zeros(5, 4))
+    with pytest.raises(InputError, match=r"^base: samples of shape \(2,\) under conditions of \(4"):
+        rrlib.compare(model, EXPERT, (torch.zeros(5, 2), torch.ones(5, 2)), n=10, conditions=told)
+
+
+def test_networks_without_a_place_for_it_are_refused():
+    x, t, c = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long), torch.zeros(3, 2)
+    plain = rrlib.Denoiser(lambda x, t: x, SCHEDULER)
+    with pytest.raises(InputError, match=r"^condition: a network of two arguments"):
+        plain.told(c).x0(x, t)
+    with pytest.raises(InputError, match=r"^condition of 2 rows is not allowed for 3 samples"):
+        BASE.told(c[:2]).x0(x, t)
+    samples, conditions = drawn(50, 0)
+    found = rrlib.compare(BASE, EXPERT, samples, n=60, conditions=conditions)
+    with pytest.raises(InputError, match=r"^network: one of two arguments is not allowed"):
+        rrlib.RelativeReward.fit(found, Blind(), steps=1)
+    reward = rrlib.RelativeReward.fit(found, steps=1)
+    for wrong in (None, torch.zeros(3, 1)):
+        with pytest.raises(InputError, match=r"^condition: .* is not allowed: \[3, 2\] is needed"):
+            reward(x, t, wrong)
+
+
+def test_what_is_given_of_a_plan_is_a_condition_that_stands_in_x():
+    """First observations: the same comparisons as models that hold them, row by row."""
+    data = (
+        torch.rand(40, 4, 3, generator=stream(5, 0)),
+        torch.rand(40, 4, 3, generator=stream(5, 1)),
+    )
+    models = [rrlib.Denoiser(lambda x, t, a=a: a * x.cumsum(1), SCHEDULER) for a in (0.3, 0.4)]
+    found = comparisons.algorithm1(*models, *data, size=30, seed=0, condition=rrlib.first_given(2))
+    first = found.x[:, 0, 1:]
+    for name, model in zip(("base", "expert"), models, strict=True):
+        asked = rrlib.given(model, first).x0(found.x, found.t)
+        assert torch.equal(getattr(found, name), asked)

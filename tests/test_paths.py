@@ -1,0 +1,316 @@
+"""Models of other paths and predictions: at equal noise all are read alike."""
+
+import itertools
+from dataclasses import replace
+from functools import partial
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch.testing import assert_close
+
+import rrlib
+from rrlib import comparisons, extraction
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError
+from rrlib.schedules import Schedule, cosine_scheduler, edm_schedule, flow_schedule
+from rrlib.training import stream
+
+# A Gaussian N(m, diag(v)) in two dimensions, and what the best network of each kind says of it.
+BASE = (torch.tensor([-0.4, 0.2]), torch.tensor([0.5, 0.2]))
+EXPERT = (torch.tensor([0.5, -0.1]), torch.tensor([0.2, 0.4]))
+TABLES = {
+    "cosine": lambda n, kind: cosine_scheduler(n, clip=False).config | {"prediction_type": kind},
+    "linear": lambda n, kind: {
+        "num_train_timesteps": n,
+        "beta_end": min(0.999, 20 / n),
+        "prediction_type": kind,
+        "clip_sample": False,
+    },
+}
+
+
+def posterior(law, x, alpha, sigma):
+    """E[x_0 | x = alpha x_0 + sigma eps]."""
+    mean, variance = (part.to(x) for part in law)
+    return mean + alpha * variance * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
+
+
+def vp_model(law, table: str, steps: int, kind: str) -> Denoiser:
+    """DDPM; between two steps log(alpha / sigma) is linear, here by NumPy."""
+    scheduler = DDPMScheduler.from_config(TABLES[table](steps, kind))
+    abar = scheduler.alphas_cumprod.double().numpy()
+    nodes = np.log(abar / (1 - abar)) / 2
+
+    def network(x, t):
+        level = np.interp(t.double().numpy(), np.arange(steps), nodes)
+        level = torch.from_numpy(level).reshape(-1, *[1] * (x.ndim - 1))
+        alpha, sigma = (1 + (-2 * level).exp()) ** -0.5, (1 + (2 * level).exp()) ** -0.5
+        x0 = posterior(law, x.double(), alpha, sigma)
+        eps = (x - alpha * x0) / sigma
+        says = {"sample": x0, "epsilon": eps, "v_prediction": alpha * eps - sigma * x0}
+        return says[kind].to(x.dtype)
+
+    return Denoiser(network, scheduler)
+
+
+def flow_model(law, scheduler) -> Denoiser:
+    def network(x, t):
+        s = (t.double() / 1000).reshape(-1, *[1] * (x.ndim - 1))
+        x0 = posterior(law, x.double(), 1 - s, s)
+        return ((x - (1 - s) * x0) / s - x0).to(x.dtype)  # eps - x_0
+
+    return Denoiser(network, scheduler)
+
+
+def edm_model(law, scheduler, data: float = 0.5) -> Denoiser:
+    def network(seen, t):
+        sigma = (4 * t.double()).exp().reshape(-1, *[1] * (seen.ndim - 1))
+        x = seen.double() * (sigma**2 + data**2) ** 0.5
+        x0 = posterior(law, x, 1.0, sigma)
+        kept = data**2 / (sigma**2 + data**2)
+        return ((x0 - kept * x) / (sigma * data / (sigma**2 + data**2) ** 0.5)).to(seen.dtype)
+
+    return Denoiser(network, scheduler)
+
+
+MODELS = {
+    "sample": lambda law: vp_model(law, "cosine", 100, "sample"),
+    "epsilon": lambda law: vp_model(law, "linear", 1000, "epsilon"),
+    "v": lambda law: vp_model(law, "cosine", 50, "v_prediction"),
+    "flow": lambda law: flow_model(law, diffusers.FlowMatchEulerDiscreteScheduler(100, shift=3.0)),
+    "edm": lambda law: edm_model(law, diffusers.EDMEulerScheduler(num_train_timesteps=100)),
+}
+PAIRS = list(itertools.product(MODELS, MODELS))
+
+
+def samples(law, n: int, seed: int, dtype=torch.float32) -> torch.Tensor:
+    mean, variance = law
+    return (mean + variance.sqrt() * torch.randn(n, 2, generator=stream(seed, "x"))).to(dtype)
+
+
+def pairs_of(base: str, expert: str, n: int = 2_000, seed: int = 0, dtype=torch.float32):
+    """Comparisons, and the closed form of the score difference at their points."""
+    models = MODELS[base](BASE), MODELS[expert](EXPERT)
+    data = samples(BASE, 4_000, 1, dtype), samples(EXPERT, 4_000, 2, dtype)
+    found = rrlib.compare(*models, data, n=n, seed=seed)
+    table = models[0].schedule
+    abar, rest = (
+        torch.tensor(part).double()[found.t][:, None] for part in (table.abar, table.rest)
+    )
+
+    def score(law):
+        mean, variance = (part.double() for part in law)
+        return -(found.x - abar.sqrt() * mean) / (abar * variance + rest)
+
+    return found, score(EXPERT) - score(BASE)
+
+
+@pytest.mark.parametrize(("base", "expert"), PAIRS)
+def test_every_kind_of_model_is_compared_with_every_other_as_the_closed_form_has_it(base, expert):
+    found, exact = pairs_of(base, expert, dtype=torch.float64)
+    target = found.pool("score", "x_t").target
+    error = (target - exact).square().sum() / exact.square().sum()
+    assert error < 1e-12, float(error) ** 0.5
+    assert found.t.unique().numel() > 40
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v", "flow", "edm"])
+def test_in_single_precision_a_pair_is_the_same_under_every_parametrisation(kind):
+    """Over the levels where the base's posterior says something; see the docstring of `paths`."""
+    plain = MODELS["sample"](BASE), MODELS["sample"](EXPERT)
+    others = (MODELS[kind](law).at(plain[0]) for law in (BASE, EXPERT))
+    x0 = torch.cat([samples(BASE, 1_000, 1), samples(EXPERT, 1_000, 2)])
+    x_t, t = comparisons.noised(plain[0], x0, stream(0, 0))
+    first, last = MODELS[kind](BASE).at(plain[0]).schedule.span
+    inside = (t >= first) & (t <= last)
+    ours, theirs = (
+        comparisons.compare_at(*models, x_t[inside], t[inside]) for models in (plain, others)
+    )
+    mine, other = (found.expert - found.base for found in (ours, theirs))
+    assert (mine - other).norm() / mine.norm() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("base", "expert"), [*zip(MODELS, [*MODELS][1:] + [*MODELS][:1], strict=True)]
+)
+def test_the_reward_of_two_kinds_of_models_is_the_log_ratio_of_their_densities(base, expert):
+    found, _ = pairs_of(base, expert, n=6_000)
+    reward = rrlib.RelativeReward.fit(found, Quadratic, steps=1_500, learning_rate=2e-2)
+    held_out, _ = pairs_of(base, expert, n=4_000, seed=1)
+    explained = reward.explained_variance(held_out)
+    assert explained[~explained.isnan()].mean() > 0.999
+
+
+class Quadratic(torch.nn.Module):
+    """A quadratic form at each level, as the log ratio of two Gaussians is, smooth in t."""
+
+    def __init__(self, width: int, unit: torch.Tensor):
+        super().__init__()
+        waves = torch.arange(16) * torch.arange(len(unit))[:, None] * torch.pi / len(unit)
+        self.register_buffer("waves", waves.cos())
+        self.square, self.line = (torch.nn.Linear(16, width) for _ in range(2))
+        self.register_buffer("unit", unit)
+
+    def forward(self, x, t):
+        square, line = (part(self.waves)[t] for part in (self.square, self.line))
+        return self.unit[t] * (square * x.square() + line * x).sum(1)
+
+
+# Against diffusers' own schedulers
+
+
+def test_the_levels_of_a_flow_are_those_of_diffusers():
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
+    ours = Schedule.of(theirs)
+    s = theirs.sigmas.double().flip(0)
+    abar = torch.tensor(ours.abar)
+    assert_close(
+        abar[:-1].double(), ((1 - s) ** 2 / ((1 - s) ** 2 + s**2))[:-1], rtol=2e-4, atol=1e-7
+    )
+    told = ours.tables(torch.zeros(1)).time
+    assert_close(told[:-1], theirs.timesteps.flip(0)[:-1], rtol=1e-5, atol=1e-3)
+    assert s[-1] == 1 and 0 < ours.abar[-1] < ours.abar[-2]
+
+
+def test_a_dpm_solver_on_flow_sigmas_is_read_as_a_flow():
+    theirs = diffusers.DPMSolverMultistepScheduler(
+        100, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    assert Schedule.of(theirs).abar == flow_schedule(100, shift=3.0).abar
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_edm_is_preconditioned_as_diffusers_does(prediction):
+    theirs = diffusers.EDMEulerScheduler(num_train_timesteps=50, prediction_type=prediction)
+    seen = []
+
+    def network(x, t):
+        seen.append((x, t))
+        return torch.tanh(x) + t[:, None]
+
+    model = Denoiser(network, theirs)
+    table = Schedule.of(theirs)
+    sigma = (torch.tensor(table.rest).double() / torch.tensor(table.abar).double()).sqrt()
+    assert_close(sigma[[0, -1]], torch.tensor([0.002, 80.0]).double(), rtol=1e-5, atol=0)
+    for step in (0, 20, 49):
+        x = torch.randn(4, 3, generator=stream(0, step), dtype=torch.float64)
+        own = x * (1 + sigma[step] ** 2).sqrt()  # x_0 + sigma eps
+        x0 = model.x0(x, torch.full((4,), step))
+        asked, at = seen[-1]
+        assert_close(asked, theirs.precondition_inputs(own, sigma[step]), rtol=1e-5, atol=1e-6)
+        assert_close(at, theirs.precondition_noise(sigma[step]).expand(4), rtol=1e-5, atol=1e-5)
+        literal = theirs.precondition_outputs(own, network(asked, at), sigma[step])
+        assert_close(x0, literal, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.EulerDiscreteScheduler(50),
+        diffusers.DPMSolverMultistepScheduler(50),
+        diffusers.UniPCMultistepScheduler(50),
+        diffusers.DDIMScheduler(50, timestep_spacing="trailing", clip_sample=False),
+    ],
+)
+def test_other_samplers_of_one_ddpm_are_one_model(scheduler):
+    plain = DDPMScheduler(50, prediction_type="epsilon", clip_sample=False)
+    x, t = torch.randn(50, 3, generator=stream(0, 0)), torch.arange(50)
+    network = partial(lambda x, t: x.tanh() + 0.01 * t[:, None])
+    assert torch.equal(Denoiser(network, scheduler).x0(x, t), Denoiser(network, plain).x0(x, t))
+
+
+# Ends, precision, scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("base", "expert"), [("flow", "edm"), ("edm", "v"), ("epsilon", "flow")])
+def test_in_half_precision_all_is_finite_and_within_two_per_cent(base, expert, dtype):
+    """Of networks that are exact: the rounding of an answer is not the readings' to mend."""
+
+    def halved(model: Denoiser) -> Denoiser:
+        return replace(model, network=lambda x, t: model.network(x.float(), t))
+
+    models = halved(MODELS[base](BASE)), halved(MODELS[expert](EXPERT))
+    models = models[0], comparisons.aligned(*models)
+    first, last = models[1].schedule.span
+    t = torch.arange(first, last + 1).repeat_interleave(50)
+    x0 = torch.cat([samples(BASE, 25, 1), samples(EXPERT, 25, 2)]).repeat(last + 1 - first, 1)
+    x_t = models[0].noise(x0, t, stream(0, 0)).to(dtype)
+    half = comparisons.compare_at(*models, x_t, t)
+    whole = comparisons.compare_at(*models, x_t.float(), t)
+    for target in ("score", "mean"):
+        rough, fine = (found.pool(target, "x_t").target for found in (half, whole))
+        assert rough.isfinite().all()
+        assert (rough - fine).norm() < 0.02 * fine.norm(), target
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        vp_model(EXPERT, "cosine", 400, "v_prediction"),
+        flow_model(EXPERT, flow_schedule(400)),
+        edm_model(EXPERT, edm_schedule(400)),
+    ],
+)
+def test_samples_of_every_kind_are_the_models_own_law(model):
+    found = rrlib.sample(model, (8_000, 2), seed=3)
+    mean, variance = EXPERT
+    assert_close(found.mean(0), mean, rtol=0, atol=0.03)
+    assert_close(found.var(0), variance, rtol=0.07, atol=0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_of_scaled_data_is_read_in_the_datas_own_numbers(kind):
+    """Twice the numbers: the same law, another level of noise."""
+    law = (2 * EXPERT[0], 4 * EXPERT[1])
+    wide = Denoiser(MODELS[kind](law).network, MODELS[kind](law).scheduler, scale=2.0)
+    plain = MODELS["sample"](EXPERT)
+    both = comparisons.aligned(plain, wide)
+    first, last = both.schedule.span
+    t = torch.arange(first, last + 1)
+    x = torch.randn(len(t), 2, generator=stream(0, 0), dtype=torch.float64)
+    assert_close(both.x0(x, t), plain.x0(x, t), rtol=1e-5, atol=1e-6)
+
+
+def test_a_pair_of_models_with_no_level_in_common_is_refused():
+    few = Schedule.of(DDPMScheduler(10, trained_betas=[1e-6] * 10, clip_sample=False))
+    base = Denoiser(lambda x, t: x, edm_schedule(20, sigma_min=0.5, sigma_max=80.0))
+    with pytest.raises(InputError, match=r"^expert: its levels \(10 steps, .*\) are not allowed"):
+        rrlib.compare(base, Denoiser(lambda x, t: x, few), shape=(2,), n=100)
+
+
+def test_an_expert_that_has_never_seen_noise_draws_no_samples():
+    base = Denoiser(lambda x, t: x, edm_schedule(20))
+    expert = Denoiser(lambda x, t: 0.9 * x, edm_schedule(20, sigma_max=2.0))
+    with pytest.raises(InputError, match=r"^expert: a noisiest level of alpha-bar 0\.\d+ is not"):
+        rrlib.compare(base, expert, shape=(2,), n=100)
+    data = torch.randn(50, 2), torch.randn(50, 2)
+    found = rrlib.compare(base, expert, data, n=500)
+    assert found.t.max() < 19  # those levels alone that both know
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: flow_schedule(1), "^steps=1 is not allowed: at least 2"),
+        (lambda: flow_schedule(10, shift=0.0), "^shift=0.0 is not allowed: a positive"),
+        (lambda: flow_schedule(10, prediction="velocity"), "^prediction='velocity' is not allowed"),
+        (lambda: edm_schedule(10, sigma_min=3.0, sigma_max=2.0), "^sigma_max=2.0 is not allowed"),
+        (lambda: edm_schedule(10, sigma_data=float("inf")), "^sigma_data=inf is not allowed"),
+        (lambda: Denoiser(lambda x, t: x, flow_schedule(10), scale=0), "^scale=0 is not allowed"),
+    ],
+)
+def test_numbers_out_of_range_are_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_a_flow_is_steered_at_every_level():
+    """At pure noise a score says nothing of x_0; the noisiest level lies below it."""
+    base, expert = flow_model(BASE, flow_schedule(60)), flow_model(EXPERT, flow_schedule(60))
+    steered = rrlib.sample(base, (4_000, 2), seed=1, reward=rrlib.ExactDifference(base, expert))
+    assert_close(steered.mean(0), EXPERT[0], rtol=0, atol=0.04)
+    assert extraction.units(base, "mean").isfinite().all()
