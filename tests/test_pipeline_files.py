@@ -255,10 +255,9 @@ SETTINGS = {
         configured(SCHEDULER, timestep_spacing="x"),
         "timestep_spacing='x' is none",
     ),
-    "no prediction": (configured(SCHEDULER, prediction_type="x"), "prediction_type='x' is not 'ep"),
-    "v": (
-        configured(SCHEDULER, prediction_type="v_prediction"),
-        "='v_prediction' is not 'epsilon'",
+    "no prediction": (
+        configured(SCHEDULER, prediction_type="x"),
+        "prediction_type='x' is none of 'epsilon', 'v_prediction', 'sample'",
     ),
     "noise alone at the end": (
         configured(SCHEDULER, rescale_betas_zero_snr=True),
@@ -289,7 +288,7 @@ KINDS = {
     ),
     "LCM's pipeline": (
         configured("model_index.json", _class_name="LatentConsistencyModelPipeline"),
-        r"its class is 'LatentConsistencyModelPipeline' and a StableDiffusionPipeline is needed",
+        r"its class is 'LatentConsistencyModelPipeline' and one of StableDiffusionPipeline, .* is",
     ),
     "LCM's scheduler": (
         configured("model_index.json", scheduler=["diffusers", "LCMScheduler"]),
@@ -433,8 +432,8 @@ def test_a_latent_may_have_two_sides(folder):
     pictures = pipelines.decode(found, x)
     assert pictures[0].size == (16, 8)
     assert pipelines.encode(found, pictures).shape == x.shape
-    with pytest.raises(InputError, match=r"size \(8, 16\) is not allowed: \(16, 8\) pixels"):
-        pipelines.encode(found, [picture.transpose(2) for picture in pictures])
+    turned = pipelines.encode(found, [picture.transpose(2) for picture in pictures])
+    assert turned.shape == x.shape  # cut and resized
 
 
 @pytest.mark.parametrize(
@@ -447,7 +446,7 @@ def test_a_latent_may_have_two_sides(folder):
         ("a\0b", r"is not allowed"),
         (__file__, r"it is a file; a folder with a pipeline's model_index.json is needed"),
         (5, r"model_id='5' is not allowed"),
-        ("nobody/nothing", r"the folder or name of a Stable Diffusion pipeline"),
+        ("nobody/nothing", r"the folder or name of a pipeline of images"),
     ],
 )
 def test_what_is_no_folder_is_named(model_id, message):
