@@ -350,7 +350,7 @@ def test_a_pair_shares_latents_and_schedule(pipeline):
     other.vae.register_to_config(scaling_factor=0.5)
     with pytest.raises(
         InputError,
-        match=r"\(4, 8, 8, 'latents', 0.5, None\) are not allowed: the base's \(4, 8, 8, ",
+        match=r"\(4, 8, 8, 0.5\) are not allowed: the base's \(4, 8, 8, ",
     ):
         pipelines.check_pair(pipeline, other)
     other = miniature.pipeline(TINY, WORDS, 0)

@@ -38,7 +38,8 @@ def check(pipeline: Any, names: Sequence[str] | None, weights: Sequence[float] |
                 f"weights={shown(weights)} is not allowed without adapters: their names are needed."
             )
         return
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    listed = isinstance(names, tuple | list)
+    if not listed or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"adapters={shown(names)} is not allowed: a tuple of names, such as ('style',), is "
             "needed."
