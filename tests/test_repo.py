@@ -93,7 +93,7 @@ def test_the_lock_holds_exact_public_pins():
 def test_the_lock_satisfies_every_range():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"book", "test", "rl"}  # rl trains what is shipped; nothing here needs it
+    assert set(extras) == {"book", "test", "rl", "lora"}  # rl trains what is shipped, for no one here
     for text in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
         requirement = Requirement(text)
         version = pinned[canonicalize_name(requirement.name)]
