@@ -38,6 +38,10 @@ _PLACES = {
     "ContextReward": "plans.rewards",
     "PlanValue": "plans.rewards",
     "ChannelsFirst": "plans.networks",
+    "ChunkNetwork": "plans.chunks",
+    "action_chunks": "plans.chunks",
+    "chunk_loss": "plans.chunks",
+    "from_lerobot": "plans.chunks",
     "Normaliser": "plans.trajectories",
     "Trajectories": "plans.trajectories",
     "given": "plans.conditioning",
@@ -58,6 +62,10 @@ if TYPE_CHECKING:
     from rrlib.errors import InputError as InputError
     from rrlib.guidance import ExactDifference as ExactDifference
     from rrlib.guidance import sample as sample
+    from rrlib.plans.chunks import ChunkNetwork as ChunkNetwork
+    from rrlib.plans.chunks import action_chunks as action_chunks
+    from rrlib.plans.chunks import chunk_loss as chunk_loss
+    from rrlib.plans.chunks import from_lerobot as from_lerobot
     from rrlib.plans.conditioning import ends_given as ends_given
     from rrlib.plans.conditioning import first_given as first_given
     from rrlib.plans.conditioning import given as given
