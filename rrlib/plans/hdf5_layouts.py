@@ -212,28 +212,21 @@ def _vectors(
                 f"observation_keys={shown(keys)} is not allowed: the observations of "
                 f"{shown(str(path), 200)} are one array, and have no keys."
             )
-        return [_of_width(path, group, key, wanted)], []
+        return [_of_width(path, group, key, wanted)], said
     if keys:
-        chosen, said = list(keys), []
+        chosen = list(keys)
     elif "observation" in there:
-        chosen, said = ["observation"], []
+        chosen = ["observation"]
     else:
         chosen = list(_leaves(path, there))
-        told = f"{there.name.partition('/')[2].rpartition('/')[2]}"
-        said = [
-            f"Dataset {shown(str(path), 200)} has {told} in a dictionary: its vectors "
+        said.append(
+            f"Dataset {shown(str(path), 200)} has {key} in a dictionary: its vectors "
             f"{', '.join(chosen)} are laid side by side, in this order."
-        ]
-    found = []
-    for name in chosen:
-        one = hdf5.dataset(path, there, name)
-        if one is None:
-            raise lacks(path, there, name)
-        found.append(one)
-    if len(found) == 1:
-        columns.width_of(path, found[0].name, found[0].shape, found[0].dtype.kind, wanted, 0)
-        return found, said
-    widths = [columns.width_of(path, one.name, one.shape, one.dtype.kind, None, 0) for one in found]
+        )
+    if len(chosen) == 1:
+        return [_of_width(path, there, chosen[0], wanted)], said
+    found = [_of_width(path, there, name, None) for name in chosen]
+    widths = [1 if one.ndim == 1 else one.shape[1] for one in found]
     if not found or wanted not in (None, sum(widths)):
         names = ", ".join(f"{n} {w}" for n, w in zip(chosen, widths, strict=True)) or "nothing"
         what = f"has {sum(widths)} numbers a step in '{there.name}' ({names})"
