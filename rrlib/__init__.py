@@ -36,6 +36,8 @@ _PLACES = {
     "PlanValue": "plans.rewards",
     "ChannelsFirst": "plans.networks",
     "Normaliser": "plans.trajectories",
+    "PlanLayout": "plans.layouts",
+    "TrajectoryScores": "plans.scoring",
     "Trajectories": "plans.trajectories",
     "given": "plans.conditioning",
     "first_given": "plans.conditioning",
@@ -58,9 +60,11 @@ if TYPE_CHECKING:
     from rrlib.plans.conditioning import ends_given as ends_given
     from rrlib.plans.conditioning import first_given as first_given
     from rrlib.plans.conditioning import given as given
+    from rrlib.plans.layouts import PlanLayout as PlanLayout
     from rrlib.plans.networks import ChannelsFirst as ChannelsFirst
     from rrlib.plans.rewards import PlanValue as PlanValue
     from rrlib.plans.rewards import WindowReward as WindowReward
+    from rrlib.plans.scoring import TrajectoryScores as TrajectoryScores
     from rrlib.plans.trajectories import Normaliser as Normaliser
     from rrlib.plans.trajectories import Trajectories as Trajectories
     from rrlib.rewards import RelativeReward as RelativeReward
