@@ -38,6 +38,8 @@ _PLACES = {
     "Normaliser": "plans.trajectories",
     "PlanLayout": "plans.layouts",
     "TrajectoryScores": "plans.scoring",
+    "RelativeRewardWrapper": "plans.environments",
+    "reward_function": "images.reward_functions",
     "Trajectories": "plans.trajectories",
     "given": "plans.conditioning",
     "first_given": "plans.conditioning",
@@ -57,9 +59,11 @@ if TYPE_CHECKING:
     from rrlib.errors import InputError as InputError
     from rrlib.guidance import ExactDifference as ExactDifference
     from rrlib.guidance import sample as sample
+    from rrlib.images.reward_functions import reward_function as reward_function
     from rrlib.plans.conditioning import ends_given as ends_given
     from rrlib.plans.conditioning import first_given as first_given
     from rrlib.plans.conditioning import given as given
+    from rrlib.plans.environments import RelativeRewardWrapper as RelativeRewardWrapper
     from rrlib.plans.layouts import PlanLayout as PlanLayout
     from rrlib.plans.networks import ChannelsFirst as ChannelsFirst
     from rrlib.plans.rewards import PlanValue as PlanValue
