@@ -86,7 +86,8 @@ class PlanLayout:
         Raises:
             InputError: it names none, or one that cannot be.
         """
-        lacking = [key for key in ("order", "widths", "low", "high") if key not in about]
+        told = about if isinstance(about, Mapping) else {}
+        lacking = [key for key in ("order", "widths", "low", "high") if key not in told]
         if lacking:
             raise InputError(
                 f"about: no {', '.join(lacking)} is not allowed: a reward that says what its data "

@@ -67,6 +67,12 @@ def array(path: Path, name: str) -> np.ndarray:
         return _array(path, archive, name)
 
 
+def has(path: Path, name: str) -> bool:
+    """Whether an npz archive has an array of this name; InputError if it is no archive."""
+    with _reading(path) as archive:
+        return f"{name}.npy" in archive.namelist()
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
     with _blamed(path), zipfile.ZipFile(path) as archive:
