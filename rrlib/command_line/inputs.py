@@ -97,7 +97,9 @@ def recorded(
     if about.get("maze") and not chosen and not filter_key:
         from rrlib.mazes import world  # MuJoCo takes seconds
 
-        return world.read(world.load(str(about["maze"])), path)
+        widths = world.OBSERVATION, world.ACTION
+        if str(about["maze"]) in world.LAYOUTS and widths == (layout.observations, layout.actions):
+            return world.read(world.load(str(about["maze"])), path)
     widths = layout.observations, layout.actions
     return trajectories.read(path, *widths, observation_keys=chosen, filter_key=filter_key)
 
