@@ -115,6 +115,20 @@ def test_what_robomimics_file_lacks_is_one_sentence(robomimic, asked, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["soft", "external"])
+@pytest.mark.parametrize("key", ["obs/observation", "obs/c", "actions"])
+def test_no_link_is_followed(robomimic, key, kind):
+    path, _ = robomimic
+    with h5py.File(path, "a") as file:
+        target = file["data/demo_9/obs/b_pos"].name
+        if key == "actions":
+            del file["data/demo_9/actions"]
+        link = {"soft": h5py.SoftLink(target), "external": h5py.ExternalLink(str(path), target)}
+        file[f"data/demo_9/{key}"] = link[kind]
+    with pytest.raises(InputError, match=rf"has a link in place of '/data/demo_9/{key}'"):
+        tr.read(path)
+
+
 # OGBench
 
 

@@ -68,10 +68,10 @@ def plans(path: Path) -> np.ndarray | None:
         return npz_files.array(path, PLANS)
     if path.suffix in HDF5:
         with hdf5.reading(path) as file:
-            if "actions" not in file and PLANS in file:
-                array = hdf5.dataset(path, file, PLANS)
+            array = None if "actions" in set(file) else hdf5.dataset(path, file, PLANS)
+            if array is not None:
                 hdf5.check_size(path, [array])
-                return array[()].astype(np.float32)  # type: ignore[index]
+                return array[()].astype(np.float32)
     return None
 
 

@@ -131,7 +131,7 @@ def _following(path: Path, file: h5py.Group, shape: tuple[int, ...]) -> np.ndarr
 
 def find(path: str | Path) -> Path:
     """The file that a path or the id of a Minari dataset stands for; InputError if none."""
-    file = "a D4RL-layout HDF5 file or the folder of a Minari dataset"
+    file = "a D4RL-layout HDF5 file, robomimic's, OGBench's npz or a Minari dataset's folder"
     try:
         place = Path(path).expanduser()
         folders = [place, minari_files.folder() / place]

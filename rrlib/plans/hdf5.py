@@ -43,7 +43,9 @@ def reading(path: Path) -> Iterator[h5py.File]:
         allowed = "a file that can be opened, and that nothing else is writing"
         raise fault(path, f"cannot be read ({disk.reason(error)})", allowed) from None
     except Exception:  # a damaged file can end in any exception that h5py knows
-        raise fault(path, "is not HDF5, or is damaged", "a D4RL-layout or Minari file") from None
+        raise fault(
+            path, "is not HDF5, or is damaged", "a D4RL-layout, Minari or robomimic file"
+        ) from None
 
 
 def entry(path: Path, group: h5py.Group, key: str) -> h5py.Group | h5py.Dataset | None:

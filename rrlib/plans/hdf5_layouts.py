@@ -73,11 +73,11 @@ def episodes(path: Path, file: h5py.File, filter_key: str = "") -> tuple[Layout,
     Raises:
         InputError: a list of episodes that is not there, or names one that is not there.
     """
-    numbers = re.compile("episode_([0-9]+)")
-    names = [] if "actions" in file else [n for n in file if numbers.fullmatch(n)]
+    keys = set(file)  # a link is never followed to see what it leads to
+    names = [n for n in keys if re.fullmatch("episode_[0-9]+", n) and "actions" not in keys]
     if names:
         return MINARI, sorted(names, key=lambda name: int(name.removeprefix("episode_")))
-    data = None if "actions" in file else hdf5.entry(path, file, "data")
+    data = None if "actions" in keys else hdf5.entry(path, file, "data")
     names = list(data) if isinstance(data, h5py.Group) else []
     demos = [name for name in names if re.fullmatch("demo_[0-9]+", name)]
     if not demos:
@@ -109,7 +109,9 @@ def look(
         InputError: a key is missing, or an array has another length or width.
     """
     if not isinstance(group, h5py.Group):
-        raise fault(path, "has an episode that is no group", "a D4RL-layout or Minari file")
+        raise fault(
+            path, "has an episode that is no group", "a D4RL-layout, Minari or robomimic file"
+        )
     optional = {"rewards"} - set(wanted.needs)
     if layout is not MINARI:
         optional |= {"timeouts"}
@@ -215,7 +217,7 @@ def _vectors(
         return [_of_width(path, group, key, wanted)], said
     if keys:
         chosen = list(keys)
-    elif "observation" in there:
+    elif "observation" in set(there):
         chosen = ["observation"]
     else:
         chosen = list(_leaves(path, there))

@@ -26,6 +26,8 @@ def read_trajectories(path: Path, wanted: Wanted) -> dict[str, np.ndarray]:
     Raises:
         InputError: it is no such archive, lacks a key, or has arrays that do not belong together.
     """
+    if "goals" in wanted.needs:
+        raise fault(path, "is OGBench's, which has no goals", "a file that has them")
     with _reading(path) as archive:
         found = {}
         names = [*VECTORS, "terminals", "rewards", "valids"]
