@@ -38,7 +38,15 @@ _PLACES = {
     "ContextReward": "plans.rewards",
     "PlanValue": "plans.rewards",
     "ChannelsFirst": "plans.networks",
+    "ChunkNetwork": "plans.chunks",
+    "action_chunks": "plans.chunks",
+    "chunk_loss": "plans.chunks",
+    "from_lerobot": "plans.chunks",
     "Normaliser": "plans.trajectories",
+    "PlanLayout": "plans.layouts",
+    "TrajectoryScores": "plans.scoring",
+    "RelativeRewardWrapper": "plans.environments",
+    "reward_function": "images.reward_functions",
     "Trajectories": "plans.trajectories",
     "given": "plans.conditioning",
     "first_given": "plans.conditioning",
@@ -58,13 +66,21 @@ if TYPE_CHECKING:
     from rrlib.errors import InputError as InputError
     from rrlib.guidance import ExactDifference as ExactDifference
     from rrlib.guidance import sample as sample
+    from rrlib.images.reward_functions import reward_function as reward_function
+    from rrlib.plans.chunks import ChunkNetwork as ChunkNetwork
+    from rrlib.plans.chunks import action_chunks as action_chunks
+    from rrlib.plans.chunks import chunk_loss as chunk_loss
+    from rrlib.plans.chunks import from_lerobot as from_lerobot
     from rrlib.plans.conditioning import ends_given as ends_given
     from rrlib.plans.conditioning import first_given as first_given
     from rrlib.plans.conditioning import given as given
+    from rrlib.plans.environments import RelativeRewardWrapper as RelativeRewardWrapper
+    from rrlib.plans.layouts import PlanLayout as PlanLayout
     from rrlib.plans.networks import ChannelsFirst as ChannelsFirst
     from rrlib.plans.rewards import ContextReward as ContextReward
     from rrlib.plans.rewards import PlanValue as PlanValue
     from rrlib.plans.rewards import WindowReward as WindowReward
+    from rrlib.plans.scoring import TrajectoryScores as TrajectoryScores
     from rrlib.plans.trajectories import Normaliser as Normaliser
     from rrlib.plans.trajectories import Trajectories as Trajectories
     from rrlib.rewards import RelativeReward as RelativeReward

@@ -113,7 +113,7 @@ class Denoiser:
         check_times(t, self.steps)
         told = self._told(x, given)
         tables = self.schedule.tables(x)
-        seen = x if self.schedule.own and self.scale == 1 else narrow(_at(tables.ask, t, x) * x, x)
+        seen = x if self._plain else narrow(_at(tables.ask, t, x) * x, x)
         try:
             out = self.network(seen, tables.time[t], *told)
         except (RuntimeError, IndexError) as error:
@@ -159,6 +159,11 @@ class Denoiser:
             "needed (`denoiser.told(condition)`)."
         )
 
+    @property
+    def _plain(self) -> bool:
+        """Whether the network sees x_t as it is."""
+        return self.schedule.own and self.schedule.scale == 1
+
     @cached_property
     def _third(self) -> inspect.Parameter | None:
         return third_argument(self.network)
@@ -170,23 +175,24 @@ class Denoiser:
         marks = torch.zeros(x_t.shape[:2], dtype=torch.bool, device=x_t.device)
         for step, _ in self.known:
             marks[:, step] = True
-        seen = self._put(x_t)
-        return self._put(self._clean(self.predict(seen, t, marks), seen, t))
+        clean = _at(self.schedule.tables(x_t).clean, t, x_t)[:, 0]
+        seen = self._put(x_t, 1.0 if self._plain else clean)
+        return self._put(self._clean(self.predict(seen, t, marks), seen, t), 1.0)
 
     def _clean(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0 from the network's prediction at x_t."""
         out = out.to(wide(out))
-        if self.schedule.prediction != "sample" or self.schedule.scale != 1:
+        if self.schedule.prediction != "sample" or not self._plain:
             tables = self.schedule.tables(x_t)
             out = _at(tables.skip, t, x_t) * x_t + _at(tables.gain, t, x_t) * out
         limit = self.schedule.clip
         return out if limit is None else out.clamp(-limit, limit)
 
-    def _put(self, x: Tensor) -> Tensor:
-        """x with what is given in its place."""
+    def _put(self, x: Tensor, scale: Tensor | float) -> Tensor:
+        """x with what is given, times `scale` [B, 1], in its place."""
         x = x.clone()
         for step, observation in self.known:
-            x[:, step, -observation.shape[-1] :] = observation
+            x[:, step, -observation.shape[-1] :] = observation * scale
         return x
 
     def x0(self, x_t: Tensor, t: Tensor) -> Tensor:

@@ -1,35 +1,21 @@
 """Relative rewards: fitted to the difference of two models, read, summed, kept in a file."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from rrlib import extraction, training
+from rrlib import extraction, reward_files, training
 from rrlib.comparisons import Comparisons, Place, Target, check_kind
 from rrlib.denoisers import third_argument
 from rrlib.errors import InputError, shown
 from rrlib.extraction import unit_of
 from rrlib.schedules import check_times
-from rrlib.tensor_files import halved, read_tensors, write_tensors
-
-# Where each kind of network that a file may hold is defined. Nothing else is ever imported for one.
-KINDS = {
-    "WindowReward": "rrlib.plans.rewards",
-    "PlanValue": "rrlib.plans.rewards",
-    "ConditionalReward": "rrlib.plans.rewards",
-    "ContextReward": "rrlib.plans.rewards",
-    "PlanPotential": "rrlib.plans.perceptron",
-    "EncoderReward": "rrlib.images.rewards",
-    "WeightedSum": "rrlib.rewards",
-    "Rescaled": "rrlib.rewards",
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +27,8 @@ class RelativeReward:
         target: the gradient is a difference of "score"s (Eq. 14) or of "mean"s (Eq. 45 with its
             sign turned), expert minus base.
         place: where the gradient was fitted: at "x_t" (Eq. 14), or at "mu_base" = mean_base(x_t).
+        about: what its user must know, as its file has it: the layout of its data
+            (`PlanLayout.about`), the models.
 
     Raises:
         InputError: another target or place than there are, or than `extraction.fit` fitted the
@@ -64,6 +52,7 @@ class RelativeReward:
     network: nn.Module
     target: Target
     place: Place
+    about: Mapping = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
         check_kind(self.target, self.place)
@@ -130,6 +119,31 @@ class RelativeReward:
         dtype = next((p.dtype for p in self.network.parameters()), plans.dtype)
         with torch.no_grad():
             return per_step(self.network, plans.to(dtype)).to(plans.dtype)
+
+    def score(self, data: Any, **options: Any) -> Any:
+        """What the reward says of data as they were recorded, in their own units, of any length.
+
+        Args:
+            data: trajectories (`plans.scoring.score`), or images (`images.scoring.score`).
+            options: see there: `layout` and `stride`, or `pipeline`.
+
+        Returns:
+            `TrajectoryScores`, a number for each step and each trajectory; or of images [B].
+
+        Raises:
+            InputError: data that do not suit the reward, or a reward that does not say what its
+                data are made of.
+
+        >>> import numpy as np, rrlib, torch
+        >>> network = rrlib.WindowReward(width=6, window=4, unit=torch.ones(10))
+        >>> ruler = rrlib.Normaliser(np.full(6, -2, "f4"), np.full(6, 3, "f4"))
+        >>> about = rrlib.PlanLayout(ruler, actions=2, observations=4).about()
+        >>> reward = rrlib.RelativeReward(network, "score", "x_t", about)
+        >>> scores = reward.score([np.zeros((300, 6)), np.ones((50, 6))])
+        >>> scores.per_trajectory.shape, scores.per_step.shape
+        ((2,), (350,))
+        """
+        return import_module(reward_files.scorer(self.network)).score(self, data, **options)
 
     def explained_variance(self, pairs: Comparisons, batch: int = 4096) -> Tensor:
         """Share of the two models' difference that the gradient explains at each t, [T].
@@ -219,12 +233,12 @@ class RelativeReward:
 
         Args:
             path: of the file.
-            about: what its user must know, such as the range of the data; as JSON has it.
+            about: what its user must know, besides the reward's own `about`; as JSON has it.
 
         Raises:
             InputError: see `save_rewards`.
         """
-        save_rewards(path, {"reward": self}, {"reward": about or {}})
+        save_rewards(path, {"reward": self}, {"reward": {**self.about, **(about or {})}})
 
 
 def _made(
@@ -243,7 +257,7 @@ def _made(
         return make(width=pairs.x.shape[-1], unit=unit)
     context = told[0].numel()
     inner = make(width=pairs.x.shape[-1] + context, unit=unit)
-    return import_module(KINDS["ContextReward"]).ContextReward(inner, context)
+    return import_module(reward_files.KINDS["ContextReward"]).ContextReward(inner, context)
 
 
 def _default(x: Tensor) -> Callable[..., nn.Module]:
@@ -253,7 +267,7 @@ def _default(x: Tensor) -> Callable[..., nn.Module]:
             f"network=None is not allowed for samples of shape {tuple(x.shape[1:])}: a network "
             "(x [B, ...], t [B]) -> rho [B] is needed."
         )
-    made = import_module(KINDS["WindowReward"]).WindowReward
+    made = import_module(reward_files.KINDS["WindowReward"]).WindowReward
     return partial(made, window=x.shape[1] if x.ndim == 3 else 1)
 
 
@@ -365,126 +379,75 @@ def save_rewards(
 
     Args:
         path: of the file.
-        rewards: name -> reward of a network of KINDS.
-        about: name -> what its user must know, such as the range of the data; as JSON has it.
+        rewards: name -> reward of a network of `reward_files.KINDS`.
+        about: name -> what its user must know, such as the range of the data (`PlanLayout.about`);
+            as JSON has it.
 
     Raises:
         InputError: a reward of another network, a weight that float16 cannot hold, a name that
             `about` lacks or has something else than JSON for, or a file that cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    header = {}
+    entries = {}
     for name, reward in rewards.items():
         if name not in about:
             raise InputError(
                 f"about={shown(list(about))} is not allowed: an entry for the reward "
                 f"{shown(name)} is needed."
             )
-        header[name] = {"about": dict(about[name]), "target": reward.target, "place": reward.place}
-        header[name]["network"] = _described(reward.network, name)
-        for key, value in reward.network.state_dict().items():
-            # A table is measured or computed, not learnt, and its range may be wider.
-            table = key.rpartition(".")[2] in _tables(reward.network)
-            tensors[f"{name}/{key}"] = value.cpu() if table else halved(value, key)
-    try:
-        text = json.dumps(header)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"about is not allowed ({error}): what JSON can hold is needed.") from None
-    write_tensors(path, tensors, {"rewards": text})
-
-
-def _tables(network: nn.Module) -> set[str]:
-    return {table for part in network.modules() for table in getattr(part, "TABLES", ())}
-
-
-def _described(network: nn.Module, name: str) -> dict:
-    """What a network is built from, as JSON has it."""
-    kind = type(network).__name__
-    if KINDS.get(kind) != type(network).__module__:
-        raise InputError(
-            f"reward {shown(name)} of a {kind} cannot be written: a reward of a "
-            f"{', '.join(list(KINDS)[:-1])} or {list(KINDS)[-1]} is needed."
-        )
-    found = {"kind": kind, "shape": {k: getattr(network, k) for k in getattr(network, "SHAPE", ())}}
-    for part in getattr(network, "PARTS", ()):
-        inner = getattr(network, part)
-        found[part] = (
-            [_described(one, name) for one in inner]
-            if isinstance(inner, nn.ModuleList)
-            else _described(inner, name)
-        )
-    return found
+        told = dict(about[name])
+        entries[name] = reward_files.Entry(reward.network, reward.target, reward.place, told)
+    reward_files.write(path, entries)
 
 
 def load_rewards(path: str | Path) -> dict[str, tuple[RelativeReward, dict]]:
     """The rewards of a file of `save_rewards`, in single precision on the CPU, and about each.
 
     Returns:
-        name -> (reward, what `save_rewards` was told about it).
+        name -> (reward, what `save_rewards` was told about it, which is also its `about`).
 
     Raises:
         InputError: there is no such file, it is damaged, of another version, or holds something
             else.
     """
-    tensors, texts = read_tensors(path)
-    try:
-        header = json.loads(texts["rewards"])
-        found = {}
-        for name, entry in header.items():
-            mine = f"{name}/"
-            state = {
-                key.removeprefix(mine): value.float()
-                for key, value in tensors.items()
-                if key.startswith(mine)
-            }
-            network = _built(entry["network"], state, "")
-            network.load_state_dict(state)
-            reward = RelativeReward(
-                network.eval().requires_grad_(False), entry["target"], entry["place"]
-            )
-            found[name] = reward, entry["about"]
-        return found
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(
-            f"Reward file '{path}' holds no rewards of this version of rrlib ({shown(str(error))})."
-        ) from None
+    entries, found = reward_files.read(path), {}
+    with reward_files.blamed(path):
+        for name, entry in entries.items():
+            reward = RelativeReward(entry.network, entry.target, entry.place, entry.about)
+            found[name] = reward, dict(entry.about)
+    return found
 
 
-def _built(spec: dict, state: Mapping[str, Tensor], place: str) -> nn.Module:
-    """The network of a description; `place` is where its tensors are in the state."""
-    kind = getattr(import_module(KINDS[spec["kind"]]), spec["kind"])
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["shape"].items()}
-    given |= {table: state[f"{place}{table}"] for table in getattr(kind, "TABLES", ())}
-    for part in getattr(kind, "PARTS", ()):
-        inner = spec[part]
-        given[part] = (
-            [_built(one, state, f"{place}{part}.{k}.") for k, one in enumerate(inner)]
-            if isinstance(inner, list)
-            else _built(inner, state, f"{place}{part}.")
-        )
-    return kind(**given)
+def load_reward(path: str | Path, device: str = "cpu", name: str | None = None) -> RelativeReward:
+    """The reward of a file that `RelativeReward.save` wrote, or one of several by its name.
 
-
-def load_reward(path: str | Path, device: str = "cpu") -> RelativeReward:
-    """The reward of a file that `RelativeReward.save` wrote.
+    Args:
+        path: of the file.
+        device: where the reward shall be.
+        name: of the reward; None where the file holds one.
 
     Raises:
-        InputError: there is no such file, it is damaged, of another version, or holds several.
+        InputError: there is no such file, it is damaged, of another version, holds several, or none
+            of this name.
 
     >>> import rrlib, tempfile, torch
     >>> reward = rrlib.RelativeReward(rrlib.WindowReward(3, 4, torch.ones(10)), "score", "x_t")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     reward.save(f"{folder}/reward.safetensors", about={"data": "mine"})
     ...     again = rrlib.load_reward(f"{folder}/reward.safetensors")
-    >>> again.steps, again.target
-    (10, 'score')
+    >>> again.steps, again.target, again.about
+    (10, 'score', {'data': 'mine'})
     """
     found = load_rewards(path)
-    if len(found) != 1:
+    if name is None and len(found) != 1:
         raise InputError(
-            f"Reward file '{path}' holds {len(found)} rewards: one is needed (`load_rewards` takes "
-            "them all)."
+            f"Reward file '{path}' holds {len(found)} rewards: one is needed, or the name of one, "
+            f"such as {shown(next(iter(found), ''))} (`load_rewards` takes them all)."
         )
-    ((reward, _),) = found.values()
+    if name is not None and name not in found:
+        raise InputError(
+            f"name={shown(name)} is not allowed: one of the {len(found)} of '{path}' is needed, "
+            f"such as {shown(next(iter(found), ''))}."
+        )
+    reward, _ = found[next(iter(found)) if name is None else name]
     reward.network.to(device)
     return reward

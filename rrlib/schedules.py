@@ -121,7 +121,8 @@ def _check_made(steps: int, prediction: str, **positive: float) -> None:
 class Tables(NamedTuple):
     """What a model's levels mean, each [T] (see `paths.Asked`); `rest` is 1 - alpha-bar.
 
-    `before` and `rest_before` are those of t - 1, 1 and 0 before the first step.
+    `before` and `rest_before` are those of t - 1, 1 and 0 before the first step. A value times
+    `clean` stands in x_t so that the network sees it without noise, as in its own numbers.
     """
 
     abar: Tensor
@@ -132,6 +133,7 @@ class Tables(NamedTuple):
     ask: Tensor
     skip: Tensor
     gain: Tensor
+    clean: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,16 +263,18 @@ class Schedule:
             self.copies[key] = Tables(*(part.to(like.device) for part in made))
         return self.copies[key]
 
-    def _asked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """time, ask, skip and gain of x_t and x_0 in the data's numbers, [T]; beyond its reach
-        the model is asked at its end."""
+    def _asked(self) -> tuple[Tensor, ...]:
+        """time, ask, skip, gain and clean, of x_t and x_0 in the data's numbers, [T].
+
+        Beyond its reach the model is asked at its end.
+        """
         if isinstance(self.path, VariancePreserving) and self.own:
             found = self.path.steps(self.prediction)
         else:
             found = self.path.at(self._level.clamp(*self.path.reach), self.prediction)
         longer = ((found.alpha * self.scale).square() + found.sigma.square()).sqrt()
         skip, gain = longer * found.skip / self.scale, found.gain / self.scale
-        return found.time, longer * found.ask, skip, gain
+        return found.time, longer * found.ask, skip, gain, self.scale / longer
 
     @property
     def about(self) -> str:

@@ -247,24 +247,73 @@ def test_actions_far_outside_are_refused_and_others_told_of(write, read, world):
     assert said(read, write(content, actions=edge))[1] == []
 
 
-@pytest.mark.parametrize("shift", [0.0, -0.2])  # D4RL's own files have the latter
+def as_d4rl(world: maze.Maze, data: tr.Trajectories, shift: float = 0.2) -> dict:
+    """Our own data by D4RL's names and in its coordinates, written out anew: row, column."""
+    rows, columns = world.walls.shape
+    x, y, vx, vy = data.observations.astype("f8").T
+    qpos = np.stack([rows / 2 - 0.5 - y, x + columns / 2 - 0.5], axis=1) - shift
+    goal = np.stack(
+        [rows / 2 - 0.5 - data.goals[:, 1], data.goals[:, 0] + columns / 2 - 0.5], axis=1
+    )
+    qvel = np.stack([-vy, vx], axis=1)
+    following = np.concatenate([qpos, qvel], axis=1)
+    following[:-1] = following[1:]
+    following[data.timeouts] += np.float32(1e-3)  # what came after an episode is in no other row
+    return {
+        "observations": np.concatenate([qpos, qvel], axis=1).astype("f4"),
+        "actions": np.stack([-data.actions[:, 1], data.actions[:, 0]], axis=1),
+        "rewards": data.rewards,
+        "terminals": data.terminals.astype("f4"),
+        "timeouts": data.timeouts.astype("u1"),
+        "infos/goal": (goal - shift).astype("f4"),
+        "infos/qpos": qpos,
+        "infos/qvel": qvel,
+        "next_observations": following.astype("f4"),
+        "metadata/algorithm": np.bytes_("waypoints"),
+    }
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2])  # D4RL's own files have the latter
 @pytest.mark.parametrize("name", ["open", "umaze", "medium", "large"])
-def test_d4rls_coordinates_are_recognised(write, name, shift):
+def test_d4rls_coordinates_are_recognised_said_and_converted(write, name, shift):
     world = maze.load(name)
-    content = arrays()
-    cells = world.sample(M, np.random.default_rng(0))
-    content["observations"][:, :2] = cells + shift
-    columns = world.walls.shape[1]
-    words = rf"D4RL's, \(row, column\) of cells; .* x = column - {columns / 2 - 0.5:g} and "
-    with pytest.raises(InputError, match=rf"maze='{name}': its positions are {words}y = "):
-        maze.read(world, write(content))
+    data = maze.make_trajectories(world, 40, 300, seed=1)
+    content = as_d4rl(world, data, shift)
+    found, (sentence,) = said(maze.read, world, write(content))
+    assert_same(found, vars(data), but=("observations", "actions"))
+    np.testing.assert_allclose(found.observations, data.observations, atol=1e-6)
+    np.testing.assert_array_equal(found.actions, data.actions)
+    np.testing.assert_allclose(found.goals, data.goals, atol=1e-6)
+    assert "positions as D4RL's maze2d has them, (row, column) of cells" in sentence
+    # The formula in the sentence, for the file's own numbers.
+    rows, columns = world.walls.shape
+    row, column = content["observations"][:, :2].T
+    assert (
+        f"x = column {shift + 0.5 - columns / 2:+g} and y = {rows / 2 - 0.5 - shift:g} - row"
+        in (sentence)
+    )
+    np.testing.assert_allclose(
+        column + (shift + 0.5 - columns / 2), data.observations[:, 0], atol=1e-6
+    )
+    np.testing.assert_allclose(rows / 2 - 0.5 - shift - row, data.observations[:, 1], atol=1e-6)
+    # Velocities and moves still agree.
+    moves = np.diff(found.observations[:300, :2], axis=0) / 0.01
+    np.testing.assert_allclose(moves, found.observations[1:300, 2:], atol=1e-2)
 
 
-def test_the_sentence_on_d4rls_coordinates_gives_the_right_formula():
-    cells = UMAZE.sample(10, np.random.default_rng(0))
-    rows, columns = UMAZE.walls.shape
-    x, y = cells[:, 1] + (0.5 - columns / 2), (rows / 2 - 0.5) - cells[:, 0]
-    np.testing.assert_allclose(UMAZE.to_xy(cells), np.stack([x, y], axis=1))
+@pytest.mark.parametrize("left", ["next_observations", "infos/goal", None])
+@pytest.mark.parametrize("timeouts", [None, np.zeros(40 * 50, bool)])
+def test_ends_are_derived_from_what_d4rl_keeps_beside_them(write, timeouts, left):
+    data = maze.make_trajectories(UMAZE, 40, 50, seed=1)
+    content = as_d4rl(UMAZE, data)
+    for key in {"next_observations", "infos/goal"} - {left} if left else ():
+        content[key] = None
+    found, sentences = said(tr.read, write(content, timeouts=timeouts), 4, 2)
+    np.testing.assert_array_equal(found.timeouts[:-1], data.timeouts[:-1])
+    (sentence,) = sentences
+    words = "lacks the key" if timeouts is None else "has no mark in"
+    assert f"{words} '/timeouts': an episode ends where '/" in sentence
+    assert sentence.endswith("which makes 40.")
 
 
 def test_positions_in_walls_are_no_d4rl_coordinates(write):

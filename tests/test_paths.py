@@ -275,6 +275,27 @@ def test_a_model_of_scaled_data_is_read_in_the_datas_own_numbers(kind):
     assert_close(both.x0(x, t), plain.x0(x, t), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("schedule", [flow_schedule(20), edm_schedule(20), cosine_scheduler(20)])
+def test_what_is_given_is_seen_clean_in_the_models_own_numbers(schedule, scale):
+    seen = []
+
+    def network(x, t):
+        seen.append(x)
+        return torch.tanh(x)
+
+    first = torch.tensor([[0.7, -0.2]]).expand(20, 2)
+    model = rrlib.given(Denoiser(network, schedule, scale=scale), first)
+    t = torch.arange(20)
+    x0 = model.x0(torch.randn(20, 4, 3, generator=stream(0, 0)), t)
+    assert torch.equal(x0[:, 0, 1:], first)
+    # EDM's network sees its own numbers times c_in.
+    table = Schedule.of(schedule)
+    sigma2 = (torch.tensor(table.rest) / torch.tensor(table.abar))[:, None]
+    c_in = (sigma2 + 0.25).rsqrt() if table.prediction == "edm" else 1.0
+    assert_close(seen[0][:, 0, 1:], scale * first * c_in, rtol=1e-4, atol=1e-6)
+
+
 def test_a_pair_of_models_with_no_level_in_common_is_refused():
     few = Schedule.of(DDPMScheduler(10, trained_betas=[1e-6] * 10, clip_sample=False))
     base = Denoiser(lambda x, t: x, edm_schedule(20, sigma_min=0.5, sigma_max=80.0))

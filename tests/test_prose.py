@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,14 +13,15 @@ import rrlib
 from rrlib.images import pipelines
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
+from rrlib.plans.networks import temporal_unet
 from rrlib.schedules import cosine_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def blocks() -> list[str]:
-    """The code of the first page."""
-    page = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+def blocks(name: str = "intro") -> list[str]:
+    """The code of a page, the first by default."""
+    page = (ROOT / "book" / f"{name}.md").read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
@@ -124,3 +126,67 @@ def test_the_calls_of_the_first_page_find_a_known_log_ratio(tmp_path, monkeypatc
         for drawn in (rrlib.sample(names["base"], (64, 32, 6), seed=1), names["steered"])
     ]
     assert first[1] > first[0] + 0.1
+
+
+# The page on models of one's own
+
+
+class Told(torch.nn.Module):
+    """A small network under a condition, which any diffusion model may have been."""
+
+    def __init__(self, side: float):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return 0.5 * x + self.side * condition[:, None, :2]
+
+
+def unet(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return temporal_unet(
+        6,
+        6,
+        (32, 64),
+        act_fn="mish",
+        norm_num_groups=8,
+        downsample_each_block=False,
+        up_block_types=("UpResnetBlock1D",),
+        mid_block_type="MidResTemporalBlock1D",
+        out_block_type="OutConv1DBlock",
+    )
+
+
+def test_the_calls_for_two_models_of_ones_own():
+    ddpm = cosine_scheduler(30, clip=False)
+    ruler = rrlib.Normaliser(np.float32([-2, -1]), np.float32([2, 1]))
+    names = {
+        "scheduler": ddpm,
+        "unet_1": unet(0),
+        "unet_2": unet(1),
+        "base_data": torch.randn(50, 16, 6),
+        "expert_data": torch.randn(50, 16, 6),
+        "velocity": lambda x, s: 0.3 * x,
+        "network": lambda x, t: 0.4 * x + 0.1,
+        "points_1": torch.randn(200, 2),
+        "points_2": torch.randn(200, 2) + 0.3,
+        "ruler_1": ruler,
+        "ruler_2": rrlib.Normaliser(2 * ruler.low, 2 * ruler.high),
+        "network_1": lambda x, t: 0.4 * x,
+        "network_2": lambda x, t: 0.4 * x + 0.1,
+        "policy_1": Told(-0.3),
+        "policy_2": Told(0.3),
+        **{f"chunks_{k}": torch.randn(60, 8, 2) for k in (1, 2)},
+        **{f"seen_{k}": torch.rand(60, 4) for k in (1, 2)},
+        "observation": torch.rand(5, 4),
+    }
+    codes = blocks("models")
+    assert len(codes) == 4
+    for code in codes:
+        assert len(code.split("\n\n", 1)[1].splitlines()) <= 6
+        for large, small in (("steps=200", "steps=20"), ("n=2_000", "n=400")):
+            code = code.replace(large, small)
+        exec(code, names)
+        assert names["pairs"].x.isfinite().all()
+    assert names["factor"] == 0.5 and names["expert"].schedule.prediction == "sample"
+    assert names["actions"].shape == (5, 8, 2)

@@ -12,8 +12,8 @@ from rrlib.errors import InputError
 from rrlib.images.rewards import EncoderReward
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, ContextReward, PlanValue, WindowReward
+from rrlib.reward_files import KINDS
 from rrlib.rewards import (
-    KINDS,
     RelativeReward,
     Rescaled,
     WeightedSum,

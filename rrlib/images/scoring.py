@@ -121,6 +121,17 @@ class ImageReward:
         self.reward.save(path, self.about)
 
 
+def score(
+    reward: RelativeReward,
+    images: Tensor | Picture | Iterable[Picture],
+    *,
+    pipeline: StableDiffusionPipeline | None = None,
+    batch: int = 64,
+) -> Tensor:
+    """`ImageReward.score` of a reward as `rrlib.load_reward` gives it."""
+    return ImageReward(reward, reward.about).score(images, pipeline, batch)
+
+
 def schedule(guided: Guided) -> dict[str, list]:
     """The sampler's timesteps and the noise levels there (alphas_cumprod), from its first step."""
     timesteps = guided.scheduler.timesteps.cpu()

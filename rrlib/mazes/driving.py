@@ -91,6 +91,33 @@ def drive(
     return positions
 
 
+def push(
+    world: Maze,
+    policy: Callable[[Tensor], Tensor],
+    starts: np.ndarray,
+    steps: int,
+    every: int,
+) -> np.ndarray:
+    """Let a policy of action chunks push n balls; their positions [n, steps, 2], x y.
+
+    Args:
+        world: the maze.
+        policy: observations [n, 4] in the simulator's units -> forces [n, H, 2], H >= every.
+        starts: positions at rest in cell units, [n, 2].
+        steps: of an episode, 0.01 s each.
+        every: steps that are carried out of each chunk.
+    """
+    n = len(starts)
+    states = np.concatenate([world.to_xy(starts), np.zeros((n, 2))], 1)
+    accelerations, positions = np.zeros((n, 2)), np.empty((n, steps, 2))
+    for step in range(steps):
+        if step % every == 0:
+            forces = policy(torch.from_numpy(states.astype(np.float32))).cpu().numpy()
+        states, accelerations = maze.step(world, states, forces[:, step % every], accelerations)
+        positions[:, step] = states[:, :2]
+    return positions
+
+
 def reached(world: Maze, positions: np.ndarray, goal: tuple[float, float]) -> np.ndarray:
     """Step [n] at which each ball first comes within 0.45 (PointMaze's success) of `goal`.
 

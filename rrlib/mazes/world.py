@@ -8,7 +8,7 @@ the columns, its y against the rows, and both start in the middle of the maze.
 import contextlib
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,32 +163,36 @@ def goals(
     return chosen
 
 
-def read(maze: Maze, path: str) -> Trajectories:
-    """Trajectories of this maze from a D4RL-layout HDF5 file or a Minari dataset.
+def read(maze: Maze, path: str | Path) -> Trajectories:
+    """Trajectories of this maze from a data file of any layout that `trajectories.read` takes.
 
+    Files of D4RL's maze2d have positions in cells, (row, column), and not in the simulator's
+    metres. They are recognised by where their walls are: in metres positions would lie in walls,
+    in cells none does. They are converted, velocities, actions and goals alike.
     Where a position jumps, a new episode begins, whatever the file's marks say: no window may run
-    across a reset. A DataWarning tells of it, as of what `trajectories.read` had to leave out.
+    across a reset. A DataWarning tells of either, as of what `trajectories.read` had to leave out.
 
-    Raises InputError if it cannot be read, if positions lie in walls (D4RL's own coordinates are
-    recognised), or if actions are far outside of [-1, 1].
+    Raises InputError if it cannot be read, if positions lie in walls, or if actions are far outside
+    of [-1, 1].
     """
     found = trajectories.read(path, OBSERVATION, ACTION)
     said = f"Dataset {shown(str(path), 200)}"
-    positions = found.observations[:, :2].astype(float)
-    inside = _in_free_cells(maze, maze.to_cells(positions))
+    inside = _in_free_cells(maze, maze.to_cells(found.observations[:, :2]))
     if not inside.all():
-        if any(_in_free_cells(maze, positions + shift).mean() > 0.99 for shift in D4RL_SHIFTS):
-            rows, columns = maze.walls.shape
+        shift = _d4rl_shift(maze, found.observations[:, :2].astype(float))
+        if shift is None:
             raise InputError(
-                f"{said} does not fit maze='{maze.name}': its positions are D4RL's, (row, column) "
-                f"of cells; the simulator's are needed, x = column - {columns / 2 - 0.5:g} and "
-                f"y = {rows / 2 - 0.5:g} - row, and velocities and actions turned alike."
+                f"{said} does not fit maze='{maze.name}': {np.mean(~inside):.0%} of its "
+                "positions lie in walls; all must be in free space, with (0, 0) the maze's centre."
             )
-        raise InputError(
-            f"{said} does not fit maze='{maze.name}': {np.mean(~inside):.0%} of its "
-            "positions lie in walls; all must be in free space, with (0, 0) the maze's centre."
+        rows, columns = maze.walls.shape
+        warn(
+            f"{said} has positions as D4RL's maze2d has them, (row, column) of cells: they become "
+            f"x = column {shift + 0.5 - columns / 2:+g} and y = {rows / 2 - 0.5 - shift:g} - row, "
+            "and velocities, actions and goals are turned alike."
         )
-    trajectories.check_actions(found, path)
+        found = from_d4rl(maze, found, shift)
+    trajectories.check_actions(found, str(path))
     marked = found.n_episodes
     found = found.cut_before(_resets(found))
     if found.n_episodes > marked:
@@ -197,6 +201,45 @@ def read(maze: Maze, path: str) -> Trajectories:
             f"between, and it is cut there, into {found.n_episodes}."
         )
     return found
+
+
+def from_d4rl(maze: Maze, data: Trajectories, shift: float = D4RL_SHIFTS[-1]) -> Trajectories:
+    """D4RL's maze2d data in the simulator's coordinates.
+
+    Args:
+        maze: theirs.
+        data: observations (row, column, their velocities) [M, 4], actions along rows and columns.
+        shift: what to add to positions to get cell units; 0.2 is right for D4RL's own files, whose
+            ball lies 0.2 off the centre of the cell that its observation names.
+    """
+
+    def turned(vectors: np.ndarray) -> np.ndarray:
+        return vectors[:, ::-1] * np.array([1, -1], np.float32)
+
+    def placed(cells: np.ndarray) -> np.ndarray:
+        return maze.to_xy(cells.astype(float) + shift).astype(np.float32)
+
+    positions, velocities = np.split(data.observations, 2, axis=1)
+    return replace(
+        data,
+        observations=np.concatenate([placed(positions), turned(velocities)], axis=1),
+        actions=turned(data.actions),
+        goals=None if data.goals is None else placed(data.goals),
+    )
+
+
+def _d4rl_shift(maze: Maze, positions: np.ndarray) -> float | None:
+    """What to add to positions [n, 2] to get (row, column), if they are cells; else None.
+
+    A ball does not come nearer to a wall than its radius, but for the softness of contacts.
+    """
+    some = positions[:: -(-len(positions) // 50_000)]  # distances to all walls take room
+    shares = {
+        shift: float((maze.clearance(some + shift) >= RADIUS - 0.05).mean())
+        for shift in D4RL_SHIFTS
+        if _in_free_cells(maze, positions + shift).all()
+    }
+    return max(shares, key=lambda shift: shares[shift]) if shares else None
 
 
 def _in_free_cells(maze: Maze, cells: np.ndarray) -> np.ndarray:

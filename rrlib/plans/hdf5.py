@@ -21,6 +21,7 @@ from rrlib.errors import InputError, shown
 # times when compressed, observations hardly at all.
 MOST_EXPANSION = 100
 SMALL = 64 << 20  # bytes that are never too many
+MOST_NAMES = 1_000_000
 
 
 def fault(path: str | Path, what: str, allowed: str) -> InputError:
@@ -42,7 +43,9 @@ def reading(path: Path) -> Iterator[h5py.File]:
         allowed = "a file that can be opened, and that nothing else is writing"
         raise fault(path, f"cannot be read ({disk.reason(error)})", allowed) from None
     except Exception:  # a damaged file can end in any exception that h5py knows
-        raise fault(path, "is not HDF5, or is damaged", "a D4RL-layout or Minari file") from None
+        raise fault(
+            path, "is not HDF5, or is damaged", "a D4RL-layout, Minari or robomimic file"
+        ) from None
 
 
 def entry(path: Path, group: h5py.Group, key: str) -> h5py.Group | h5py.Dataset | None:
@@ -80,6 +83,30 @@ def dataset(path: Path, group: h5py.Group, key: str) -> h5py.Dataset | None:
         what = f"declares {name} of shape {found.shape} but does not hold all of it"
         raise fault(path, what, "an array that was written")
     return found
+
+
+def names(path: Path, group: h5py.Group, key: str) -> list[str]:
+    """The texts of a list of names under a key.
+
+    Raises:
+        InputError: there is no such list, or it is not in the file itself.
+    """
+    found = entry(path, group, key)
+    if (
+        not isinstance(found, h5py.Dataset)
+        or found.ndim != 1
+        or not h5py.check_string_dtype(found.dtype)
+        or found.dtype.itemsize > 1000
+    ):
+        raise fault(path, f"has no list of names in '/{key}'", "one that it has")
+    made = found.id.get_create_plist()
+    if (
+        made.get_external_count()
+        or made.get_layout() == h5py.h5d.VIRTUAL
+        or found.size > MOST_NAMES
+    ):
+        raise fault(path, f"keeps '/{key}' in other files, or too many", "names in the file itself")
+    return [bytes(n).decode(errors="replace") if isinstance(n, bytes) else n for n in found[()]]
 
 
 def check_size(path: Path, datasets: Iterable[h5py.Dataset]) -> None:

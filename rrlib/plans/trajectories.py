@@ -1,4 +1,4 @@
-"""Trajectories: D4RL-layout HDF5 and Minari in and out, splits, one shared normaliser, windows.
+"""Trajectories: data files in and out, splits, one shared normaliser, windows.
 
 A plan, what a diffuser sees, is ``[..., H, da + do]``: actions first, then observations.
 """
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from rrlib.errors import InputError, shown, warn
-from rrlib.plans import data_files, hdf5
+from rrlib.plans import data_files, hdf5, minari_files
+from rrlib.plans.hdf5_layouts import Wanted
 
 Plans = TypeVar("Plans", np.ndarray, torch.Tensor)
 
@@ -85,28 +86,47 @@ def digest(trajectories: Trajectories) -> str:
 
 def read(
     path: str | Path,
-    observation_width: int,
-    action_width: int,
+    observation_width: int | None = None,
+    action_width: int | None = None,
     needs: tuple[str, ...] = (),
+    observation_keys: tuple[str, ...] = (),
+    filter_key: str = "",
 ) -> Trajectories:
-    """Read somebody's D4RL-layout HDF5 file or Minari dataset.
+    """Read somebody's data set: D4RL's HDF5, Minari's, robomimic's, or OGBench's npz.
 
-    ``path`` is a file, a Minari dataset folder (it holds ``data/main_data.hdf5``) or that
-    ``data`` folder, or the id of a Minari dataset under MINARI_DATASETS_PATH (by default
-    ``~/.minari/datasets``): nothing is ever downloaded. A Minari episode's last observation, which
-    has no action, is dropped; of PointMaze's dictionary of observations "observation" is taken, and
-    its "desired_goal" gives the goals.
+    Nothing is ever downloaded, and no pickle is ever loaded. What is read of each:
+
+    - *D4RL*: `observations`, `actions`, `terminals`, `timeouts`, and `rewards` and `infos/goal` if
+      they are there; marks may be numbers 0 and 1. Where no timeout is marked, episodes end where
+      `next_observations` is not the next observation and where `infos/goal` changes.
+    - *Minari*, as its DataCollector writes it: a data set's folder (it holds
+      ``data/main_data.hdf5``), that ``data`` folder, or the id of a data set under
+      MINARI_DATASETS_PATH (by default ``~/.minari/datasets``). An episode's last observation, which
+      has no action, is dropped; "desired_goal" gives the goals; ids of a discrete space become rows
+      of zeros and a one.
+    - *robomimic*: `data/demo_N` with `obs/*` and `actions`; `dones` count at an episode's end.
+    - *OGBench*: an npz file of `observations`, `actions` and `terminals`.
+
+    Args:
+        path: of the file or folder, or a Minari id.
+        observation_width, action_width: do and da; None takes what the file has.
+        needs: of "rewards" and "goals", those without which the file is of no use.
+        observation_keys: of a dictionary of observations, those to lay side by side, in this order,
+            such as robomimic's ("robot0_eef_pos", "object"); none takes "observation" if it is
+            there, or else every vector by its name, with a sentence.
+        filter_key: one of the lists of episodes in robomimic's `mask`, such as "train".
 
     What the method never uses may be missing: rewards that are not there, or are not all numbers of
     a million at most, are None, unless `needs` names them, and goals that are no points are None.
-    Without ``timeouts`` an episode ends where ``terminals`` says so. A DataWarning tells of rewards
-    and timeouts.
+    A DataWarning tells of rewards and timeouts.
 
-    Raises InputError if the file is missing, is not HDF5, lacks a key, is empty, keeps arrays in
-    other files, is larger than memory or than can be true, has arrays of different lengths or a
-    wrong width, values that are not finite or above a million, or a mark that is not 0 or 1.
+    Raises InputError if the file is missing, is of no such layout, lacks a key, is empty, keeps
+    arrays in other files, is larger than memory or than can be true, has arrays of different
+    lengths or a wrong width, values that are not finite or above a million, or a mark that is not
+    0 or 1.
     """
-    arrays, remarks = data_files.read(path, observation_width, action_width, needs)
+    wanted = Wanted((observation_width, action_width), needs, observation_keys, filter_key)
+    arrays, remarks = data_files.read(path, wanted)
     unmarked = "timeouts" not in arrays
     found = _of({"timeouts": np.zeros_like(arrays["terminals"])} | arrays)
     if unmarked:
@@ -121,7 +141,7 @@ def read(
 
 def load(path: Path, observation_width: int, action_width: int) -> Trajectories:
     """What `write_hdf5` has written, without a word on what it was given without."""
-    arrays, _ = data_files.read(path, observation_width, action_width)
+    arrays, _ = data_files.read(path, Wanted((observation_width, action_width)))
     return _of(arrays)
 
 
@@ -164,7 +184,7 @@ def write_minari(dataset_id: str, trajectories: Trajectories, description: str) 
         return found if goals is None else found | {"infos/goal": goals[rows]}
 
     episodes = (episode(*bounds) for bounds in trajectories.bounds.tolist())
-    return data_files.write_minari(dataset_id, episodes, description)
+    return minari_files.write(dataset_id, episodes, description)
 
 
 def check_actions(trajectories: Trajectories, path: str) -> None:

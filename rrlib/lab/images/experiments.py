@@ -170,12 +170,29 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
         names = ("configuration", "steps", "guidance")
         told = {name: getattr(chosen, name) for name in names}
         told |= {"prompts": count, "prompts_seed": chosen.seed, "level": fit.level}
+        expert_id = getattr(chosen, "expert_id", "")
+        named = models(kind, chosen.configuration, chosen.model_id, expert_id)
+        told |= {"models": named}
         reward = ImageReward(reward.reward, {**reward.about, **told})
         return Study(pool, list(reward.about["held_out"]), reward, pool.prompts)
     reward = shipped(kind)
     seen = found.fresh(reward.about["prompts"], reward.about["prompts_seed"], "prompts")
     pool = replace(pool, prompts=found.fresh(count, chosen.seed, f"{group} judged", seen))
     return Study(pool, list(range(count)), reward, seen)
+
+
+def models(kind: str, configuration: str, model_id: str, expert_id: str) -> dict[str, str]:
+    """What a shipped reward says of the samplers that it comes from.
+
+    Args:
+        kind: see `study`.
+        configuration: of safe guidance.
+        model_id, expert_id: of the chapter; empty for the miniature, and for safe guidance.
+    """
+    base = model_id or "rrlib.images.miniature"
+    if kind == "style":
+        return {"base": base, "expert": f"{base}, fine-tuned on hollow shapes"}
+    return {"base": base, "expert": expert_id or f"{base}, safe guidance '{configuration}'"}
 
 
 def check(found: World, chosen: SimpleNamespace) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from rrlib import training
+from rrlib import reward_files, training
 from rrlib.comparisons import Place
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
@@ -18,6 +18,7 @@ from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward, as_guidance
 from rrlib.locomotion import rollouts
 from rrlib.locomotion.world import Environment
+from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import halved, read_tensors, write_tensors
@@ -108,7 +109,28 @@ def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **
     ruler = e.base.split().normaliser.to_arrays()
     tensors |= {f"normaliser/{name}": torch.from_numpy(array) for name, array in ruler.items()}
     texts = {"about": about, "shapes": shapes, "guidance": as_guidance(**how)}
-    write_tensors(path, tensors, {name: json.dumps(value) for name, value in texts.items()})
+    said = {name: json.dumps(value) for name, value in texts.items()}
+    write_tensors(path, tensors, told(said, tensors))
+
+
+def told(texts: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The texts of a file, with one by which `rewards.load_rewards` finds the reward, too.
+
+    Args:
+        texts: `about`, `shapes` and `guidance`.
+        tensors: of all parts.
+    """
+    about, shapes, guidance = (json.loads(texts[k]) for k in ("about", "shapes", "guidance"))
+    shipped = _shipped(about, shapes, guidance, tensors, "cpu")
+    world, reward = shipped.world, shipped.reward
+    layout = PlanLayout(
+        shipped.normaliser, world.action, world.observation, horizon=shipped.horizon
+    )
+    data = f"planner of {world.name}, data of D4RL's kind"
+    named = {"base": f"{data} '{about['base_kind']}'", "expert": f"{data} 'expert'"}
+    about = {"environment": world.name, "seed": about["seed"], "models": named} | layout.about()
+    entry = reward_files.Entry(reward.network, reward.target, reward.place, about)
+    return texts | {reward_files.TEXT: reward_files.header({"reward": entry})}
 
 
 def _fields(recipe: LocomotionDiffuser | LocomotionReward, names: tuple[str, ...]) -> dict:

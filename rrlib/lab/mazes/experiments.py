@@ -1,6 +1,6 @@
 """What a maze chapter's parameters ask for: one experiment per maze and goal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -11,6 +11,7 @@ from rrlib.lab.mazes.evidence import Evidence, Sample, judge
 from rrlib.lab.mazes.recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
+from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.rewards import RelativeReward
 
@@ -47,6 +48,20 @@ class MazeExperiment:
         """What a published row says first: the maze, the goal such as "(1, 2)", a reward's seed."""
         return {"maze": self.world.name, "goal": self.label.split(" ", 1)[1], "seed": seed}
 
+    def about(self, seed: int) -> dict[str, object]:
+        """What the user of a shipped reward must know; `seed` is the reward's."""
+        name = self.world.name
+        layout = PlanLayout(
+            self.normaliser, maze.ACTION, maze.OBSERVATION, horizon=self.base.horizon
+        )
+        told = {
+            "maze": name,
+            "goal": list(self.goal),
+            "seed": seed,
+            "models": models(name, self.goal),
+        }
+        return told | layout.about()
+
     @property
     def normaliser(self) -> Normaliser:
         """Of base and expert alike."""
@@ -82,6 +97,15 @@ class MazeExperiment:
     ) -> list[Evidence]:
         """Evidence of each reward on `samples`; `seed` is that of `evidence.judge`."""
         return [judge(self.world, self.goal, reward, *samples, seed) for reward in rewards]
+
+
+def models(name: str, goal: Sequence[float]) -> dict[str, str]:
+    """What a shipped reward says of the models that it comes from."""
+    data = f"plans of PointMaze's ball in maze '{name}'"
+    return {
+        "base": f"diffuser of {data}, a new target in each episode",
+        "expert": f"diffuser of {data}, target ({goal[0]:g}, {goal[1]:g}) in each",
+    }
 
 
 def recipes_of(found: Iterable[MazeExperiment]) -> list[MazeDiffuser | MazeRewards]:

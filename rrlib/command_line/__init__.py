@@ -1,0 +1,1 @@
+"""The command line: `rrlib score`, `rrlib info`, `rrlib extract`."""
