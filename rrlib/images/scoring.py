@@ -125,7 +125,7 @@ def score(
     reward: RelativeReward,
     images: Tensor | Picture | Iterable[Picture],
     *,
-    pipeline: StableDiffusionPipeline | None = None,
+    pipeline: DiffusionPipeline | None = None,
     batch: int = 64,
 ) -> Tensor:
     """`ImageReward.score` of a reward as `rrlib.load_reward` gives it."""
