@@ -61,7 +61,7 @@ def _no_picture(value: object) -> InputError:
     )
 
 
-def fitted(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+def resized(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
     """A picture as a pipeline takes it.
 
     It is turned as its EXIF data say, converted (what is transparent keeps its colour; 16 bits

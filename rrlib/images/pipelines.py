@@ -24,7 +24,7 @@ from rrlib.images.kinds.checks import is_adapter
 from rrlib.images.kinds.choice import fault, kind_of
 from rrlib.images.kinds.protocol import Kind, device_of, dtype_of
 from rrlib.images.kinds.stable_diffusion import inverted
-from rrlib.images.pictures import fitted
+from rrlib.images.pictures import resized
 
 # What makes x_t mean the same thing to two models.
 SCHEDULE = (
@@ -362,7 +362,7 @@ def encode(
 
     Args:
         pipeline: its VAE is used, if it has one.
-        images: of any size and mode, see `pictures.fitted`.
+        images: of any size and mode, see `pictures.resized`.
         batch: images at a time.
         shape: of a latent; None takes the pipeline's own.
 
@@ -382,7 +382,7 @@ def encode(
     size = (width * model.factor, height * model.factor)  # as PIL has it
     parts = []
     for start in range(0, len(images), batch):
-        found = [fitted(image, size, mode) for image in images[start : start + batch]]
+        found = [resized(image, size, mode) for image in images[start : start + batch]]
         arrays = np.stack([np.asarray(image, np.float32) / 127.5 - 1 for image in found])
         pixels = torch.from_numpy(arrays.reshape(*arrays.shape[:3], -1)).permute(0, 3, 1, 2)
         parts.append(model.encode(pixels.to(device_of(model.network))))

@@ -42,7 +42,7 @@ class ImageReward:
 
         Args:
             images: latents [B, C, H, W], or pictures of any form that `pictures` takes, of any
-                size and mode: they are turned, converted, cut and resized (`pictures.fitted`).
+                size and mode: they are turned, converted, cut and resized (`pictures.resized`).
             pipeline: either of the two, whose VAE turns pictures into latents.
             batch: images at a time.
 
