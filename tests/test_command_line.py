@@ -233,7 +233,11 @@ def test_it_is_a_module_and_an_entry_point(tmp_path):
 
 def test_info_tells_of_rewards_data_plans_and_pipelines(file, tmp_path, capsys):
     np.save(tmp_path / "plans.npy", np.zeros((7, 8, 6)))
+    (tmp_path / "pictures").mkdir()
+    for k in range(2):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"pictures/{k}.PNG")
     cases = {
+        str(tmp_path / "pictures"): ["pictures: 2, from 0.PNG to 1.PNG"],
         MAZES.rpartition(":")[0]: [
             "160 rewards",
             "umaze (1, 1), seed 0: WindowReward, target mean",

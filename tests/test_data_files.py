@@ -316,6 +316,15 @@ def test_ends_are_derived_from_what_d4rl_keeps_beside_them(write, timeouts, left
     assert sentence.endswith("which makes 40.")
 
 
+def test_a_goal_that_moves_ends_no_episode(write):
+    content = arrays()
+    goals = np.random.default_rng(0).normal(size=(M, 2))
+    wrong = content["observations"] + 1  # in other units, say
+    path = write(content, **{"infos/goal": goals, "timeouts": None, "next_observations": wrong})
+    found, (sentence,) = said(tr.read, path, 4, 2)
+    assert found.n_episodes == 1 and "only '/terminals' ends an episode" in sentence
+
+
 def test_positions_in_walls_are_no_d4rl_coordinates(write):
     content = arrays()
     content["observations"][:, :2] += 0.6

@@ -72,6 +72,9 @@ def test_a_reward_of_ones_own_is_fitted_as_was_chosen(kind, monkeypatch):
     assert (found.pool, found.judged, found.seen) == (pool, [4, 9], pool.prompts)
     told = {"configuration": "strong", "steps": 21, "guidance": 4.0, "level": level}
     told |= {"prompts": count, "prompts_seed": 3, "held_out": [4, 9], "accuracy": 0.5}
+    tuned = "fine-tuned on hollow shapes" if kind == "style" else "safe guidance 'strong'"
+    base = "rrlib.images.miniature"
+    told |= {"models": {"base": base, "expert": f"{base}, {tuned}"}}
     assert found.reward.about == told
 
 

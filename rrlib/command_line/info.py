@@ -34,14 +34,16 @@ def lines(path: Path, name: str | None, given: argparse.Namespace) -> Iterator[s
         raise InputError(f"NAME={shown(name)} is not allowed: '{path}' holds no rewards.")
     if (path / INDEX).is_file():
         yield from _pipeline(path)
+    elif found := inputs.pictures_in(path):
+        yield f"pictures: {len(found)}, from {found[0].name} to {found[-1].name}"
     elif (plans := inputs.plans(path)) is not None:
         yield f"plans of shape {tuple(plans.shape)}, numbers from {plans.min():.4g} to " + (
             f"{plans.max():.4g}"
         )
     else:
         keys = tuple(filter(None, given.observation_keys.split(",")))
-        found = trajectories.read(path, observation_keys=keys, filter_key=given.filter_key)
-        yield from _trajectories(found)
+        options = {"observation_keys": keys, "filter_key": given.filter_key}
+        yield from _trajectories(trajectories.read(path, **options))
 
 
 def _has_rewards(path: Path) -> bool:

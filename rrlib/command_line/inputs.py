@@ -110,15 +110,19 @@ def pictures(path: Path) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    if path.is_file():
-        return [path]
-    try:
-        found = [one for one in path.iterdir() if one.suffix.lower() in PICTURES and one.is_file()]
-    except OSError:
-        found = []
+    found = [path] if path.is_file() else pictures_in(path)
     if not found:
         raise InputError(
             f"FILE={shown(str(path))} is not allowed: a folder with pictures, or a picture, is "
             "needed by a reward of images."
         )
+    return found
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder, in the order of their names; none if it is no folder."""
+    try:
+        found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file()]
+    except OSError:
+        found = []
     return sorted(found)

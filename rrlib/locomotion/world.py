@@ -124,7 +124,7 @@ def scores(environment: Environment, data: Trajectories) -> np.ndarray:
 
 
 def read(environment: Environment, path: str) -> Trajectories:
-    """Trajectories of this environment from a D4RL-layout HDF5 file or a Minari dataset.
+    """Trajectories of this environment from a data file, see `trajectories.read`.
 
     D4RL's files come from what is now version 4 of the environments (see `simulators`). Where a
     file does not mark the ends of its episodes, they are cut as the environment does it (see

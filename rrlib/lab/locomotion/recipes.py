@@ -66,7 +66,7 @@ class LocomotionData:
 
 @dataclass(frozen=True)
 class LocomotionFile:
-    """Somebody else's trajectories: a D4RL-layout HDF5 file or a Minari dataset.
+    """Somebody else's trajectories: a file that `locomotion.world.read` takes.
 
     D4RL's own come from version 4 of the environments, see `locomotion.simulators`.
     """

@@ -67,7 +67,7 @@ class MazeData:
 
 @dataclass(frozen=True)
 class MazeFile:
-    """Somebody else's trajectories of a maze: a D4RL-layout HDF5 file or a Minari dataset."""
+    """Somebody else's trajectories of a maze: a file that `mazes.world.read` takes."""
 
     maze: str
     sha256: str

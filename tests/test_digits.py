@@ -1,0 +1,64 @@
+"""The digits of scikit-learn: their split, their recipes, how a score of them is judged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from rrlib.lab import store
+from rrlib.lab.images import digits
+from rrlib.training import stream
+
+SMALL = {"steps": 3, "channels": (8, 8), "batch": 4}
+
+
+def test_the_split_is_whole_and_fixed():
+    sides = [digits.pictures(held_out) for held_out in (False, True)]
+    assert [len(pixels) for pixels, _ in sides] == [1400, 397]
+    both = torch.cat([pixels for pixels, _ in sides])
+    theirs = torch.from_numpy(load_digits().images).float()
+    counted = [np.unique(x.flatten(1).numpy(), axis=0, return_counts=True) for x in (both, theirs)]
+    assert np.array_equal((counted[0][0] + 1) * 8, counted[1][0])
+    assert np.array_equal(counted[0][1], counted[1][1])
+    assert both.min() == -1 and both.max() == 1
+
+
+def test_the_fine_tune_sees_even_digits_alone():
+    expert = digits.reward().expert
+    for held_out in (False, True):
+        pixels, numbers = digits.pictures(held_out)
+        assert torch.equal(expert.data(held_out), pixels[numbers % 2 == 0])
+    assert digits.reward().base.data().shape == (1400, 1, 8, 8)
+
+
+def test_a_score_is_judged_by_how_often_the_expert_side_is_higher():
+    numbers = torch.arange(10).repeat(3)
+    scores = torch.randn(30, generator=stream(0, 0))
+    even = numbers % 2 == 0
+
+    def literal(mine, other):
+        above = (mine[:, None] > other).double() + 0.5 * (mine[:, None] == other).double()
+        return float(above.mean())
+
+    found = digits.told(scores, numbers)
+    assert found.even == pytest.approx(literal(scores[even], scores[~even]))
+    assert found.sides == pytest.approx(literal(scores[even], scores))
+    assert found.oracle == pytest.approx(0.75)
+
+
+def test_base_fine_tune_and_reward_are_made_and_come_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("RRLIB_STORE", str(tmp_path))
+    base = digits.DigitsDiffuser(**SMALL)
+    expert = replace(base, even=True, start=base)
+    recipe = digits.DigitsReward(base, expert, pool=40, steps=3, batch=8)
+    reward = store.obtain(recipe)
+    x, t = torch.randn(5, 1, 8, 8, generator=stream(0, 1)), torch.zeros(5, dtype=torch.long)
+    again = store.obtain(recipe)
+    assert torch.equal(reward(x, t), again(x, t)) and reward.steps == 1000
+    held_out = recipe.compared(20, 1, held_out=True)
+    assert held_out.x.shape == (20, 1, 8, 8)
+    mine, other = (store.obtain(half).network.state_dict() for half in (base, expert))
+    moved = [float((mine[name] - other[name]).abs().max()) for name in mine]
+    assert 0 < max(moved) < 0.1  # a fine-tune begins where the base ended
