@@ -21,7 +21,7 @@ def layers(pipeline: Any) -> list[nn.Module]:
 
 def carries(module: nn.Module) -> bool:
     """Whether a module is a layer with adapters (PEFT's BaseTunerLayer)."""
-    return all(hasattr(module, name) for name in ("base_layer", "set_adapter", "active_adapters"))
+    return "base_layer" in module._modules and hasattr(module, "active_adapters")
 
 
 def check(pipeline: Any, names: Sequence[str] | None, weights: Sequence[float] | None) -> None:
