@@ -16,7 +16,7 @@ from rrlib.images import pipelines
 from rrlib.images.guided import Guided
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.pairs import ImageReward
-from rrlib.images.pictures import pictures
+from rrlib.images.pictures import pictures, resized
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import schedule
 from rrlib.rewards import RelativeReward
@@ -128,7 +128,6 @@ def test_it_scores_pictures_of_any_form(guided, tmp_path):
         (arrays[..., :2], r"image=uint8 array \(16, 16, 2\) is not allowed"),
         (arrays.swapaxes(1, 3), r"image=uint8 array \(3, 16, 16\) is not allowed"),
         (tmp_path / "none.png", "none.png' is not allowed: a file with a picture is needed"),
-        (images[0].resize((8, 8)), r"size \(8, 8\) is not allowed"),
     ):
         with pytest.raises(InputError, match=message):
             reward.score(wrong, whole)
@@ -138,3 +137,51 @@ def test_it_scores_pictures_of_any_form(guided, tmp_path):
     with pytest.raises(InputError, match="pipeline=None is not allowed with PIL images"):
         reward.score(images[0])
     assert isinstance(pictures(paths)[2], Image.Image)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"),
+    [
+        ("RGB", (255, 0, 0)),
+        ("RGBA", (255, 0, 0, 9)),
+        ("CMYK", (0, 255, 255, 0)),
+        ("YCbCr", (9, 9, 9)),
+        ("L", 90),
+        ("LA", (90, 9)),
+        ("P", 7),
+        ("1", 1),
+        ("I", 65535),
+        ("I;16", 65535),
+    ],
+)
+def test_pictures_of_any_size_and_mode_are_taken(mode, colour):
+    wide, same = Image.new(mode, (40, 20), colour), Image.new(mode, (16, 16), colour)
+    found = resized(wide, (16, 16), "RGB")
+    assert (found.size, found.mode) == ((16, 16), "RGB")
+    whole = np.asarray(resized(same, (16, 16), "RGB"))
+    assert np.array_equal(np.asarray(found), whole)  # of one colour, whatever the size
+    if mode in ("RGB", "RGBA", "CMYK"):
+        assert whole[0, 0].tolist() == [255, 0, 0]
+    if mode in ("I", "I;16"):
+        assert whole[0, 0].tolist() == [255] * 3
+
+
+def test_a_picture_is_cut_around_its_middle_and_turned_as_its_exif_says(tmp_path, guided):
+    picture = Image.new("RGB", (60, 20), "red")
+    picture.paste("blue", (16, 0, 44, 20))
+    assert resized(picture, (16, 16), "RGB").getcolors() == [(256, (0, 0, 255))]
+    picture = Image.new("RGB", (16, 16), "red")
+    picture.paste("blue", (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "turned.png", exif=exif)
+    (turned,) = pictures(tmp_path / "turned.png")
+    assert np.array_equal(
+        np.asarray(resized(turned, (16, 16), "RGB")), np.asarray(picture)[::-1, ::-1]
+    )
+    reward, whole = made(), guided.pipeline
+    upside = picture.transpose(Image.Transpose.ROTATE_180)
+    assert_close(reward.score(tmp_path / "turned.png", whole), reward.score(upside, whole))
+    with pytest.raises(InputError, match="image of mode 'F' is not allowed"):
+        reward.score(Image.new("F", (16, 16)), whole)
+    assert resized(upside, (16, 16), "RGB").tobytes() == upside.tobytes()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -23,7 +22,6 @@ from diffusers.pipelines.deprecated.stable_diffusion_safe import (
     SafetyConfig,
     StableDiffusionPipelineSafe,
 )
-from PIL import Image
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
@@ -131,7 +129,7 @@ def test_a_denoiser_knows_whether_its_step_is_of_the_warm_up(pipeline):
     texts = guided.condition(PROMPTS)
     x, t = noise(guided), torch.tensor([500, 500])
     found = {step: guided.denoiser(texts, step).epsilon(x, t) for step in (2, 3)}
-    usual = plain.denoiser(texts[:2]).epsilon(x, t)
+    usual = plain.denoiser((texts[0][:2],)).epsilon(x, t)
     assert_close(found[2], usual)
     assert (found[3] - usual).abs().max() > 1e-3
 
@@ -141,9 +139,9 @@ def test_a_sampler_cuts_long_prompts_only_when_told(pipeline):
         guided = Guided(pipeline, 10, safety=safety)  # whose concept is longer than the tokenizer
         with pytest.raises(InputError, match="of 9 tokens is not allowed"):
             guided.condition(["red " * 7])
-        cut = guided.condition(["red " * 7], truncate=True)
-        assert torch.equal(cut, guided.condition(["red " * 6]))
-        assert torch.equal(cut[0], pipelines.embed(pipeline, [""], blank=True))
+        (cut,) = guided.condition(["red " * 7], truncate=True)
+        assert torch.equal(cut, *guided.condition(["red " * 6]))
+        assert torch.equal(cut[0], *pipelines.embed(pipeline, [""], blank=True))
         assert len(cut) == (3 if safety else 2)
 
 
@@ -228,14 +226,15 @@ def test_latents_that_are_not_finite_end_a_run(pipeline):
 
 
 def test_a_pipeline_of_another_kind_makes_no_sampler(pipeline):
-    network = UNet2DModel(8, block_out_channels=(8, 8, 8, 8), norm_num_groups=8)
-    with pytest.raises(InputError, match="its class DDPMPipeline has no vae, so it makes no image"):
+    network = UNet2DModel(8, out_channels=6, block_out_channels=(8, 8, 8, 8), norm_num_groups=8)
+    with pytest.raises(InputError, match=r"DDPMPipeline is not allowed: .*3 channels and gives 6"):
         Guided(DDPMPipeline(network, DDPMScheduler()))
+    with pytest.raises(InputError, match=r"pipeline: str is not allowed: it is none of an uncond"):
+        Guided("pipeline")
     other = miniature.pipeline(TINY, WORDS, 0)
     for scheduler, message in (
         (FlowMatchEulerDiscreteScheduler(), "'FlowMatchEulerDiscreteScheduler' has no DDIM steps"),
         (LCMScheduler(), "'LCMScheduler' has no DDIM steps"),
-        (DDIMScheduler(prediction_type="sample"), "prediction_type='sample' is not 'epsilon'"),
     ):
         other.scheduler = scheduler
         with pytest.raises(InputError, match=message):
@@ -332,11 +331,6 @@ def test_what_is_no_pipeline_is_named(folder, tmp_path):
     (broken / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(InputError, match=r"broken' is not allowed"):
         pipelines.load_pipeline(broken)
-    network = UNet2DModel(8, block_out_channels=(8, 8, 8, 8), norm_num_groups=8)
-    other = DDIMPipeline(network, DDIMScheduler())
-    other.save_pretrained(tmp_path / "unconditional")
-    with pytest.raises(InputError, match=r"unconditional' is not allowed"):
-        pipelines.load_pipeline(tmp_path / "unconditional")
     cut = tmp_path / "cut"
     shutil.copytree(folder, cut)
     weights = cut / "unet" / "diffusion_pytorch_model.safetensors"
@@ -355,7 +349,8 @@ def test_a_pair_shares_latents_and_schedule(pipeline):
     other = miniature.pipeline(TINY, WORDS, 0)
     other.vae.register_to_config(scaling_factor=0.5)
     with pytest.raises(
-        InputError, match=r"\(4, 8, 8, 0.5\) are not allowed: the base's \(4, 8, 8, "
+        InputError,
+        match=r"\(4, 8, 8, 0.5\) are not allowed: the base's \(4, 8, 8, ",
     ):
         pipelines.check_pair(pipeline, other)
     other = miniature.pipeline(TINY, WORDS, 0)
@@ -418,8 +413,8 @@ def test_prompts_must_fit_the_tokenizer(pipeline):
     ):
         with pytest.raises(InputError, match=message):
             pipelines.embed(pipeline, prompts)
-    cut = pipelines.embed(pipeline, ["red " * 7], truncate=True)
-    assert torch.equal(cut, pipelines.embed(pipeline, ["red " * 6]))
+    (cut,) = pipelines.embed(pipeline, ["red " * 7], truncate=True)
+    assert torch.equal(cut, *pipelines.embed(pipeline, ["red " * 6]))
 
 
 def test_images_and_latents_are_those_of_the_vae(pipeline):
@@ -434,7 +429,6 @@ def test_images_and_latents_are_those_of_the_vae(pipeline):
     encoded = pipelines.encode(pipeline, found)
     assert_close(encoded, latents * pipeline.vae.config.scaling_factor, atol=1e-4, rtol=1e-4)
     for given, message in (
-        ([Image.new("RGB", (8, 8))], r"size \(8, 8\) is not allowed: \(16, 16\)"),
         (found[0], "a list of PIL images, at least one, is needed"),
         ([], r"images=\[\] is not allowed"),
         (np.zeros((1, 16, 16, 3)), "a list of PIL images"),

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_pipelines as tiny
 import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
 from torch import Tensor
 
 import rrlib
@@ -46,6 +49,58 @@ def test_the_calls_for_two_pipelines(tmp_path, monkeypatch):
     names = {"prompts": scenes.prompts(50, 0), "images": images}
     exec(code, names)
     assert names["reward"].score(images, names["base"].pipeline).shape == (4,)
+
+
+@pytest.fixture
+def image_names(tmp_path, monkeypatch) -> dict:
+    """What the page on pipelines begins with, in a folder with all that it names."""
+    for name, seed in (("model", 0), ("fine-tune", 1)):
+        pipelines.save_pipeline(tiny.stable_diffusion(seed), tmp_path / name)
+    for name, seed in (("digits", 0), ("even", 1)):
+        pipelines.save_pipeline(tiny.unconditional(seed), tmp_path / name)
+    adapted = tiny.stable_diffusion(0)
+    config = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
+    adapted.unet.add_adapter(config, adapter_name="any")
+    layers = get_peft_model_state_dict(adapted.unet, adapter_name="any")
+    adapted.save_lora_weights(tmp_path, unet_lora_layers=layers, weight_name="lora.safetensors")
+    for name in ("one.png", "two.jpg"):
+        Image.new("RGB", (20, 30), "red").save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    images = [Image.new("RGB", (9, 9)), Image.new("RGB", (16, 20), "blue")]
+    names = {"prompts": ["red circle", "blue square"] * 6, "images": images}
+    exec(blocks("pipelines")[0], names)
+    return names
+
+
+SHORTER = (
+    ("6_000", "2"),
+    ("2_000", "12"),
+    ("batch=100", "batch=12"),
+    ("batch=8", "batch=12"),
+    ("Fit(", "Fit(0.5, (8,), "),
+    ("channels=(32, 64), ", ""),
+    ("(name)) for", "(name), 3) for"),
+    ("(name), 25)", "(name), 3)"),
+    ("whole, ", "whole, 3, "),
+)
+
+
+def shortened(code: str) -> str:
+    """The same code, of fewer and smaller steps."""
+    for large, small in SHORTER:
+        code = code.replace(large, small)
+    return code
+
+
+def test_the_page_on_pipelines(image_names):
+    _, pair, lora, digits, use = blocks("pipelines")
+    for code in (pair, lora, digits):
+        assert len(code.splitlines()) <= 6
+        exec(shortened(code), image_names)
+        assert image_names["reward"].about["held_out"]
+    assert image_names["scores"].shape == (2,)
+    exec(use, image_names)
+    assert len(image_names["pictures"]) == 4 and image_names["scores"].shape == (2,)
 
 
 # Two humps of plans [32, 6], of which the expert prefers the first, both a little moved.

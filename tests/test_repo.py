@@ -93,7 +93,12 @@ def test_the_lock_holds_exact_public_pins():
 def test_the_lock_satisfies_every_range():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"book", "test", "rl"}  # rl trains what is shipped; nothing here needs it
+    assert set(extras) == {
+        "book",
+        "test",
+        "rl",
+        "lora",
+    }  # rl: to make what is shipped
     for text in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
         requirement = Requirement(text)
         version = pinned[canonicalize_name(requirement.name)]

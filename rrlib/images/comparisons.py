@@ -36,18 +36,18 @@ class Sampler(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def condition(self, prompts: Sequence[str], truncate: bool) -> Tensor: ...
+    def condition(self, prompts: Sequence[str], truncate: bool) -> Any: ...
 
     def start(self, n: int, generator: torch.Generator) -> Tensor: ...
 
-    def noise(self, x: Tensor, step: int, texts: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    def noise(self, x: Tensor, step: int, texts: Any, state: Any) -> tuple[Tensor, Any]: ...
 
     def advance(self, x: Tensor, noise: Tensor, step: int) -> Tensor: ...
 
 
 @torch.no_grad()
 def run(
-    pair: tuple[Sampler, Sampler], texts: Sequence[Tensor], x: Tensor, side: int
+    pair: tuple[Sampler, Sampler], texts: Sequence[Any], x: Tensor, side: int
 ) -> dict[str, Tensor]:
     """Algorithm 2's inner loop: images of one side, and both denoisings of every latent.
 
@@ -132,10 +132,10 @@ def units(sampler: Sampler) -> Tensor | None:
     return made if torch.isfinite(made).all() else None
 
 
-def check_texts(prompts: Sequence[str]) -> None:
+def check_texts(prompts: Any) -> None:
     """Raise InputError unless these are texts in one list, which both samplers are given."""
-    whole = not isinstance(prompts, str) and isinstance(prompts, Sequence)
-    other = [prompt for prompt in prompts if not isinstance(prompt, str)] if whole else [prompts]
+    one = isinstance(prompts, str) or not isinstance(prompts, Sequence)
+    other = [prompts] if one else [p for p in prompts if not isinstance(p, str)]
     if other:
         raise InputError(
             f"prompts with {shown(other[0])} are not allowed: one list of texts, the same for base "
@@ -176,12 +176,8 @@ def generate(
             that are not finite, or a pair whose first shard shows no difference.
     """
     check_texts(prompts)
-    if batch < 1 or not prompts:
-        raise InputError(
-            f"batch={batch} with {len(prompts)} prompts is not allowed: at least 1 of each is "
-            "needed."
-        )
-    _check(base, expert)
+    check_batch(batch, prompts)
+    check_samplers(base, expert)
     told = json.dumps([list(prompts), base.steps, batch, seed, about, truncate])
     mark = hashlib.sha256(told.encode()).hexdigest()
     unit = units(base)
@@ -243,7 +239,17 @@ def _fitting(
     )
 
 
-def _check(base: Sampler, expert: Sampler) -> None:
+def check_batch(batch: int, prompts: Sequence[str]) -> None:
+    """Raise InputError unless there is something to do."""
+    if not isinstance(batch, int) or batch < 1 or not prompts:
+        raise InputError(
+            f"batch={shown(batch)} with {len(prompts)} prompts is not allowed: at least 1 of each "
+            "is needed."
+        )
+
+
+def check_samplers(base: Sampler, expert: Sampler) -> None:
+    """Raise InputError unless both take as many steps, on latents of one shape."""
     for name, mine, other in (
         ("steps", base.steps, expert.steps),
         ("shape", base.shape, expert.shape),

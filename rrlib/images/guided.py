@@ -1,25 +1,29 @@
-"""Latent diffusion as a denoiser: classifier-free guidance, plain or safe, of any pipeline.
+"""Pipelines of images as denoisers: classifier-free guidance, plain or safe, of any kind.
 
 The unsafe and the safe model of the paper's section 5.3 share their weights; they differ in the
 guided noise, the epsilon by which a step is taken.
 So the pair that is compared is two `Guided` samplers, and not two U-Nets.
+Whatever a network predicts, a sampler says it as noise, at levels of x = sqrt(abar) x_0 + ... eps.
 """
 
 import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
-from rrlib.images.pipeline_checks import fault, latent_shape, schedule
-from rrlib.images.pipelines import embed
+from rrlib.images import adapters, pipelines
+from rrlib.images.kinds.checks import whole
+from rrlib.images.kinds.choice import kind_of
+from rrlib.images.kinds.protocol import Kind, Levels, device_of, dtype_of
 
 # What the safe sampler turns from, in the words of safe latent diffusion's own model card.
 CONCEPT = (
@@ -84,24 +88,33 @@ class Guided:
     guidance) is handed in and out, so a sampler may serve many runs at once.
 
     Attributes:
-        pipeline: of Stable Diffusion's classes.
-        steps: of DDIM.
-        scale: s_g of classifier-free guidance.
+        pipeline: of one of the kinds in `kinds.choice`.
+        steps: of DDIM; on a flow's levels they are Euler's.
+        scale: s_g of classifier-free guidance, or the guidance that Flux is told; without a meaning
+            where no text is taken.
         safety: settings of safe guidance; None for plain guidance.
         concept: what safe guidance turns from.
         negative_prompt: none; what pipelines know by this name is refused.
+        adapters: names of adapters (LoRA) that are on whenever this sampler asks the pipeline, and
+            no others; () for none, None leaves the pipeline as it is. One pipeline can so be both
+            base and expert, its weights in memory once.
+        weights: of the adapters, one for each; None is 1 for each.
+        size: height and width of the images in pixels; None takes the pipeline's own.
 
     Raises:
         InputError: a value of another type, fewer than one step, or more than the model has; a
-            pipeline that makes no image of a text by predicted noise (see `pipeline_checks.fault`).
+            pipeline of no supported kind (see `kinds.choice`), or adapters that it has not.
     """
 
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     steps: int = 50
     scale: float = 7.5
     safety: SafeGuidance | None = None
     concept: str = CONCEPT
     negative_prompt: InitVar[str] = ""
+    adapters: tuple[str, ...] | None = None
+    weights: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
 
     def __post_init__(self, negative_prompt: str):
         if negative_prompt:
@@ -109,9 +122,7 @@ class Guided:
                 f"negative_prompt={shown(negative_prompt)} is not allowed: guidance starts at the "
                 "empty text (safety and concept turn from another)."
             )
-        why = fault(self.pipeline)
-        if why:
-            raise InputError(f"pipeline: this one is not allowed: {why}.")
+        model = self.model
         most = self.pipeline.scheduler.config.num_train_timesteps
         steps, scale = self.steps, self.scale
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= most:
@@ -128,6 +139,14 @@ class Guided:
             )
         if not isinstance(self.concept, str):
             raise InputError(f"concept={shown(self.concept)} is not allowed: a text is needed.")
+        if self.safety and not model.guided:
+            raise InputError(
+                f"safety={shown(self.safety)} is not allowed: a pipeline that is guided from the "
+                "empty text to a prompt is needed."
+            )
+        self._check_size()
+        adapters.check(self.pipeline, self.adapters, self.weights)
+        _ = self.levels
         if self.safety and self.safety.warmup >= self.steps:
             warnings.warn(
                 f"steps={self.steps} is no more than the warm-up of {self.safety.warmup} steps, so "
@@ -135,59 +154,100 @@ class Guided:
                 stacklevel=3,
             )
 
+    def _check_size(self) -> None:
+        size, unit = self.size, self.model.factor * self.model.multiple
+        if size is None:
+            return
+        sides = size if isinstance(size, tuple | list) else ()
+        if len(sides) != 2 or not all(whole(n, 1, 10**6) and n % unit == 0 for n in sides):
+            raise InputError(
+                f"size={shown(size)} is not allowed: height and width in pixels, multiples of "
+                f"{unit}, are needed."
+            )
+
     @cached_property
+    def model(self) -> Kind:
+        """The pipeline as one of its kind."""
+        return kind_of(self.pipeline)
+
+    @cached_property
+    def levels(self) -> Levels:
+        """Where it steps, and what its network is asked there."""
+        found = self.model.levels(self.steps, self.shape)
+        found.scheduler.set_timesteps(self.steps, device=self.device)
+        return found
+
+    @property
     def scheduler(self) -> DDIMScheduler:
-        """DDIM on the pipeline's own schedule; a step of it keeps no state."""
-        scheduler = schedule(self.pipeline.scheduler)
-        scheduler.set_timesteps(self.steps, device=self.device)
-        return scheduler
+        """DDIM of predicted noise on the sampler's levels; a step of it keeps no state."""
+        return self.levels.scheduler
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return self.pipeline.unet.device
+        return device_of(self.model.network)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one latent: channels, height, width."""
-        return latent_shape(self.pipeline)
+        channels, height, width = self.model.shape
+        if self.size:
+            height, width = (side // self.model.factor for side in self.size)
+        return channels, height, width
 
-    def condition(self, prompts: Sequence[str], truncate: bool = False) -> Tensor:
-        """Embeddings of the empty text, the prompts and (safe) the concept, [2 or 3, B, L, d].
+    def adapted(self) -> AbstractContextManager[None]:
+        """A block in which the pipeline has this sampler's adapters; after it, all is as before."""
+        return adapters.adapted(self.pipeline, self.adapters, self.weights)
+
+    def condition(self, prompts: Sequence[str] | int, truncate: bool = False) -> tuple[Tensor, ...]:
+        """What the network is told of the empty text, the prompts and (safe) the concept.
 
         Once per prompt, however many steps follow.
 
+        Args:
+            prompts: texts; of a pipeline that takes none, the number of images.
+            truncate: cut a prompt where the tokenizer ends, instead of refusing it.
+
+        Returns:
+            Each part of it, [2 or 3, B, ...], or [1, B, ...] where no guidance starts at the empty
+            text; of Stable Diffusion one part, the embeddings. Nothing where no text is taken.
+
         Raises:
-            InputError: a prompt is empty or too long, see `pipelines.embed`.
+            InputError: a prompt is empty or too long, or none is taken, see `pipelines.embed`.
         """
-        texts = ["", *([self.concept] if self.safety else [])]
-        # The concept is cut where the tokenizer ends, as its authors' own pipeline does.
-        fixed = [embed(self.pipeline, [text], truncate=True, blank=True) for text in texts]
-        asked = embed(self.pipeline, prompts, truncate)
-        parts = [fixed[0].expand_as(asked), asked, *(part.expand_as(asked) for part in fixed[1:])]
-        return torch.stack(parts)
+        texts = ["", *([self.concept] if self.safety else [])] if self.model.guided else []
+        with self.adapted():
+            asked = pipelines.embed(self.pipeline, prompts, truncate)
+            # The concept is cut where the tokenizer ends, as its authors' own pipeline does.
+            fixed = [pipelines.embed(self.pipeline, [text], True, blank=True) for text in texts]
+        rows = [*fixed[:1], asked, *fixed[1:]]
+        return tuple(
+            torch.stack([row[k].expand_as(part) for row in rows]) for k, part in enumerate(asked)
+        )
 
     @torch.no_grad()
     def noise(
-        self, x: Tensor, step: int, texts: Tensor, momentum: Tensor | None = None
+        self, x: Tensor, step: int, texts: tuple[Tensor, ...], momentum: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The guided noise, and the momentum after this step; float32 whatever the networks' type.
 
         Args:
             x: latents, [B, C, H, W].
             step: from 0, the noisiest.
-            texts: of `condition`, [2 or 3, B, L, d].
+            texts: of `condition`.
             momentum: what the step before gave; None at first.
         """
         return self._noise(x, self._time(step), step, texts, momentum)
 
     def _noise(self, x, t, step, texts, momentum):
-        copies = len(texts)
-        inputs = x.to(self.pipeline.unet.dtype).repeat(copies, *[1] * (x.ndim - 1))
+        copies = len(texts[0]) if texts else 1
+        inputs = x.float().repeat(copies, *[1] * (x.ndim - 1))
         times = t if t.ndim == 0 else t.repeat(copies)
-        out = self.pipeline.unet(inputs, times, encoder_hidden_states=texts.flatten(0, 1)).sample
-        noises = out.float().chunk(copies)  # of the empty text, the prompt, the concept
-        empty, prompt = noises[:2]
+        told = tuple(part.flatten(0, 1) for part in texts)
+        noises = self._epsilon(inputs, times, told).chunk(copies)
+        if copies == 1:
+            return noises[0], momentum
+        empty, prompt = noises[:2]  # and, of a safe sampler, the concept
         guidance = prompt - empty
         if self.safety:
             momentum = torch.zeros_like(guidance) if momentum is None else momentum
@@ -195,6 +255,18 @@ class Guided:
             if step >= self.safety.warmup:
                 guidance = guidance - turn
         return empty + self.scale * guidance, momentum
+
+    def _epsilon(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+        """The network's prediction as noise, float32: of x [B, ...] at the level t, [] or [B]."""
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            given = x.to(dtype_of(self.model.network))
+            return self.model.predict(given, time, told, self.scale).float()
+
+        with self.adapted():
+            if self.levels.schedule.prediction == "epsilon":
+                return network(x, t)
+            return Denoiser(network, self.levels.schedule).epsilon(x, t.expand(len(x)))
 
     def advance(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
         """The latents after DDIM's step by this noise, [B, C, H, W]."""
@@ -225,11 +297,13 @@ class Guided:
             )
         return self.scheduler.timesteps[step]
 
-    def denoiser(self, texts: Tensor, step: int = 0, momentum: Tensor | None = None) -> Denoiser:
+    def denoiser(
+        self, texts: tuple[Tensor, ...], step: int = 0, momentum: Tensor | None = None
+    ) -> Denoiser:
         """The contract of `denoisers.Denoiser` for these texts: x0, score and mean at any t.
 
         Args:
-            texts: of `condition`, [2 or 3, B, L, d]; a call has the same B.
+            texts: of `condition`; a call has the same B.
             step, momentum: of a safe sampler, where in its run it is asked; ignored by a plain one.
         """
 
@@ -247,11 +321,11 @@ class Guided:
 
 def denoise(
     guided: Guided,
-    texts: Tensor,
+    texts: tuple[Tensor, ...],
     x: Tensor,
     shift: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """DDIM's run from noise x [B, C, H, W]; yields (steps to go, latents), (0, the image) last.
+    """A run from noise x [B, C, H, W]; yields (steps to go, latents), (0, the image) last.
 
     Args:
         guided: the sampler.

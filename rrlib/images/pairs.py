@@ -1,6 +1,8 @@
 """Any two diffusers pipelines of one latent space: a reward that says what the second prefers.
 
 base, expert = (Guided(load_pipeline(folder)) for folder in folders)
+# or of one pipeline, without and with its LoRA:
+base, expert = Guided(pipe, adapters=()), Guided(pipe, adapters=("style",))
 for _ in compare(base, expert, prompts, "comparisons", batch=8, seed=0): ...
 reward = learn("comparisons", Fit(steps=6_000))
 reward.score(images, base.pipeline)
@@ -10,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +71,7 @@ def load(path: str | Path) -> ImageReward:
 def compare(
     base: Guided,
     expert: Guided,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | int,
     folder: str | Path,
     *,
     batch: int,
@@ -80,14 +83,16 @@ def compare(
 
     Args:
         base, expert: samplers of two pipelines of one latent space and schedule, or of one with and
-            without safe guidance.
-        prompts, batch, seed, truncate: see `images.comparisons.generate`.
+            without safe guidance or adapters.
+        prompts: see `images.comparisons.generate`; of pipelines that take no text, the number of
+            images of each.
+        batch, seed, truncate: see `images.comparisons.generate`.
         folder: made if it is not there; goes on where an earlier run stopped.
         other: nothing; a name that pipelines know, such as `negative_prompt`, is refused.
 
     Raises:
-        InputError: pipelines that do not match or do not differ, or see
-            `images.comparisons.generate`.
+        InputError: at once, pipelines that do not match, prompts that are none or that none takes;
+            at the first shard, a pair that does not differ, or see `images.comparisons.generate`.
     """
     for name, value in other.items():
         raise InputError(
@@ -95,37 +100,51 @@ def compare(
             "empty text, and nothing else."
         )
     pipelines.check_pair(base.pipeline, expert.pipeline)
-    image_extraction.check_texts(prompts)
+    image_extraction.check_samplers(base, expert)
+    if base.model.tokenizers:
+        image_extraction.check_texts(prompts)
     for sampler in (base, expert):  # before the first of many hours
-        pipelines.check_prompts(sampler.pipeline, prompts, truncate)
-    about = told(base, expert) | {"texts": _sha256("\n".join(prompts))}
+        texts = pipelines.check_prompts(sampler.pipeline, prompts, truncate)
+    image_extraction.check_batch(batch, texts)
+    options = {"batch": batch, "seed": seed, "truncate": truncate}
+    return _compared(base, expert, texts, Path(folder), options)
+
+
+def _compared(
+    base: Guided, expert: Guided, texts: Sequence[str], folder: Path, options: dict[str, Any]
+) -> Iterator[Progress]:
+    """What takes long: reading all weights, and then hours."""
+    about = told(base, expert) | {"texts": _sha256("\n".join(texts))}
     if about["base"] == about["expert"] and base.steps == expert.steps:
         raise InputError(
             "expert: the base's own weights and settings are not allowed: a pair that differs is "
-            "needed (adapters of one pipeline or U-Net object are both those set last: each of the "
-            "two needs a pipeline of its own)."
+            "needed (adapters that are set on one pipeline or U-Net object are both those set "
+            "last: give each sampler its own, adapters=() and adapters=('name',))."
         )
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    yield from image_extraction.generate(
-        folder, base, expert, prompts, batch=batch, seed=seed, about=about, truncate=truncate
-    )
+    yield from image_extraction.generate(folder, base, expert, texts, about=about, **options)
 
 
 def told(base: Guided, expert: Guided) -> dict:
     """What two samplers' images depend on: models, guidance, and the schedule, as JSON has it."""
     seen: dict[int, str] = {}
-    models = [digest(sampler.pipeline, seen) for sampler in (base, expert)]
     sides = {
         name: {
-            "model": model,
+            "model": _model(sampler, seen),
             "scale": sampler.scale,
             "safety": asdict(sampler.safety) if sampler.safety else None,
             "concept": sampler.concept if sampler.safety else None,
         }
-        for name, model, sampler in zip(SIDES, models, (base, expert), strict=True)
+        for name, sampler in zip(SIDES, (base, expert), strict=True)
     }
-    return sides | schedule(base)
+    size = {"shape": base.shape} if base.size else {}
+    return sides | schedule(base) | size
+
+
+def _model(sampler: Guided, seen: dict[int, str]) -> str:
+    """Digest of its pipeline, its adapters on."""
+    with sampler.adapted():
+        return digest(sampler.pipeline, seen)
 
 
 def _sha256(text: str) -> str:

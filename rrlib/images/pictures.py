@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rrlib.errors import InputError, shown
 
@@ -40,7 +40,8 @@ def _picture(one: Picture) -> Image.Image:
     if isinstance(one, str | Path):
         try:
             with Image.open(one) as file:
-                return file.convert("RGB")
+                file.load()
+                return file
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(
                 f"image={shown(str(one))} is not allowed: a file with a picture is needed "
@@ -58,3 +59,30 @@ def _no_picture(value: object) -> InputError:
         f"image={told} is not allowed: a PIL image, a uint8 array [H, W, 3], a path or a tensor of "
         "latents is needed."
     )
+
+
+def resized(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+    """A picture as a pipeline takes it.
+
+    It is turned as its EXIF data say, converted (what is transparent keeps its colour; 16 bits
+    become 8), cut to the proportions of `size` around its middle, and resized (Lanczos). One of
+    that size and mode stays what it is.
+
+    Args:
+        image: of any size and mode.
+        size: width and height in pixels.
+        mode: "RGB" or "L".
+
+    Raises:
+        InputError: floating numbers, of which no range is known.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise InputError(
+            f"image of mode {image.mode!r} is not allowed: one of whole numbers is needed."
+        )
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray((values // 257).astype(np.uint8))
+    image = image.convert(mode)
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from rrlib import disk, tensor_files
 from rrlib.errors import InputError
+from rrlib.images.adapters import carries
+from rrlib.images.kinds.checks import SETTINGS
 
 PLAIN = (bool, int, float, str, type(None))
 # Attributes of modules that change no output; `config` is told apart, see `_config`.
@@ -22,7 +24,8 @@ def digest(pipeline: DiffusionPipeline, seen: dict[int, str] | None = None) -> s
 
     Of a module: weights and buffers, the settings of each of its parts (the scales, names and state
     of adapters among them) and its configuration. Of a tokenizer: vocabulary, merges and limits. Of
-    a scheduler: its configuration. Where a pipeline lies and which version wrote it do not count.
+    a scheduler: its configuration. Of the pipeline itself: what else changes its images. Where it
+    lies and which version wrote it do not count.
 
     It takes about a second for each GB of weights, at every call: adapters and weights change in
     place, so an earlier digest may be wrong.
@@ -36,10 +39,18 @@ def digest(pipeline: DiffusionPipeline, seen: dict[int, str] | None = None) -> s
         InputError: a component whose weights are not in memory (on the device "meta").
     """
     seen = {} if seen is None else seen
+    found = {}
     for name, part in pipeline.components.items():
-        if id(part) not in seen:
+        if id(part) not in seen or _adapted(part):
             seen[id(part)] = _component(name, part)
-    return disk.digest({name: seen[id(part)] for name, part in pipeline.components.items()})
+        found[name] = seen[id(part)]
+    settings = {name: pipeline.config[name] for name in SETTINGS if name in pipeline.config}
+    return disk.digest(found | settings)
+
+
+def _adapted(part: Any) -> bool:
+    """Whether a component may be another at the next look, though it is the same object."""
+    return isinstance(part, nn.Module) and any(carries(module) for module in part.modules())
 
 
 def _component(name: str, part: Any) -> str:

@@ -10,32 +10,99 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMPipeline,
+    DiffusionPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from rrlib.disk import read_json, reason
 from rrlib.errors import InputError, shown
-from rrlib.images.pipeline_checks import PARTS, SCHEDULERS, ddim, is_adapter
+from rrlib.images.kinds import checks
+from rrlib.images.kinds.checks import SCHEDULERS, SETTINGS, ddim, is_adapter
+from rrlib.schedules import FLOWS
 
-CLASSES = {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"} | {
-    "StableDiffusionPipelineSafe"
+
+class Layout(NamedTuple):
+    """Of a kind's folders: the class that is made, its parts and their classes, which may lack."""
+
+    made: type
+    parts: dict[str, set[tuple[str, str]]]
+    optional: tuple[str, ...] = ()
+
+
+def _of(library: str, *names: str) -> set[tuple[str, str]]:
+    return {(library, name) for name in names}
+
+
+_VAE = _of("diffusers", "AutoencoderKL")
+_UNET = _of("diffusers", "UNet2DConditionModel")
+_DIFFUSIONS, _FLOWS = _of("diffusers", *SCHEDULERS), _of("diffusers", *FLOWS)
+_CLIP = _of("transformers", "CLIPTextModel")
+_PROJECTED = _of("transformers", "CLIPTextModelWithProjection")
+_T5 = _of("transformers", "T5EncoderModel")
+_CLIP_WORDS = _of("transformers", "CLIPTokenizer", "CLIPTokenizerFast")
+_T5_WORDS = _of("transformers", "T5Tokenizer", "T5TokenizerFast")
+
+_FIRST = {
+    "vae": _VAE,
+    "text_encoder": _CLIP,
+    "tokenizer": _CLIP_WORDS,
+    "unet": _UNET,
+    "scheduler": _DIFFUSIONS,
 }
-KINDS = {
-    "vae": {("diffusers", "AutoencoderKL")},
-    "text_encoder": {("transformers", "CLIPTextModel")},
-    "tokenizer": {("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")},
-    "unet": {("diffusers", "UNet2DConditionModel")},
-    "scheduler": {("diffusers", name) for name in SCHEDULERS},
+_STABLE = Layout(StableDiffusionPipeline, _FIRST)
+_SECOND = {"text_encoder_2": _PROJECTED, "tokenizer_2": _CLIP_WORDS}
+_THIRD = {"text_encoder_3": _T5, "tokenizer_3": _T5_WORDS}
+_FLOW = {"vae": _VAE, "tokenizer": _CLIP_WORDS, "scheduler": _FLOWS}
+_PIXELS = Layout(DDIMPipeline, {"unet": _of("diffusers", "UNet2DModel"), "scheduler": _DIFFUSIONS})
+LAYOUTS = {
+    "StableDiffusionPipeline": _STABLE,
+    "StableDiffusionImg2ImgPipeline": _STABLE,
+    "StableDiffusionPipelineSafe": _STABLE,
+    "StableDiffusionXLPipeline": Layout(StableDiffusionXLPipeline, _FIRST | _SECOND),
+    "StableDiffusion3Pipeline": Layout(
+        StableDiffusion3Pipeline,
+        _FLOW
+        | {"text_encoder": _PROJECTED, "transformer": _of("diffusers", "SD3Transformer2DModel")}
+        | _SECOND
+        | _THIRD,
+        tuple(_THIRD),
+    ),
+    "FluxPipeline": Layout(
+        FluxPipeline,
+        _FLOW
+        | {"text_encoder": _CLIP, "transformer": _of("diffusers", "FluxTransformer2DModel")}
+        | {"text_encoder_2": _T5, "tokenizer_2": _T5_WORDS},
+    ),
+    "DDPMPipeline": _PIXELS,
+    "DDIMPipeline": _PIXELS,
 }
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # known, and not needed
-NETWORKS = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNet2DConditionModel}
-STEMS = {"text_encoder": "model"}  # of weight files; of diffusers' networks:
+TEXTS = {  # text encoders, and the settings of theirs that are read
+    "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
+    "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
+    "T5EncoderModel": (T5EncoderModel, T5Config),
+}
 STEM = "diffusion_pytorch_model"
 FLOATS = {"F16", "BF16", "F32", "F64"}
 POSITIONS = "position_ids"  # 0, 1, 2, ...: older files keep them, no network needs them
@@ -65,11 +132,11 @@ def located(model_id: str | Path, download: bool) -> Path:
         raise refusal(model_id, "there is no such folder, and it is no name of the hub")
     try:
         options = {"local_files_only": not download, "use_safetensors": True}
-        return Path(StableDiffusionPipeline.download(model_id, **options))
+        return Path(DiffusionPipeline.download(model_id, **options))
     except Exception as error:  # the hub's client has many kinds
         raise refusal(
             model_id,
-            "the folder or name of a Stable Diffusion pipeline with safetensors weights is needed "
+            "the folder or name of a pipeline of images with safetensors weights is needed "
             f"({reason(error)})",
         ) from None
 
@@ -79,57 +146,76 @@ def refusal(model_id: str | Path, why: str) -> InputError:
     return InputError(f"model_id={shown(str(model_id), 200)} is not allowed: {why}.")
 
 
-def parts(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """A pipeline's parts by name, on the CPU; its schedule as DDIM.
+def assembled(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """A pipeline on the CPU, without a safety checker; a schedule of DDPM's kind as DDIM.
 
     Args:
         folder: with `model_index.json`, as `save_pretrained` writes it.
         dtype: of the weights.
 
     Raises:
-        InputError: it is no folder of Stable Diffusion's classes, a file is missing, damaged or not
+        InputError: it is no folder of a class in `LAYOUTS`, a file is missing, damaged or not
             safetensors, weights are missing, too many, of other shapes or not finite.
     """
     # What is quick to refuse comes first.
-    scheduler = _scheduler(folder, _index(folder))
-    text = _network(folder, "text_encoder", dtype)
-    tokenizer = _tokenizer(folder, text.config.vocab_size)
-    networks = {name: _network(folder, name, dtype) for name in ("vae", "unet")}
-    return networks | {"text_encoder": text, "tokenizer": tokenizer, "scheduler": scheduler}
+    index = _object_of(folder)
+    layout, told = _index(folder, index)
+    made: dict[str, Any] = {"scheduler": _scheduler(folder, told["scheduler"][1], layout)}
+    for name in (name for name in told if "text_encoder" in name):
+        words = name.replace("text_encoder", "tokenizer")
+        made[name] = _network(folder, name, told[name][1], dtype)
+        vocabulary = made[name].config.vocab_size
+        made[words] = _tokenizer(folder, words, told[words][1], vocabulary)
+    for name in (name for name in ("vae", "unet", "transformer") if name in told):
+        made[name] = _network(folder, name, told[name][1], dtype)
+    made |= dict.fromkeys(name for name in layout.optional if name not in told)
+    settings = {name: index[name] for name in SETTINGS if isinstance(index.get(name), bool)}
+    if layout is _STABLE:
+        # Its safety checker would blacken the very images that are to be told apart.
+        settings = {"safety_checker": None, "feature_extractor": None}
+        settings["requires_safety_checker"] = False
+    return layout.made(**made, **settings)
 
 
-def _index(folder: Path) -> str:
-    """The scheduler's class, of a `model_index.json` that tells of parts that fit."""
+def _object_of(folder: Path) -> dict[str, Any]:
     if not (folder / "model_index.json").is_file():
         raise refusal(folder, "a folder with a pipeline's model_index.json is needed")
-    index = _object(folder, "model_index.json")
+    return _object(folder, "model_index.json")
+
+
+def _index(folder: Path, index: dict[str, Any]) -> tuple[Layout, dict[str, tuple]]:
+    """The layout of a `model_index.json` that tells of parts that fit, and these."""
     kind = index.get("_class_name")
+    layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
+    if layout is None:
+        raise refusal(
+            folder, f"its class is {shown(kind)} and one of {', '.join(LAYOUTS)} is needed"
+        )
     told = {
         key: tuple(value)
         for key, value in index.items()
         if isinstance(value, list) and any(part is not None for part in value)
     }
-    further = sorted(set(told) - set(PARTS) - UNUSED)
+    further = sorted(set(told) - set(layout.parts) - UNUSED)
     if further:
         raise refusal(
-            folder,
-            f"its part {shown(further[0])} would be left out; a Stable Diffusion pipeline of one "
-            "text encoder, is needed",
+            folder, f"its part {shown(further[0])} would be left out; a {kind} without is needed"
         )
-    if kind not in CLASSES:
-        raise refusal(folder, f"its class is {shown(kind)} and a StableDiffusionPipeline is needed")
-    for name in PARTS:
+    for name, allowed in layout.parts.items():
         if name not in told:
+            if name in layout.optional:
+                continue
             raise refusal(folder, f"its model_index.json tells of no {name}")
-        if told[name] not in KINDS[name]:
-            allowed = " or ".join(sorted(kind for _, kind in KINDS[name])[:3])
-            raise refusal(
-                folder, f"its {name} is {shown(list(told[name]))} and {allowed} is needed"
-            )
-    return told["scheduler"][1]
+        if told[name] not in allowed:
+            names = " or ".join(sorted(kind for _, kind in allowed)[:3])
+            raise refusal(folder, f"its {name} is {shown(list(told[name]))} and {names} is needed")
+    for encoder, words in (("text_encoder_3", "tokenizer_3"),):
+        if (encoder in told) != (words in told):
+            raise refusal(folder, f"its model_index.json tells of {encoder} or {words} alone")
+    return layout, told
 
 
-def _network(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
+def _network(folder: Path, name: str, kind_name: str, dtype: torch.dtype) -> nn.Module:
     """One network, whole: every weight of its file's, and no weight of it without a use."""
     place = folder / name
     config = _object(folder, f"{name}/config.json")
@@ -137,21 +223,25 @@ def _network(folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
         raise refusal(folder, f"its {name} is an adapter without its base; fuse the two first")
     if config.get("quantization_config") is not None:
         raise refusal(folder, f"its {name}'s weights are quantised; floating ones are needed")
-    variant, files = _weights(folder, name)
+    read_by_text = kind_name in TEXTS
+    variant, files = _weights(folder, name, "model" if read_by_text else STEM)
     shapes = _shapes(folder, files)
-    kind = NETWORKS[name]
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "variant": variant}
-    if kind is CLIPTextModel:
+    if read_by_text:
+        kind, settings = TEXTS[kind_name]
         # Of a text encoder's settings only those of its shape: others can name code to be fetched.
-        own = {key: config[key] for key in CLIPTextConfig.__annotations__ if key in config}
+        own = {key: config[key] for key in settings.__annotations__ if key in config}
         with _blamed(folder, f"{name}/config.json"):
-            config = CLIPTextConfig(**own)
-        options |= {"config": config, "attn_implementation": "sdpa"}
+            config = settings(**own)
+        options |= {"config": config}
+        if settings is CLIPTextConfig:
+            options |= {"attn_implementation": "sdpa"}
     else:
+        kind = getattr(diffusers, kind_name)
         options["low_cpu_mem_usage"] = False  # the other way needs accelerate
     meta, most = torch.device("meta"), _at_most(len(shapes))
     with meta, most, _blamed(folder, f"{name}/config.json"):
-        bare = kind(config) if kind is CLIPTextModel else kind.from_config(config)
+        bare = kind(config) if read_by_text else kind.from_config(config)
     asked = sum(value.numel() for value in bare.parameters())
     if asked > sum(shapes.values()):
         raise refusal(
@@ -192,9 +282,9 @@ def _complete(folder: Path, name: str, found: dict[str, Any]) -> None:
             )
 
 
-def _weights(folder: Path, name: str) -> tuple[str | None, list[Path]]:
+def _weights(folder: Path, name: str, stem: str) -> tuple[str | None, list[Path]]:
     """The variant ("fp16") and the files of a network's weights; nothing but safetensors."""
-    place, stem = folder / name, STEMS.get(name, STEM)
+    place = folder / name
     pattern = re.compile(
         rf"{stem}(?:\.(?P<a>[\w-]+?))?\.safetensors(?P<index>\.index(?:\.(?P<b>[\w-]+))?\.json)?"
     )
@@ -247,39 +337,48 @@ def _shapes(folder: Path, files: list[Path]) -> dict[str, int]:
     return found
 
 
-def _tokenizer(folder: Path, size: int) -> CLIPTokenizer:
-    """The tokenizer, with words of its own, each a row of the text encoder's table."""
-    place = folder / "tokenizer"
+def _tokenizer(folder: Path, name: str, kind: str, size: int) -> Any:
+    """A tokenizer, with words of its own, each a row of its text encoder's table."""
+    place, clip = folder / name, kind.startswith("CLIP")
     whole = place / "tokenizer.json"
-    for path in [whole] if whole.is_file() else [place / "vocab.json", place / "merges.txt"]:
+    older = [place / "vocab.json", place / "merges.txt"] if clip else [place / "spiece.model"]
+    for path in [whole] if whole.is_file() else older:
         if not path.is_file():
-            raise refusal(
-                folder, "its tokenizer lacks tokenizer.json (or vocab.json and merges.txt)"
-            )
+            lacking = " and ".join(path.name for path in older)
+            raise refusal(folder, f"its {name} lacks tokenizer.json (or {lacking})")
         if path.suffix == ".json":
             _object(folder, path.relative_to(folder).as_posix())
     if (place / "tokenizer_config.json").exists():
-        _object(folder, "tokenizer/tokenizer_config.json")
-    with _blamed(folder, "its tokenizer"):
-        made = CLIPTokenizer.from_pretrained(place, local_files_only=True)
+        _object(folder, f"{name}/tokenizer_config.json")
+    with _blamed(folder, f"its {name}"):
+        made = (CLIPTokenizer if clip else T5Tokenizer).from_pretrained(
+            place, local_files_only=True
+        )
     vocabulary = made.get_vocab()
     if not set(vocabulary) - set(made.all_special_tokens):
-        raise refusal(folder, "its tokenizer knows no words")
+        raise refusal(folder, f"its {name} knows no words")
     if max(vocabulary.values()) >= size:
         raise refusal(
             folder,
-            f"its tokenizer numbers words up to {max(vocabulary.values())} and its text encoder "
+            f"its {name} numbers words up to {max(vocabulary.values())} and its text encoder "
             f"has {size}",
         )
-    if None in (made.bos_token_id, made.eos_token_id, made.pad_token_id):
-        raise refusal(folder, "its tokenizer lacks the token of a start, an end or a blank")
+    needed = [made.eos_token_id, made.pad_token_id, *([made.bos_token_id] if clip else [])]
+    if None in needed:
+        raise refusal(folder, f"its {name} lacks the token of a start, an end or a blank")
     return made
 
 
-def _scheduler(folder: Path, name: str) -> DDIMScheduler:
+def _scheduler(folder: Path, name: str, layout: Layout) -> Any:
     config = _object(folder, "scheduler/scheduler_config.json")
+    if name in FLOWS:
+        with _blamed(folder, "scheduler/scheduler_config.json"):
+            steps = config.get("num_train_timesteps", 1000)
+            if not checks.whole(steps, 2, checks.MOST_STEPS):
+                raise ValueError(f"num_train_timesteps={shown(steps)}")
+            return getattr(diffusers, name).from_config(config)
     try:
-        return ddim(name, config)
+        return ddim(name, config, pixels=layout is _PIXELS)
     except ValueError as error:
         raise refusal(folder, str(error)) from None
 

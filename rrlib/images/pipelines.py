@@ -7,10 +7,11 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_log
 from PIL import Image
 from torch import Tensor, nn
@@ -19,7 +20,11 @@ from transformers.utils import logging as transformers_log
 from rrlib.disk import atomic, reason
 from rrlib.errors import InputError, shown
 from rrlib.images import pipeline_files
-from rrlib.images.pipeline_checks import fault, is_adapter, latent_shape, schedule
+from rrlib.images.kinds.checks import is_adapter
+from rrlib.images.kinds.choice import fault, kind_of
+from rrlib.images.kinds.protocol import Kind, device_of, dtype_of
+from rrlib.images.kinds.stable_diffusion import inverted
+from rrlib.images.pictures import resized
 
 # What makes x_t mean the same thing to two models.
 SCHEDULE = (
@@ -28,11 +33,18 @@ SCHEDULE = (
     "beta_end",
     "beta_schedule",
     "trained_betas",
-    "prediction_type",
     "steps_offset",
     "set_alpha_to_one",
     "timestep_spacing",
     "rescale_betas_zero_snr",
+    "shift",
+    "flow_shift",
+    "use_dynamic_shifting",
+    "time_shift_type",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "base_shift",
+    "max_shift",
 )
 
 
@@ -41,19 +53,19 @@ def load_pipeline(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     download: bool = False,
-) -> StableDiffusionPipeline:
-    """A text-to-image pipeline of Stable Diffusion's classes, its schedule set to DDIM.
+) -> DiffusionPipeline:
+    """A pipeline of images of a supported kind; a schedule of DDPM's kind is set to DDIM.
 
     Args:
-        model_id: a folder that `save_pretrained` wrote, or a name of the Hugging Face hub.
+        model_id: a folder that `save_pretrained` wrote, or a name of the Hugging Face hub: of an
+            unconditional DDPM or DDIM, of Stable Diffusion 1, 2, XL or 3, or of Flux.
         device: where the networks go.
         dtype: of their weights; torch.float16 on a GPU only.
         download: fetch what the local cache of the hub lacks; else nothing is asked of a network.
 
     Raises:
         InputError: there is no such pipeline, its folder is not whole (see `pipeline_files.parts`),
-            its parts do not make an image of a text by predicted noise, or float16 is asked of a
-            CPU.
+            its parts do not make an image, or float16 is asked of a CPU.
     """
     if dtype == torch.float16 and torch.device(device).type == "cpu":
         raise InputError(
@@ -61,29 +73,24 @@ def load_pipeline(
         )
     with _quiet():
         folder = pipeline_files.located(model_id, download)
-        parts = pipeline_files.parts(folder, dtype)
-        # Its safety checker would blacken the very images that are to be told apart.
-        rest = {"safety_checker": None, "feature_extractor": None}
-        pipeline = StableDiffusionPipeline(**parts, **rest, requires_safety_checker=False)
+        pipeline = pipeline_files.assembled(folder, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    why = fault(pipeline) or _unable(pipeline.to(device))
+    why = fault(pipeline) or _unable(kind_of(pipeline.to(device)))
     if why:
         raise pipeline_files.refusal(model_id, why)
     return pipeline
 
 
 @torch.no_grad()
-def _unable(pipeline: StableDiffusionPipeline) -> str | None:
+def _unable(model: Kind) -> str | None:
     """What fails when every network is asked once, as small as it goes; None if nothing does."""
-    unet, vae, encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    side = 2 ** len(unet.config.block_out_channels)
+    side = 2 * model.multiple
     try:
-        tokens = pipeline.tokenizer("a", padding="max_length", return_tensors="pt").input_ids
-        texts = encoder(tokens.to(encoder.device))[0]
-        x = torch.zeros(1, unet.config.in_channels, side, side, dtype=unet.dtype).to(unet.device)
-        noise = unet(x, torch.tensor(0).to(x.device), encoder_hidden_states=texts).sample
-        pixels = vae.decode(noise).sample
-        encoded = vae.encode(pixels).latent_dist.mean
+        told = model.embed(["a"])
+        x = torch.zeros(1, model.shape[0], side, side, dtype=dtype_of(model.network))
+        x = x.to(device_of(model.network))
+        noise = model.predict(x, torch.tensor(0).to(x.device), told, 1.0)
+        encoded = model.encode(model.decode(noise))
     except Exception as error:  # of settings that fit the weights and nothing else
         return f"its networks fail when they are asked ({type(error).__name__}: {reason(error)})"
     if not (noise.shape == x.shape and encoded.shape == x.shape and encoded.isfinite().all()):
@@ -91,11 +98,11 @@ def _unable(pipeline: StableDiffusionPipeline) -> str | None:
     return None
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: str | Path) -> None:
     """Write a folder that `load_pipeline` reads, weights rounded to float16; the original stays.
 
     Args:
-        pipeline: of Stable Diffusion's classes, with no adapter on its networks.
+        pipeline: of a supported kind, with no adapter on its networks.
         folder: new, empty, or of an earlier pipeline, which is replaced.
 
     Raises:
@@ -115,9 +122,8 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None
             f"folder='{folder}' is not allowed: it holds {other[0]!r}; a new or empty folder, or "
             "a pipeline's is needed."
         )
-    whole = StableDiffusionPipeline(
-        **(pipeline.components | networks), requires_safety_checker=False
-    )
+    whole = copy.copy(pipeline)
+    whole.register_modules(**networks)
     with _quiet(), atomic(folder) as temporary:
         whole.save_pretrained(temporary)
 
@@ -151,25 +157,34 @@ def _quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def check_pair(base: StableDiffusionPipeline, expert: StableDiffusionPipeline) -> None:
-    """Raise InputError unless both have one latent space and one schedule: else x_t means two."""
+def check_pair(base: DiffusionPipeline, expert: DiffusionPipeline) -> None:
+    """Raise InputError unless both have one latent space and one schedule: else x_t means two.
+
+    What their networks predict may differ, and so may all else: texts, encoders, weights.
+    """
     for name, pipeline in (("base", base), ("expert", expert)):
         why = fault(pipeline)
         if why:
             raise InputError(f"{name}: this pipeline is not allowed: {why}.")
-    shapes = [(*latent_shape(p), p.vae.config.scaling_factor) for p in (base, expert)]
+    pair = kind_of(base), kind_of(expert)
+    shapes = [one.shape + one.space for one in pair]
     if shapes[0] != shapes[1]:
         raise InputError(
             f"expert: latents (channels, height, width, scaling) {shapes[1]} are not allowed: the "
             f"base's {shapes[0]} are needed."
         )
-    schedules = [schedule(p.scheduler).config for p in (base, expert)]
+    if bool(pair[0].tokenizers) != bool(pair[1].tokenizers):
+        takes = ["texts" if one.tokenizers else "no text" for one in pair]
+        raise InputError(
+            f"expert: a pipeline that takes {takes[1]} is not allowed: the base takes {takes[0]}, "
+            "and two of one kind are needed."
+        )
+    mine, theirs = (one.noise() for one in pair)
     for name in SCHEDULE:
-        mine, other = (config[name] for config in schedules)
-        if mine != other:
+        if mine.get(name) != theirs.get(name):
             raise InputError(
-                f"expert: its scheduler's {name}={other!r} is not allowed: the base's {mine!r} is "
-                "needed."
+                f"expert: its scheduler's {name}={theirs.get(name)!r} is not allowed: the base's "
+                f"{mine.get(name)!r} is needed."
             )
 
 
@@ -237,94 +252,124 @@ def _rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def check_prompts(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], truncate: bool = False
-) -> None:
-    """Raise InputError unless these are texts that the tokenizer knows and takes whole.
+    pipeline: DiffusionPipeline, prompts: Sequence[str] | int, truncate: bool = False
+) -> list[str]:
+    """Texts that the tokenizers know and take whole; of a pipeline without, as many empty ones.
 
     Args:
-        pipeline: its tokenizer is used.
-        prompts: at least one, each a text with no letter or sign that is unknown to the tokenizer.
-        truncate: a longer text than the tokenizer takes is allowed, too.
+        pipeline: its tokenizers are used.
+        prompts: at least one, each a text with no letter or sign that is unknown to the tokenizer;
+            of a pipeline that takes no text, the number of images.
+        truncate: a longer text than the tokenizers take is allowed, too.
+
+    Raises:
+        InputError: they are not.
     """
+    tokenizers = kind_of(pipeline).tokenizers
+    if not tokenizers:
+        return [""] * _count(prompts)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise InputError(f"prompts={shown(prompts)} is not allowed: a list of texts is needed.")
     if not prompts:
         raise InputError("prompts=[] is not allowed: at least one prompt is needed.")
-    tokenizer = pipeline.tokenizer
-    limit = tokenizer.model_max_length
     for prompt in prompts:
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"prompt={shown(prompt)} is not allowed: a text is needed.")
+        _check_tokens(pipeline, tokenizers, prompt, truncate)
+    return list(prompts)
+
+
+def _count(images: object) -> int:
+    """Of images of a pipeline that takes no text; so many empty texts are the same."""
+    blank = isinstance(images, list | tuple) and not any(images)
+    count = len(images) if blank else images  # type: ignore[arg-type]
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InputError(
+            f"prompts={shown(images)} is not allowed: the pipeline takes no text, so the number of "
+            "images, at least 1, is needed."
+        )
+    return count
+
+
+def _check_tokens(
+    pipeline: DiffusionPipeline, tokenizers: Sequence[Any], prompt: str, truncate: bool
+) -> None:
+    """Raise InputError unless a text is known to all tokenizers, and one of them takes it whole."""
+    room = []
+    for tokenizer in tokenizers:
         # The tokenizer itself would warn of what is an error here.
-        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(tokens) > limit and not truncate:
-            raise InputError(
-                f"prompt={shown(prompt)} of {len(tokens)} tokens is not allowed: at most {limit} "
-                "are (truncate=True cuts it)."
-            )
+        text = inverted(pipeline, [prompt], tokenizer)[0]
+        tokens = tokenizer(text, truncation=False, verbose=False).input_ids
+        room.append((tokenizer.model_max_length - len(tokens), len(tokens)))
         # What a small vocabulary lacks becomes the token of the end, and the text another.
         if {tokenizer.unk_token_id, tokenizer.eos_token_id} & set(tokens[1:-1]):
             raise InputError(
                 f"prompt={shown(prompt)} is not allowed: letters and signs of the tokenizer's "
                 "vocabulary are needed."
             )
+    most, used = max(room)
+    if most < 0 and not truncate:
+        raise InputError(
+            f"prompt={shown(prompt)} of {used} tokens is not allowed: at most {used + most} "
+            "are (truncate=True cuts it)."
+        )
 
 
 @torch.no_grad()
 def embed(
-    pipeline: StableDiffusionPipeline,
-    prompts: Sequence[str],
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str] | int,
     truncate: bool = False,
     blank: bool = False,
-) -> Tensor:
-    """The text encoder's last hidden states, [B, L, d].
+) -> tuple[Tensor, ...]:
+    """What the network is told of texts, [B, ...] each part; of Stable Diffusion the text encoder's
+    last hidden states, [B, L, d], alone.
 
     Args:
-        pipeline: its tokenizer and text encoder are used.
-        prompts: one text for each sample.
+        pipeline: its tokenizers and text encoders are used.
+        prompts: one text for each sample; of a pipeline that takes none, their number.
         truncate: cut a prompt where the tokenizer ends, instead of refusing it.
         blank: the texts are the sampler's own (the empty one stands for no condition): no check.
 
     Raises:
         InputError: see `check_prompts`.
     """
-    if not blank:
-        check_prompts(pipeline, prompts, truncate)
-    tokenizer = pipeline.tokenizer
-    limit = tokenizer.model_max_length
-    tokens = tokenizer(
-        list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-    )
-    encoder = pipeline.text_encoder
-    # Stable Diffusion's encoders take no mask, as the pipelines of diffusers have it.
-    return encoder(tokens.input_ids.to(encoder.device))[0]
+    own = blank and not isinstance(prompts, int)
+    texts = list(prompts) if own else check_prompts(pipeline, prompts, truncate)  # type: ignore[arg-type]
+    return kind_of(pipeline).embed(texts)
 
 
 @torch.no_grad()
-def decode(
-    pipeline: StableDiffusionPipeline, latents: Tensor, batch: int = 16
-) -> list[Image.Image]:
+def decode(pipeline: DiffusionPipeline, latents: Tensor, batch: int = 16) -> list[Image.Image]:
     """The images of latents [B, C, H, W]."""
-    vae = pipeline.vae
+    model = kind_of(pipeline)
     found = []
-    for part in latents.to(vae.device, vae.dtype).split(batch):
-        pixels = vae.decode(part / vae.config.scaling_factor).sample.float()
-        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-        found += [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    for part in latents.split(batch):
+        pixels = ((model.decode(part) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+        arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        found += [Image.fromarray(one if one.shape[2] == 3 else one[..., 0]) for one in arrays]
     return found
 
 
 @torch.no_grad()
 def encode(
-    pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], batch: int = 16
+    pipeline: DiffusionPipeline,
+    images: Sequence[Image.Image],
+    batch: int = 16,
+    shape: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """The latents of images, [B, C, H, W] float32: the mean of the encoder's distribution.
 
+    Args:
+        pipeline: its VAE is used, if it has one.
+        images: of any size and mode, see `pictures.resized`.
+        batch: images at a time.
+        shape: of a latent; None takes the pipeline's own.
+
     Raises:
-        InputError: no image, something else, or one of another size than the pipeline's own.
+        InputError: no image, or something else.
     """
-    vae, (_, height, width) = pipeline.vae, latent_shape(pipeline)
-    size = (width * pipeline.vae_scale_factor, height * pipeline.vae_scale_factor)  # as PIL has it
+    model = kind_of(pipeline)
     if isinstance(images, Image.Image) or not isinstance(images, Sequence) or not images:
         raise InputError(
             f"images={shown(images)} is not allowed: a list of PIL images, at least one, is needed."
@@ -332,14 +377,13 @@ def encode(
     for image in images:
         if not isinstance(image, Image.Image):
             raise InputError(f"image={shown(image)} is not allowed: a PIL image is needed.")
-        if image.size != size:
-            raise InputError(
-                f"image of size {image.size} is not allowed: {size} pixels are needed."
-            )
-    arrays = [np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1 for image in images]
+    _, height, width = shape or model.shape
+    mode = "L" if not model.space and model.shape[0] == 1 else "RGB"
+    size = (width * model.factor, height * model.factor)  # as PIL has it
     parts = []
-    for start in range(0, len(arrays), batch):
-        pixels = torch.from_numpy(np.stack(arrays[start : start + batch])).permute(0, 3, 1, 2)
-        found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
-        parts.append(found.float() * vae.config.scaling_factor)
+    for start in range(0, len(images), batch):
+        found = [resized(image, size, mode) for image in images[start : start + batch]]
+        arrays = np.stack([np.asarray(image, np.float32) / 127.5 - 1 for image in found])
+        pixels = torch.from_numpy(arrays.reshape(*arrays.shape[:3], -1)).permute(0, 3, 1, 2)
+        parts.append(model.encode(pixels.to(device_of(model.network))))
     return torch.cat(parts)

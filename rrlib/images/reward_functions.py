@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
@@ -18,7 +18,7 @@ RewardFunction: TypeAlias = Callable[..., tuple[np.ndarray, dict[str, Any]]]
 
 
 def reward_function(
-    reward: ImageReward | RelativeReward, pipeline: StableDiffusionPipeline, batch: int = 64
+    reward: ImageReward | RelativeReward, pipeline: DiffusionPipeline, batch: int = 64
 ) -> RewardFunction:
     """``fn(images, prompts, metadata) -> (scores, info)``, as ddpo-pytorch and flow_grpo call it.
 

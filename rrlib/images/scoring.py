@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from rrlib.errors import InputError
@@ -33,7 +33,7 @@ class ImageReward:
     def score(
         self,
         images: Tensor | Picture | Iterable[Picture],
-        pipeline: StableDiffusionPipeline | None = None,
+        pipeline: DiffusionPipeline | None = None,
         batch: int = 64,
     ) -> Tensor:
         """rho of finished images at t = 0, [B], on the CPU: the higher, the more the expert's.
@@ -41,12 +41,13 @@ class ImageReward:
         The reward was fitted to the latents before the last step; that step is a small one.
 
         Args:
-            images: latents [B, C, H, W], or pictures of any form that `pictures` takes.
+            images: latents [B, C, H, W], or pictures of any form that `pictures` takes, of any
+                size and mode: they are turned, converted, cut and resized (`pictures.resized`).
             pipeline: either of the two, whose VAE turns pictures into latents.
             batch: images at a time.
 
         Raises:
-            InputError: pictures without a pipeline, of another size, or none.
+            InputError: pictures without a pipeline, or none.
         """
         if not isinstance(images, Tensor):
             images = pictures(images)
@@ -55,7 +56,8 @@ class ImageReward:
                     "pipeline=None is not allowed with PIL images: the pipeline whose VAE turns "
                     "them into latents is needed."
                 )
-            images = pipelines.encode(pipeline, images)
+            shape = tuple(self.reward.network.mean.shape[1:])
+            images = pipelines.encode(pipeline, images, shape=shape)
         device = next(self.reward.network.parameters()).device
         parts = (part.to(device, torch.float32) for part in images.split(batch))
         found = [
@@ -123,7 +125,7 @@ def score(
     reward: RelativeReward,
     images: Tensor | Picture | Iterable[Picture],
     *,
-    pipeline: StableDiffusionPipeline | None = None,
+    pipeline: DiffusionPipeline | None = None,
     batch: int = 64,
 ) -> Tensor:
     """`ImageReward.score` of a reward as `rrlib.load_reward` gives it."""

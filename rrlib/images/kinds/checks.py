@@ -1,4 +1,4 @@
-"""What rrlib's samplers ask of a text-to-image pipeline, and any noise schedule of it as DDIM."""
+"""What all kinds ask of a pipeline's parts, and any noise schedule of theirs as DDIM."""
 
 import inspect
 import math
@@ -10,19 +10,22 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from rrlib.errors import shown
+from rrlib.images.kinds.protocol import Levels
+from rrlib.schedules import Schedule
 
-PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 # Schedulers of variance-preserving noise: their networks can be asked at DDIM's own steps.
 SCHEDULERS = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
 SPACINGS = ("leading", "linspace", "trailing")
 MOST_STEPS = 100_000  # that a schedule may have; published ones have 1000
 LARGEST = 4096  # side of a latent; Stable Diffusion's is 64 to 128
+SETTINGS = ("force_zeros_for_empty_prompt",)  # of a pipeline's own that change its images
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Settings of U-Nets that are asked for more than a latent, a level and a text.
 FURTHER = {
     "time_cond_proj_dim": "is distilled and is told its guidance (LCM)",
     "class_embed_type": "is told a class",
     "num_class_embeds": "is told a class",
-    "addition_embed_type": "is told more than the text (Stable Diffusion XL)",
+    "addition_embed_type": "is told more than texts and sizes",
     "encoder_hid_dim": "reads another encoder's texts",
     "encoder_hid_dim_type": "reads another encoder's texts",
 }
@@ -34,16 +37,19 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 # Of a class that does not say: Stable Diffusion's own schedule ends at the noise of t = 0.
 FAMILY = _defaults(DDIMScheduler) | {"set_alpha_to_one": False}
+PIXELS = _defaults(DDIMScheduler)
 
 
-def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
+def ddim(name: str, config: Mapping[str, Any], pixels: bool = False) -> DDIMScheduler:
     """The schedule of a scheduler of another class as DDIM, as the pipelines of diffusers have it.
 
-    Stable Diffusion's latents are not pixels: they are never clipped, and steps are counted from 1.
+    Nothing is clipped: latents are not pixels, and of pixels a clipped prediction would not be the
+    model's own. Of Stable Diffusion steps are counted from 1.
 
     Args:
         name: of the scheduler's class.
         config: its settings; what is missing is the class's default.
+        pixels: of a model without latents, whose steps go down to the image itself.
 
     Raises:
         ValueError: a schedule that is not one of noise that grows from little to nearly all.
@@ -51,11 +57,12 @@ def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
     if name not in SCHEDULERS:
         raise ValueError(f"its scheduler {shown(name)} has no DDIM steps")
     own = _defaults(getattr(diffusers, name))
-    told = {key: config[key] for key in FAMILY if key in config}
-    settings = FAMILY | {key: own[key] for key in FAMILY if key in own} | told
-    settings |= {"clip_sample": False, "steps_offset": 1}
+    family = PIXELS if pixels else FAMILY
+    told = {key: config[key] for key in family if key in config}
+    settings = family | {key: own[key] for key in family if key in own} | told
+    settings |= {"clip_sample": False} | ({} if pixels else {"steps_offset": 1})
     steps = settings["num_train_timesteps"]
-    if not _whole(steps, 1, MOST_STEPS):
+    if not whole(steps, 1, MOST_STEPS):
         raise ValueError(
             f"its scheduler's num_train_timesteps={shown(steps)} is no number from 1 to "
             f"{MOST_STEPS}"
@@ -72,9 +79,10 @@ def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
     for key in ("thresholding", "use_flow_sigmas"):  # of pixels; of another kind of noise
         if config.get(key):
             raise ValueError(f"its scheduler's {key}={shown(config[key])} is not for such latents")
-    if settings["prediction_type"] != "epsilon":
+    if settings["prediction_type"] not in PREDICTIONS:
         raise ValueError(
-            f"its prediction_type={shown(settings['prediction_type'])} is not 'epsilon', the noise"
+            f"its prediction_type={shown(settings['prediction_type'])} is none of "
+            f"{', '.join(map(repr, PREDICTIONS))}"
         )
     if settings["rescale_betas_zero_snr"]:
         raise ValueError(
@@ -98,9 +106,17 @@ def ddim(name: str, config: Mapping[str, Any]) -> DDIMScheduler:
     return found
 
 
-def schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
+def schedule(scheduler: SchedulerMixin, pixels: bool = False) -> DDIMScheduler:
     """A pipeline's own schedule as DDIM. Raises ValueError, see `ddim`."""
-    return ddim(type(scheduler).__name__, dict(scheduler.config))
+    return ddim(type(scheduler).__name__, dict(scheduler.config), pixels)
+
+
+def stepped(own: DDIMScheduler, steps: int) -> Levels:
+    """The levels of so many DDIM steps; what the network predicts is read as noise."""
+    settings = {key: value for key, value in own.config.items() if key in PIXELS}
+    scheduler = DDIMScheduler(**settings | {"prediction_type": "epsilon"})
+    scheduler.set_timesteps(steps)
+    return Levels(scheduler, Schedule.of(own))
 
 
 def is_adapter(name: str) -> bool:
@@ -108,67 +124,64 @@ def is_adapter(name: str) -> bool:
     return "lora" in name or "base_layer" in name
 
 
-def fault(pipeline: Any) -> str | None:
-    """Why the samplers cannot use this pipeline, in a clause; None where they can."""
-    lacks = [name for name in PARTS if getattr(pipeline, name, None) is None]
-    if lacks:
-        return (
-            f"its class {type(pipeline).__name__} has no {lacks[0]}, so it makes no image of a text"
-        )
-    if getattr(pipeline, "text_encoder_2", None) is not None:
-        return "it has a second text encoder (Stable Diffusion XL), which would be left out"
-    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
+def lacking(pipeline: Any, names: tuple[str, ...]) -> str | None:
+    """The fault of a pipeline without one of these parts."""
+    lacks = [name for name in names if getattr(pipeline, name, None) is None]
+    return f"its class {type(pipeline).__name__} has no {lacks[0]}" if lacks else None
+
+
+def asked_for_more(unet: Mapping[str, Any], without: tuple[str, ...] = ()) -> str | None:
+    """The fault of a U-Net that is told more than its kind's."""
     for name, why in FURTHER.items():
-        if unet.get(name) is not None:
+        if name not in without and unet.get(name) is not None:
             return f"its U-Net {why}: {name}={shown(unet[name])}"
-    if not unet.in_channels == unet.out_channels == vae.latent_channels:
-        return (
-            f"its U-Net takes {unet.in_channels} channels and gives {unet.out_channels}, which "
-            f"must both be the {vae.latent_channels} of its latents (other numbers are for "
-            "inpainting, depth or learned variances)"
-        )
-    if unet.cross_attention_dim != text.hidden_size:
-        return (
-            f"its U-Net reads texts of {shown(unet.cross_attention_dim)} numbers a token and its "
-            f"text encoder writes {text.hidden_size}"
-        )
-    size = unet.sample_size
-    sides = list(size) if isinstance(size, list | tuple) else [size, size]
-    if len(sides) != 2 or not all(_whole(side, 1, LARGEST) for side in sides):
-        return (
-            f"its U-Net's sample_size={shown(size)} is no side of a latent from 1 to {LARGEST}, "
-            "nor two"
-        )
-    factor = vae.scaling_factor
-    if not (_number(factor) and 0 < factor < math.inf):
-        return f"its VAE's scaling_factor={shown(factor)} is no number above 0"
-    for name in ("shift_factor", "latents_mean", "latents_std"):
-        if vae.get(name) is not None:
-            return f"its VAE's latents are shifted or scaled in another way ({name})"
-    most, limit = text.max_position_embeddings, pipeline.tokenizer.model_max_length
-    if not _whole(limit, 3, most):  # start, end, and at least one word
-        return (
-            f"its tokenizer's model_max_length={shown(limit)} is no number from 3 to the {most} "
-            "tokens that its text encoder takes"
-        )
-    try:
-        schedule(pipeline.scheduler)
-    except ValueError as error:
-        return str(error)
     return None
 
 
-def latent_shape(pipeline: Any) -> tuple[int, int, int]:
-    """Of one latent of a pipeline without `fault`: channels, height, width."""
-    config = pipeline.unet.config
-    size = config.sample_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return config.in_channels, height, width
+def odd_size(size: object, what: str) -> str | None:
+    """The fault of a network's sample_size."""
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) == 2 and all(whole(side, 1, LARGEST) for side in sides):
+        return None
+    return (
+        f"its {what}'s sample_size={shown(size)} is no side of a latent from 1 to {LARGEST}, nor "
+        "two"
+    )
 
 
-def _number(value: object) -> bool:
+def odd_scale(vae: Mapping[str, Any], shifted: bool) -> str | None:
+    """The fault of a VAE's scaling; `shifted` where the kind's latents are shifted, too."""
+    factor = vae["scaling_factor"]
+    if not (number(factor) and 0 < factor < math.inf):
+        return f"its VAE's scaling_factor={shown(factor)} is no number above 0"
+    further = (*(() if shifted else ("shift_factor",)), "latents_mean", "latents_std")
+    for name in further:
+        if vae.get(name) is not None:
+            return f"its VAE's latents are shifted or scaled in another way ({name})"
+    return None
+
+
+def odd_limit(tokenizer: Any, most: int, name: str = "tokenizer") -> str | None:
+    """The fault of a tokenizer's limit, beside what its text encoder takes."""
+    limit = tokenizer.model_max_length
+    if whole(limit, 3, most):  # start, end, and at least one word
+        return None
+    return (
+        f"its {name}'s model_max_length={shown(limit)} is no number from 3 to the {most} tokens "
+        "that its text encoder takes"
+    )
+
+
+def sides(size: Any) -> tuple[int, int]:
+    """Height and width of a network's sample_size."""
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def number(value: object) -> bool:
+    """Whether it is a number, which a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(value: object, low: int, high: int) -> bool:
+def whole(value: object, low: int, high: int) -> bool:
+    """Whether it is a whole number of a range."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -1,0 +1,1 @@
+"""Kinds of pipelines behind one small protocol: texts in, predictions, latents, images out."""
