@@ -7,11 +7,13 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 from diffusers import (
+    ControlNetModel,
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    StableDiffusionControlNetPipeline,
 )
 from PIL import Image
 from torch.testing import assert_close
@@ -299,6 +301,22 @@ def test_what_a_kind_does_not_take_is_named(made):
         Guided(other)
     with pytest.raises(InputError, match=r"prompt='red circle red circle .* of 9 tokens"):
         sampler(made["XL"]).condition(["red circle " * 3 + "red"])
+
+
+def test_a_part_that_would_be_left_out_is_named(made):
+    whole = made["v"]
+    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    parts = {name: getattr(whole, name) for name in names}
+    control = ControlNetModel.from_unet(whole.unet)
+    other = StableDiffusionControlNetPipeline(
+        **parts,
+        controlnet=control,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    with pytest.raises(InputError, match="its part 'controlnet' would be left out"):
+        Guided(other)
 
 
 def test_an_image_of_another_size_is_drawn_where_it_is_asked_for(made):

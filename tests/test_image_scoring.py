@@ -120,6 +120,9 @@ def test_it_scores_pictures_of_any_form(guided, tmp_path):
         assert_close(reward.score(several, whole), wanted)
     for one in (images[0], arrays[0], paths[0], str(paths[0])):
         assert_close(reward.score(one, whole), wanted[:1])
+    grey = np.asarray(images[0].convert("L"))
+    assert_close(reward.score(grey, whole), reward.score(images[0].convert("L"), whole))
+    assert_close(reward.score([grey, grey], whole), reward.score(grey, whole).repeat(2))
     for wrong, message in (
         ([], r"images=\[\] is not allowed"),
         (None, "image=None is not allowed: a PIL image"),

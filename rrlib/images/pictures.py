@@ -16,14 +16,14 @@ def pictures(images: Picture | Iterable[Picture]) -> list[Image.Image]:
     """PIL images of one picture or several: PIL images, arrays or files.
 
     Args:
-        images: PIL images, uint8 arrays [H, W, 3], or paths of files; one of them, or several, also
-            as one array [N, H, W, 3].
+        images: PIL images, uint8 arrays [H, W, 3] or (grey) [H, W], or paths of files; one of them,
+            or several, also as one array [N, H, W, 3].
 
     Raises:
         InputError: none, a file that cannot be read, or something else.
     """
     if isinstance(images, Image.Image | str | Path) or (
-        isinstance(images, np.ndarray) and images.ndim == 3
+        isinstance(images, np.ndarray) and images.ndim in (2, 3)
     ):
         images = [images]
     if not isinstance(images, Iterable):
@@ -47,8 +47,8 @@ def _picture(one: Picture) -> Image.Image:
                 f"image={shown(str(one))} is not allowed: a file with a picture is needed "
                 f"({type(error).__name__})."
             ) from None
-    array = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim == 3
-    if array and one.shape[2] == 3 and one.size:
+    array = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.size
+    if array and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] == 3)):
         return Image.fromarray(one)
     raise _no_picture(one)
 
@@ -56,8 +56,8 @@ def _picture(one: Picture) -> Image.Image:
 def _no_picture(value: object) -> InputError:
     told = f"{value.dtype} array {value.shape}" if isinstance(value, np.ndarray) else shown(value)
     return InputError(
-        f"image={told} is not allowed: a PIL image, a uint8 array [H, W, 3], a path or a tensor of "
-        "latents is needed."
+        f"image={told} is not allowed: a PIL image, a uint8 array [H, W, 3] or [H, W], a path or "
+        "a tensor of latents is needed."
     )
 
 

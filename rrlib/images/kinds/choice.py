@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers import (
+    DiffusionPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
 )
+from torch import nn
 
 from rrlib.errors import InputError
 from rrlib.images.kinds.flows import Flux, StableDiffusion3
@@ -22,6 +24,10 @@ KINDS: dict[type, Callable[[Any], Kind]] = {
     SD3Transformer2DModel: StableDiffusion3,
     FluxTransformer2DModel: Flux,
 }
+NETWORKS = {"unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"} | {
+    "safety_checker",  # of finished images
+    "image_encoder",  # of image adapters
+}
 SUPPORTED = (
     "an unconditional pipeline of pixels (DDPM, DDIM), Stable Diffusion 1 and 2, XL, 3, or Flux"
 )
@@ -33,8 +39,7 @@ def kind_of(pipeline: Any) -> Kind:
     Raises:
         InputError: it is of none, or its parts do not belong together, in one sentence.
     """
-    found = _seen(pipeline)
-    why = f"it is none of {SUPPORTED}" if found is None else found.fault()
+    found, why = _seen(pipeline), fault(pipeline)
     if found is None or why:
         raise InputError(f"pipeline: {type(pipeline).__name__} is not allowed: {why}.")
     return found
@@ -43,7 +48,13 @@ def kind_of(pipeline: Any) -> Kind:
 def fault(pipeline: Any) -> str | None:
     """Why the samplers cannot use this pipeline, in a clause; None where they can."""
     found = _seen(pipeline)
-    return f"it is none of {SUPPORTED}" if found is None else found.fault()
+    if found is None:
+        return f"it is none of {SUPPORTED}"
+    parts = pipeline.components if isinstance(pipeline, DiffusionPipeline) else {}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module) and name not in NETWORKS:
+            return f"its part {name!r} would be left out; a pipeline without it is needed"
+    return found.fault()
 
 
 def _added(found: Kind) -> bool:
