@@ -30,6 +30,12 @@ _PLACES = {
     "save_rewards": "rewards",
     "sample": "guidance",
     "ExactDifference": "guidance",
+    "elbo_difference": "ratios",
+    "path_difference": "ratios",
+    "ode_difference": "ratios",
+    "line_integral": "ratios",
+    "level": "ratios",
+    "Estimate": "ratios",
     "rotational_share": "diagnostics",
     "difference_jacobians": "diagnostics",
     "WindowReward": "plans.rewards",
@@ -63,6 +69,12 @@ if TYPE_CHECKING:
     from rrlib.plans.rewards import WindowReward as WindowReward
     from rrlib.plans.trajectories import Normaliser as Normaliser
     from rrlib.plans.trajectories import Trajectories as Trajectories
+    from rrlib.ratios import Estimate as Estimate
+    from rrlib.ratios import elbo_difference as elbo_difference
+    from rrlib.ratios import level as level
+    from rrlib.ratios import line_integral as line_integral
+    from rrlib.ratios import ode_difference as ode_difference
+    from rrlib.ratios import path_difference as path_difference
     from rrlib.rewards import RelativeReward as RelativeReward
     from rrlib.rewards import compose as compose
     from rrlib.rewards import load_reward as load_reward
