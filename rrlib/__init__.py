@@ -29,7 +29,10 @@ _PLACES = {
     "load_rewards": "rewards",
     "save_rewards": "rewards",
     "sample": "guidance",
+    "best_of": "guidance",
     "ExactDifference": "guidance",
+    "sample_weighted": "particles",
+    "Particles": "particles",
     "elbo_difference": "ratios",
     "path_difference": "ratios",
     "ode_difference": "ratios",
@@ -60,7 +63,10 @@ if TYPE_CHECKING:
     from rrlib.errors import DataWarning as DataWarning
     from rrlib.errors import InputError as InputError
     from rrlib.guidance import ExactDifference as ExactDifference
+    from rrlib.guidance import best_of as best_of
     from rrlib.guidance import sample as sample
+    from rrlib.particles import Particles as Particles
+    from rrlib.particles import sample_weighted as sample_weighted
     from rrlib.plans.conditioning import ends_given as ends_given
     from rrlib.plans.conditioning import first_given as first_given
     from rrlib.plans.conditioning import given as given
