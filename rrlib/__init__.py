@@ -31,7 +31,16 @@ _PLACES = {
     "load_rewards": "rewards",
     "save_rewards": "rewards",
     "sample": "guidance",
+    "best_of": "guidance",
     "ExactDifference": "guidance",
+    "sample_weighted": "particles",
+    "Particles": "particles",
+    "elbo_difference": "ratios",
+    "path_difference": "ratios",
+    "ode_difference": "ratios",
+    "line_integral": "ratios",
+    "level": "ratios",
+    "Estimate": "ratios",
     "rotational_share": "diagnostics",
     "difference_jacobians": "diagnostics",
     "WindowReward": "plans.rewards",
@@ -65,8 +74,11 @@ if TYPE_CHECKING:
     from rrlib.errors import DataWarning as DataWarning
     from rrlib.errors import InputError as InputError
     from rrlib.guidance import ExactDifference as ExactDifference
+    from rrlib.guidance import best_of as best_of
     from rrlib.guidance import sample as sample
     from rrlib.images.reward_functions import reward_function as reward_function
+    from rrlib.particles import Particles as Particles
+    from rrlib.particles import sample_weighted as sample_weighted
     from rrlib.plans.chunks import ChunkNetwork as ChunkNetwork
     from rrlib.plans.chunks import action_chunks as action_chunks
     from rrlib.plans.chunks import chunk_loss as chunk_loss
@@ -83,6 +95,12 @@ if TYPE_CHECKING:
     from rrlib.plans.scoring import TrajectoryScores as TrajectoryScores
     from rrlib.plans.trajectories import Normaliser as Normaliser
     from rrlib.plans.trajectories import Trajectories as Trajectories
+    from rrlib.ratios import Estimate as Estimate
+    from rrlib.ratios import elbo_difference as elbo_difference
+    from rrlib.ratios import level as level
+    from rrlib.ratios import line_integral as line_integral
+    from rrlib.ratios import ode_difference as ode_difference
+    from rrlib.ratios import path_difference as path_difference
     from rrlib.rewards import RelativeReward as RelativeReward
     from rrlib.rewards import compose as compose
     from rrlib.rewards import load_reward as load_reward

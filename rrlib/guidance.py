@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rrlib.comparisons import Place, Target, aligned
 from rrlib.denoisers import Denoiser, between
-from rrlib.errors import InputError, check_one_of
+from rrlib.errors import InputError, check_one_of, shown
 from rrlib.rewards import RelativeReward
 from rrlib.schedules import kept_steps, narrow, wide
 
@@ -90,19 +90,11 @@ def denoise(
             `stop_step` is no step of the schedule, `num_inference_steps` too few or too many, or
             `apply_to` is unknown or wants another place.
     """
-    if reward and reward.steps not in (None, denoiser.steps):
-        raise InputError(
-            f"reward: {reward.steps} diffusion steps are not allowed: it was fitted on another "
-            f"schedule than the denoiser's of {denoiser.steps}, and one for both is needed."
-        )
-    if reward and reward.target == "score":
-        denoiser.mean_per_score(torch.zeros(1, dtype=torch.long), torch.zeros(1))
+    if reward:
+        check_reward(denoiser, reward)
     scales = guidance_scale.tolist() if isinstance(guidance_scale, Tensor) else [guidance_scale]
     for scale in scales:
-        if not 0 <= scale < float("inf"):
-            raise InputError(
-                f"guidance_scale={scale} is not allowed: a finite number of at least 0 is needed."
-            )
+        check_scale(scale)
     if place is not None:
         check_one_of("place", place, Place)
     if reward and place not in (None, reward.place) and not force:
@@ -128,6 +120,25 @@ def denoise(
     return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
 
 
+def check_reward(denoiser: Denoiser, reward: RelativeReward | ExactDifference) -> None:
+    """Raise InputError unless a reward can steer a denoiser: one schedule, scores that it has."""
+    if reward.steps not in (None, denoiser.steps):
+        raise InputError(
+            f"reward: {reward.steps} diffusion steps are not allowed: it was fitted on another "
+            f"schedule than the denoiser's of {denoiser.steps}, and one for both is needed."
+        )
+    if reward.target == "score":
+        denoiser.mean_per_score(torch.zeros(1, dtype=torch.long), torch.zeros(1))
+
+
+def check_scale(scale: float) -> None:
+    """Raise InputError unless it is a guidance scale."""
+    if not 0 <= scale < float("inf"):
+        raise InputError(
+            f"guidance_scale={scale} is not allowed: a finite number of at least 0 is needed."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Guide:
     reward: RelativeReward | ExactDifference
@@ -138,8 +149,15 @@ class _Guide:
 
     def shift(self, denoiser: Denoiser, point: Tensor, t: Tensor) -> Tensor:
         """w c_t grad rho at a point."""
-        unit = denoiser.mean_per_score(t, point) if self.reward.target == "score" else 1.0
-        return self.guidance_scale * unit * self.reward.gradient(point, t, denoiser.condition)
+        return self.guidance_scale * shift_of_mean(denoiser, self.reward, point, t)
+
+
+def shift_of_mean(
+    denoiser: Denoiser, reward: RelativeReward | ExactDifference, point: Tensor, t: Tensor
+) -> Tensor:
+    """c_t grad rho at a point, [B, ...]: expert's mean minus base's, of the step to t - 1."""
+    unit = denoiser.mean_per_score(t, point) if reward.target == "score" else 1.0
+    return unit * reward.gradient(point, t, denoiser.condition)
 
 
 def _denoise(denoiser, x, generator, steps, guide, keep):
@@ -161,12 +179,12 @@ def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Call
     if steers and steers.apply_to == "mean":
         one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
         shift = steers.shift(denoiser, x if steers.place == "x_t" else narrow(one, x), t)
-        mean = mean + shift * _lengthened(denoiser, x, step, before)
+        mean = mean + shift * lengthened(denoiser, x, step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return narrow(mean + deviation * draw, x)
 
 
-def _lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Tensor:
+def lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Tensor:
     """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1, []."""
     zero = like.new_zeros((), dtype=wide(like))
     far, near = (between(denoiser, zero + 1, zero, step, to)[0] for to in (before, step - 1))
@@ -226,3 +244,69 @@ def sample(
         num_inference_steps=num_inference_steps,
     )
     return deque(steps, maxlen=1).pop()[1]
+
+
+def best_of(
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    reward: Callable[[Tensor, Tensor], Tensor],
+    n: int,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    num_inference_steps: int | None = None,
+) -> Tensor:
+    """Selection in guidance's place: of n unsteered samples each, the one of most reward at t = 0.
+
+    It takes n times `num_inference_steps` calls of the model for each sample and n of the reward,
+    no gradient; steered sampling takes `num_inference_steps` of the model and as many gradients. So
+    n samples of T / n steps cost the model what a steered one of T steps does. No sample is one
+    that the base would not draw.
+
+    Args:
+        denoiser: the base.
+        shape: of all samples together, (B, ...).
+        reward: (x [B, ...], t [B]) -> [B], such as a RelativeReward.
+        n: samples to choose from, for each of the B; drawn one after another.
+        generator, seed, device, dtype, keep, num_inference_steps: see `sample`.
+
+    Raises:
+        InputError: n below 1, a reward of another schedule, one that does not value each sample,
+            and see `sample`.
+
+    >>> import rrlib
+    >>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
+    >>> rrlib.best_of(base, (4, 2), lambda x, t: x.sum(1), 8, num_inference_steps=5).shape
+    torch.Size([4, 2])
+    """
+    if not isinstance(n, int) or n < 1:
+        raise InputError(f"n={shown(n)} is not allowed: at least 1 is needed.")
+    if isinstance(reward, RelativeReward):
+        check_reward(denoiser, reward)
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(seed)
+    for k in range(n):
+        x = sample(
+            denoiser,
+            shape,
+            generator,
+            dtype=dtype,
+            keep=keep,
+            num_inference_steps=num_inference_steps,
+        )
+        with torch.no_grad():
+            value = reward(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+        if value.shape != x.shape[:1]:
+            raise InputError(
+                f"reward: values of shape {tuple(value.shape)} are not allowed: one for each of "
+                f"{len(x)} samples is needed."
+            )
+        if k == 0:
+            best, most = x, value
+        better = value > most
+        best = torch.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, best)
+        most = torch.maximum(value, most)
+    return best

@@ -158,6 +158,15 @@ BAD = {
         ("balls", "1", "from 2"),
         ("n_seeds", "0", "from 1"),
     ],
+    "16_do_you_have_to_learn_it": [
+        *COMMON,
+        ("maze", "spiral", "open, umaze, medium, large"),
+        ("samples", "5", "from 20"),
+        ("fit_steps", "0", "from 1"),
+        ("plans", "0", "from 20"),
+        ("levels", "1", "from 2"),
+        ("horizon", "36", "multiple of 32"),
+    ],
     "07_maze_grid": [
         *[bad for bad in COMMON if bad[1] != "cuda:99"],
         ("maze", "spiral", "open, umaze, medium, large"),
