@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import SimpleNamespace
 
 from rrlib.lab import store
@@ -47,7 +48,7 @@ class MazeExperiment:
         """What a published row says first: the maze, the goal such as "(1, 2)", a reward's seed."""
         return {"maze": self.world.name, "goal": self.label.split(" ", 1)[1], "seed": seed}
 
-    @property
+    @cached_property
     def normaliser(self) -> Normaliser:
         """Of base and expert alike."""
         return Normaliser.fit(store.obtain(self.base.ruler))
