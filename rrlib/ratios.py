@@ -79,8 +79,8 @@ def elbo_difference(
         batch: samples per call of a model.
 
     Raises:
-        InputError: models without a schedule or of no common level; samples that do not suit them, or are not
-            finite; a number out of range; an answer that is not finite.
+        InputError: models without a schedule or of no common level; samples that do not suit them,
+            or are not finite; a number out of range; an answer that is not finite.
 
     >>> import rrlib, torch
     >>> scheduler = rrlib.cosine_scheduler(50, clip=False)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from rrlib.disk import set_aside
@@ -67,7 +66,8 @@ def train(
         steps: optimisation steps, at least 1.
         learning_rate: Adam's, at the start.
         seed: of the batches.
-        ema: decay of the average of the weights, per step; smaller in the first steps.
+        ema: decay of the average of the weights, per step; at step n no more than n / (9 + n), and
+            none at the first, so that short runs forget the start.
         decay: anneal the learning rate to zero along half a cosine, else hold it.
         checkpoint: safetensors file to resume from, rewritten (atomically) every `every` steps; one
             that is damaged, or of another network, is set aside, and the run begins anew.
@@ -81,7 +81,8 @@ def train(
     if steps < 1:
         raise InputError(f"steps={steps} is not allowed: at least 1 step is needed.")
     device = str(next(module.parameters()).device)
-    average = AveragedModel(module, multi_avg_fn=_warmed(ema))
+    average = copy.deepcopy(module)
+    averages, weights = (list(m.parameters()) for m in (average, module))  # it takes time: once
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
     settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
     settings |= {"ema": ema, "decay": decay}
@@ -95,25 +96,20 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         optimiser.step()
-        average.update_parameters(module)
+        _follow(averages, weights, min(ema, step / (9 + step)) if step > 1 else 0.0)
         if step % every == 0 or step == steps:
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} at step {step}")
             if checkpoint and step < steps:
                 _save(checkpoint, step, settings, *parts)
         yield Progress(step, steps, value.detach())
-    module.load_state_dict(average.module.state_dict())
+    _follow(weights, averages, 0.0)
 
 
-def _warmed(ema: float) -> Callable:
-    """Average with decay min(ema, (1 + n) / (10 + n)) at update n; short runs forget the start."""
-
-    @torch.no_grad()
-    def update(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
-        keep = min(ema, (1 + n.item()) / (10 + n.item()))
-        torch._foreach_lerp_(averages, values, 1 - keep)
-
-    return update
+@torch.no_grad()
+def _follow(averages: list[nn.Parameter], values: list[nn.Parameter], keep: float) -> None:
+    """Move averages of weights towards the weights, keeping a share of what they were."""
+    torch._foreach_lerp_(averages, values, 1 - keep)
 
 
 class Stack(nn.Module):
@@ -187,7 +183,7 @@ def finish(progress: Iterable[Progress], label: str) -> None:
     bar.close()
 
 
-def _state(module: nn.Module, average: AveragedModel, optimiser: torch.optim.Adam) -> dict:
+def _state(module: nn.Module, average: nn.Module, optimiser: torch.optim.Adam) -> dict:
     adam = optimiser.state_dict()["state"]
     return {
         **{f"module.{name}": value for name, value in module.state_dict().items()},
@@ -236,7 +232,7 @@ def _restore(path: Path, settings: dict, module, average, optimiser) -> int:
     return int(about["step"])
 
 
-def _fits(saved: dict[str, Tensor], module: nn.Module, average: AveragedModel) -> bool:
+def _fits(saved: dict[str, Tensor], module: nn.Module, average: nn.Module) -> bool:
     """Whether all of a checkpoint can be taken over, looked at before any of it is."""
     wanted = {f"module.{name}": value.shape for name, value in module.state_dict().items()}
     wanted |= {f"average.{name}": value.shape for name, value in average.state_dict().items()}

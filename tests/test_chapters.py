@@ -156,6 +156,7 @@ BAD = {
         ("horizon", "36", "multiple of 32"),
         ("size", "huge", "small, medium, paper"),
         ("balls", "1", "from 2"),
+        ("denoising", "51", "from 2 to 50"),
         ("n_seeds", "0", "from 1"),
     ],
     "16_do_you_have_to_learn_it": [

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from rrlib.errors import InputError
 from rrlib.images import checks as image_checks
 from rrlib.images import guided as images
+from rrlib.images import streaming
 from rrlib.images.guided import CONFIGURATIONS, Guided
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
@@ -224,8 +225,8 @@ def test_our_safe_guidance_is_the_peers(guided, name):
 
 @pytest.mark.slow
 def test_the_store_streams_in_constant_memory():
-    (small, bytes_small), (large, bytes_large) = (image_checks.stream(n, 2) for n in (2, 12))
-    shape = np.prod(image_checks.PAPER_SHAPE)
-    wanted = 12 * 2 * (2 * image_checks.PAPER_STEPS + 1) * shape * 2
+    (small, bytes_small), (large, bytes_large) = (streaming.stream(n, 2) for n in (2, 12))
+    shape = np.prod(streaming.PAPER_SHAPE)
+    wanted = 12 * 2 * (2 * streaming.PAPER_STEPS + 1) * shape * 2
     assert 0.99 * wanted < bytes_large < 1.01 * wanted and bytes_large > 5 * bytes_small
     assert large < 4 and large - small < 0.03  # ten prompts more are 66 MB

@@ -24,6 +24,7 @@ from rrlib.lab.mazes import recipes as maze_recipes
 from rrlib.plans import rewards as plan_rewards
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import ends_given
+from rrlib.tensor_files import read_tensors
 from rrlib.theory import sde
 
 TINY = SimpleNamespace(
@@ -317,58 +318,79 @@ def test_a_changed_file_is_another_recipe(tmp_path):
     assert store.key(maze_recipes.MazeFile.at("umaze", str(path))) != before
 
 
+def killable() -> maze_recipes.MazeDiffuser:
+    """A diffuser small enough to be trained in a second."""
+    data = maze_recipes.MazeData("umaze", episodes=20, length=60)
+    shape = {"horizon": 16, "channels": (16, 32)}
+    return maze_recipes.MazeDiffuser(data, data, steps=60, batch=4, **shape)
+
+
 KILLED = """
-import os, signal, sys
-from rrlib.lab.mazes import recipes as maze_recipes
+import os, signal
+from rrlib import training
 from rrlib.lab import store
+from test_recipes import killable
+training.train.__kwdefaults__["every"] = 20  # steps between two checkpoints
 rename = os.replace
 def replace(source, target, **more):  # every file gets its name by it, checkpoints, too
     rename(source, target, **more)
-    if sys.argv[1] and "checkpoints" in str(target):
+    if "checkpoints" in str(target):
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace
-data = maze_recipes.MazeData("umaze", episodes=20, length=60)
-recipe = maze_recipes.MazeDiffuser(data, data, horizon=16, steps=600, batch=4)
-print(store.folder(recipe), flush=True)
-store.obtain(recipe)
+store.obtain(killable())
 """
 
 
 @pytest.mark.slow
-def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path):
-    def run(folder, kill):
-        """The trained weights; the first process kills itself once it has left a checkpoint."""
-        command = [sys.executable, "-c", KILLED, "kill" if kill else ""]
-        environment = {**os.environ, "RRLIB_STORE": str(folder)}
-        done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True)
-        assert done.returncode == (-signal.SIGKILL if kill else 0)
-        place = folder / "MazeDiffuser" / Path(done.stdout.splitlines()[0]).name
-        assert list(place.parent.glob(".*.partial/checkpoints/*.safetensors")) or not kill
-        assert place.exists() != kill
-        return run(folder, kill=False) if kill else (place / "denoiser.safetensors").read_bytes()
+def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path, monkeypatch):
+    def made(folder):
+        monkeypatch.setenv("RRLIB_STORE", str(folder))
+        store.obtain(killable())
+        return (store.folder(killable()) / "denoiser.safetensors").read_bytes()
 
-    assert run(tmp_path / "killed", kill=True) == run(tmp_path / "alone", kill=False)
+    killed = tmp_path / "killed"
+    env, here = os.environ | {"RRLIB_STORE": str(killed)}, Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", KILLED], env=env, cwd=here)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = killed.glob("MazeDiffuser/.*.partial/checkpoints/*.safetensors")
+    assert read_tensors(left)[1]["step"] == "20"
+    begun, stream = [], training.stream
+    monkeypatch.setattr(training, "stream", lambda *a: begun.append(a[1]) or stream(*a))
+    assert made(killed) == made(tmp_path / "alone")
+    assert begun == [*range(21, 61), *range(1, 61)]  # it went on from the checkpoint
 
 
 SHARED = """
-import sys
-from rrlib.lab.mazes import recipes as maze_recipes
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
 from rrlib.lab import store
-data = [maze_recipes.MazeData("open", episodes=20, length=length) for length in (30, 31, 32, 33)]
-many = [maze_recipes.MazeDiffuser(d, d, horizon=16, steps=150, batch=4) for d in data]
-made = []
-original = store._make
-store._make = lambda recipe, *rest: (made.append(recipe), original(recipe, *rest))
-assert len(store.obtain_all(many)) == 4
-print(sum(recipe in many for recipe in made))
+made, mark = [], Path(sys.argv[1])
+@dataclass(frozen=True)
+class Slow:
+    number: int
+    def make(self, folder, device):
+        store.write_json(folder / "number.json", self.number)
+        made.append(self)
+        mark.joinpath(sys.argv[2]).touch()
+        for _ in range(6000):  # none is done before the other process has begun one, too
+            if len(list(mark.iterdir())) == 2:
+                return
+            time.sleep(0.01)
+    def load(self, folder, device):
+        return self.number
+assert store.obtain_all(map(Slow, range(4))) == [0, 1, 2, 3]
+print(len(made))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_list_and_make_each_once(tmp_path):
-    env = {**os.environ, "RRLIB_STORE": str(tmp_path / "shared")}
-    command = [sys.executable, "-c", SHARED]
-    pair = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in "12"]
+    env = os.environ | {"RRLIB_STORE": str(tmp_path / "shared")}
+    (mark := tmp_path / "mark").mkdir()
+    command = [sys.executable, "-c", SHARED, str(mark)]
+    options = {"env": env, "stdout": subprocess.PIPE, "text": True}
+    pair = [subprocess.Popen([*command, name], **options) for name in "12"]
     counts = [int(process.communicate()[0]) for process in pair]
     assert sum(counts) == 4 and min(counts) >= 1
 

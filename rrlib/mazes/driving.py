@@ -26,6 +26,7 @@ def plans_from(
     generator: torch.Generator,
     reward: RelativeReward | None = None,
     guidance_scale: float = 1.0,
+    num_inference_steps: int | None = None,
 ) -> Tensor:
     """Plans [n, H, 6] that begin at the observations `first` [n, 4], all normalised.
 
@@ -35,11 +36,17 @@ def plans_from(
         horizon: H, steps of a plan.
         generator: of the noise, on the model's device; so are the plans.
         reward, guidance_scale: steer the model; None samples the model itself.
+        num_inference_steps: denoising steps, see `guidance.denoise`; None takes all.
     """
     shape, first = (len(first), horizon, first.shape[1] + maze.ACTION), first.to(generator.device)
     scale = guidance_scale if reward else 0.0
     return steering.sample(
-        given(model, first), shape, generator, reward=reward, guidance_scale=scale
+        given(model, first),
+        shape,
+        generator,
+        reward=reward,
+        guidance_scale=scale,
+        num_inference_steps=num_inference_steps,
     )
 
 

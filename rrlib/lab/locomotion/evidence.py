@@ -414,7 +414,7 @@ def along(reward: LocomotionReward, episode: Trajectories, device: str = "cpu") 
     """rho at t = 0 of the H steps that begin at each step of an episode, [n]; the end is padded."""
     base = reward.pool.base
     cut = trajectories.cut(episode, np.arange(len(episode.rewards)), base.horizon)
-    plans = torch.from_numpy(base.split().normaliser.normalise(cut)).to(device)
+    plans = torch.from_numpy(base.normaliser.normalise(cut)).to(device)
     rho, t = store.obtain(reward, device), torch.zeros(len(plans), dtype=torch.long, device=device)
     with torch.no_grad():
         return rho(plans, t).cpu().numpy()

@@ -106,7 +106,7 @@ def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **
         for part, model in zip(PARTS, models, strict=True)
         for name, value in model.network.state_dict().items()
     }
-    ruler = e.base.split().normaliser.to_arrays()
+    ruler = e.base.normaliser.to_arrays()
     tensors |= {f"normaliser/{name}": torch.from_numpy(array) for name, array in ruler.items()}
     texts = {"about": about, "shapes": shapes, "guidance": as_guidance(**how)}
     said = {name: json.dumps(value) for name, value in texts.items()}

@@ -1,7 +1,7 @@
 """Recipes of locomotion: data and diffusion models. Defaults are sizes for a CPU."""
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from rrlib.locomotion import world as locomotion
 from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.perceptron import PlanPerceptron
-from rrlib.plans.trajectories import Trajectories
+from rrlib.plans.trajectories import Normaliser, Trajectories
 
 RATES = {"halfcheetah": 20_000, "hopper": 8_000, "walker2d": 7_000}  # MuJoCo's steps a second
 
@@ -137,11 +137,15 @@ class LocomotionDiffuser:
         """Whose plans they are."""
         return locomotion.load(self.data.environment)
 
+    @cached_property
+    def normaliser(self) -> Normaliser:
+        """Of its plans; all that rollouts need of the data, which take a second to read."""
+        return trajectories.standardiser(*(store.obtain(data) for data in self.ruler))
+
     def split(self) -> Split:
         """Its plans, a tenth of the episodes held out."""
-        normaliser = trajectories.standardiser(*(store.obtain(data) for data in self.ruler))
         parts = trajectories.split(store.obtain(self.data), 0.1, self.seed)
-        return Split(*parts, normaliser, self.horizon)
+        return Split(*parts, self.normaliser, self.horizon)
 
     def make(self, folder: Path, device: str) -> None:
         """Train the network and write `denoiser.safetensors`."""

@@ -271,7 +271,7 @@ class LocomotionRollouts:
     def split(self, device: str = "cpu") -> Split:
         """The plans that the episodes carried out, none held out; simulates anew."""
         made = self.play(device)
-        return Split(made, made, self.base.split().normaliser, self.base.horizon)
+        return Split(made, made, self.base.normaliser, self.base.horizon)
 
     def planner(self, device: str = "cpu") -> rollouts.Planner:
         """What makes the plans."""
@@ -282,7 +282,7 @@ class LocomotionRollouts:
         named = {"expert" if isinstance(guide, Denoiser) else "reward": guide}
         return rollouts.planner(
             store.obtain(self.base, device),
-            self.base.split().normaliser,
+            self.base.normaliser,
             self.base.environment,
             self.base.horizon,
             training.stream(self.seed, "plans", device),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import SimpleNamespace
 
 from rrlib.lab import store
@@ -62,7 +63,7 @@ class MazeExperiment:
         }
         return told | layout.about()
 
-    @property
+    @cached_property
     def normaliser(self) -> Normaliser:
         """Of base and expert alike."""
         return Normaliser.fit(store.obtain(self.base.ruler))

@@ -27,6 +27,7 @@ PARAMETERS = {  # that several chapters share
     "horizon": rules.integer(4, 4096, multiple_of=4),
     "diffuser_steps": rules.integer(1, 5_000_000),
     "reward_steps": rules.integer(1, 1_000_000),
+    "denoising": rules.integer(2, 1000),
     "dataset_path": rules.existing_file_or_empty(),
     "choices": rules.several_of(
         *("score", "x_t", "literal", "window_1", "window_4", "window_16", "window_64"),
@@ -53,12 +54,12 @@ class Sizes:
     given: float = 0.5
     expert_share: float = 0.75
     from_base: bool = True
-    plans: int = 20_000
+    plans: int = 10_000
     window: int = 32
     hidden: tuple[int, ...] = (128, 64, 32)
     average: int = 1
-    reward_batch: int = 256
-    reward_rate: float = 2e-3
+    reward_batch: int = 128
+    reward_rate: float = 4e-3
 
 
 def sizes(size: str, name: str) -> Sizes:
@@ -70,7 +71,8 @@ def sizes(size: str, name: str) -> Sizes:
     if size == "small":
         return Sizes()
     if size == "medium":
-        return Sizes((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True, 8_000, 128, (96, 64, 32), 4)
+        diffuser = ((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True)
+        return Sizes(*diffuser, 8_000, 128, (96, 64, 32), 4, reward_batch=256, reward_rate=2e-3)
     own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
     diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 0.25, 1.0, False)
     return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
@@ -89,12 +91,18 @@ def check_horizon(horizon: int, size: str, *names: str) -> None:
 
 
 def check(chosen: SimpleNamespace) -> None:
-    """Raise InputError unless horizon, goals and data file fit every chosen maze.
+    """Raise InputError unless horizon, denoising steps, goals and data file fit every chosen maze.
 
     Args:
-        chosen: a chapter's parameters; it may lack `goal` and `dataset_path`.
+        chosen: a chapter's parameters; it may lack `denoising`, `goal` and `dataset_path`.
     """
     check_horizon(chosen.horizon, chosen.size, *chosen.maze)
+    most = min(sizes(chosen.size, name).diffusion_steps for name in chosen.maze)
+    if getattr(chosen, "denoising", 2) > most:
+        raise InputError(
+            f"denoising={chosen.denoising} is not allowed: a number from 2 to {most}, the steps of "
+            f"size='{chosen.size}', is needed."
+        )
     if hasattr(chosen, "goal"):
         from rrlib.mazes import world  # MuJoCo takes seconds
 
@@ -108,6 +116,7 @@ def cost(asked: SimpleNamespace) -> Cost:
     that of diffusers, rewards and balls.
     """
     given = {"n_goals": 8, "n_seeds": 1, "horizon": 128, "size": "medium", "device": "cpu"}
+    given |= {"denoising": 50}
     of = SimpleNamespace(**given | dict.fromkeys(NUMBERS, 0) | vars(asked))
     diffuser, reward, horizon = SECONDS[of.size]
     longer = max(1.0, of.horizon / horizon)
@@ -115,7 +124,7 @@ def cost(asked: SimpleNamespace) -> Cost:
     seconds = longer * (len(of.maze) + pairs) * of.diffuser_steps * diffuser
     kinds = max(1, 15 if "all" in (of.choices or ()) else len(of.choices or ()))
     seconds += longer * pairs * of.n_seeds * kinds * of.reward_steps * reward
-    seconds += pairs * of.balls * 300 * 50 * diffuser / 300  # an episode, T, plans of a batch
+    seconds += pairs * of.balls * of.denoising * diffuser  # an episode
     seconds /= 1 if of.device == "cpu" else CUDA
     rows = max(600 * of.episodes, *(int(n) for n in of.transitions or (0,)))
     seconds += (len(of.maze) + pairs) * rows / 2e5  # physics
