@@ -473,7 +473,7 @@ def algorithm2(
     expert = aligned(base, expert)
     first, last = expert.schedule.span
     _check_conditions(conditions, None, device)
-    if base.schedule.abar[last] > NOISE:
+    if last < base.steps - 1 and base.schedule.abar[last] > NOISE:
         raise InputError(
             f"expert: a noisiest level of alpha-bar {base.schedule.abar[last]:.2g} is not allowed "
             "where samples are drawn from noise: data are needed."

@@ -50,15 +50,20 @@ def of_pipelines(given: argparse.Namespace) -> None:
     from rrlib.images.pipelines import load_pipeline, read_prompts
 
     _refuse(given, "data", "layout", "horizon", "window", of="planners")
-    if not given.prompts:
-        raise InputError(
-            "--prompts is missing: a CSV file with a column 'prompt' is needed by pipelines."
-        )
-    prompts = read_prompts(given.prompts)
-    pairs.split(len(prompts), HELD_OUT, given.seed)
+    if given.prompts:
+        pairs.split(len(read_prompts(given.prompts)), HELD_OUT, given.seed)
     base, expert = (
         Guided(load_pipeline(side, given.device)) for side in (given.base, given.expert)
     )
+    if given.prompts:
+        prompts = read_prompts(given.prompts)
+    elif base.model.tokenizers:
+        raise InputError(
+            "--prompts is missing: a CSV file with a column 'prompt' is needed by pipelines that "
+            "take prompts."
+        )
+    else:
+        prompts = given.n
     with nullcontext(given.work) if given.work else tempfile.TemporaryDirectory() as folder:
         run = pairs.compare(base, expert, prompts, folder, batch=given.batch, seed=given.seed)
         training.finish(run, "comparisons")

@@ -84,7 +84,12 @@ def parser() -> argparse.ArgumentParser:
         "--horizon", type=int, help="steps of a plan, of planners without --layout"
     )
     extract.add_argument("--window", type=int, help="steps that a planners' reward sees at once")
-    extract.add_argument("--n", type=int, default=20_000, help="comparisons, of planners (20000)")
+    extract.add_argument(
+        "--n",
+        type=int,
+        default=20_000,
+        help="comparisons, of planners (20000); images of each of two pipelines without prompts",
+    )
     extract.add_argument("--steps", type=int, default=3_000, help="of the reward's fit (3000)")
     extract.add_argument("--batch", type=int, default=8, help="prompts at a time (8)")
     extract.add_argument("--work", help="folder of a pipelines' comparisons, to go on from")
