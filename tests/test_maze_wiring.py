@@ -310,7 +310,7 @@ def test_the_sizes_that_published_results_were_made_with():
     quick, full = (maze_sizes.sizes(size, "large") for size in ("small", "medium"))
     assert quick == maze_sizes.Sizes(
         *((16, 32, 64), 1, 50, 32, 2e-3, 0.5, 0.75, True),
-        *(20_000, 32, (128, 64, 32), 1, 256, 2e-3),
+        *(10_000, 32, (128, 64, 32), 1, 128, 4e-3),
     )
     assert full == maze_sizes.Sizes(
         *((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True),

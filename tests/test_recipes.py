@@ -361,22 +361,19 @@ def test_a_diffuser_killed_by_sigkill_and_started_again_is_the_same(tmp_path, mo
 
 
 SHARED = """
-import sys, time
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 from rrlib.lab import store
-made, mark = [], Path(sys.argv[1])
+made = []
 @dataclass(frozen=True)
 class Slow:
     number: int
     def make(self, folder, device):
         store.write_json(folder / "number.json", self.number)
         made.append(self)
-        mark.joinpath(sys.argv[2]).touch()
-        for _ in range(6000):  # none is done before the other process has begun one, too
-            if len(list(mark.iterdir())) == 2:
-                return
-            time.sleep(0.01)
+        if len(made) == 1:  # none is done before the other process has begun one, too
+            print("begun", flush=True)
+            sys.stdin.readline()
     def load(self, folder, device):
         return self.number
 assert store.obtain_all(map(Slow, range(4))) == [0, 1, 2, 3]
@@ -387,10 +384,12 @@ print(len(made))
 @pytest.mark.slow
 def test_two_processes_share_a_list_and_make_each_once(tmp_path):
     env = os.environ | {"RRLIB_STORE": str(tmp_path / "shared")}
-    (mark := tmp_path / "mark").mkdir()
-    command = [sys.executable, "-c", SHARED, str(mark)]
-    options = {"env": env, "stdout": subprocess.PIPE, "text": True}
-    pair = [subprocess.Popen([*command, name], **options) for name in "12"]
+    options = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pair = [subprocess.Popen([sys.executable, "-c", SHARED], **options) for _ in range(2)]
+    assert [process.stdout.readline() for process in pair] == ["begun\n"] * 2
+    for process in pair:
+        process.stdin.write("go on\n")
+        process.stdin.flush()
     counts = [int(process.communicate()[0]) for process in pair]
     assert sum(counts) == 4 and min(counts) >= 1
 
