@@ -62,12 +62,13 @@ def sample_weighted(
     not multiplying what has been noised). Weights say by how much: a step that is the product of
     all models' own, each to its power, is Gaussian around the steered mean, times
 
-        W = exp((|sum_k w_k d_k|^2 - sum_k w_k |d_k|^2) / (2 beta)),
+        ``W = exp((|sum_k w_k d_k|^2 - sum_k w_k |d_k|^2) / (2 beta))``,
 
     with d_k = c_t grad rho_k, the k-th expert's mean less the base's, and beta = 1 - abar_t /
-    abar_before. For one reward this is w (w - 1) |d|^2 / (2 beta), for a sum of two <d_a, d_b> /
-    beta: the discrete form of the Feynman-Kac correctors (Skreta et al., 2025),
-    1/2 g^2 w (w - 1) |grad rho|^2 dtau and g^2 <grad rho_a, grad rho_b> dtau. At w = 1, W = 1.
+    abar_before. For one reward this is ``w (w - 1) |d|^2 / (2 beta)``, for a sum of two
+    <d_a, d_b> / beta: the discrete form of the Feynman-Kac correctors (Skreta et al., 2025),
+    ``1/2 g^2 w (w - 1) |grad rho|^2 dtau`` and ``g^2 <grad rho_a, grad rho_b> dtau``.
+    At w = 1, W = 1.
     Gradients are enough: no divergence, no level, no further call of a model.
 
     Where the effective sample size falls below a share of N, particles are drawn anew by their

@@ -53,14 +53,14 @@ def elbo_difference(
 ) -> Estimate:
     """The difference of two models' evidence lower bounds: which of them denoises x better.
 
-    sum_k w_k E[|x - x0_base(x_t)|^2 - |x - x0_expert(x_t)|^2], x_t being x with noise that both
+    ``sum_k w_k E[|x - x0_base(x_t)|^2 - |x - x0_expert(x_t)|^2]``, x_t being x with noise that both
     models share. "variational" weights estimate the log ratio in nats: 1/2 int (...) dSNR (Kingma
     et al., Variational Diffusion Models, 2021), by the trapezoidal rule in log SNR, and SNR_0 / 2
     for what lies beyond the first level. (DDPM's own weights, (SNR_{t-1} - SNR_t) / 2, are this
     integral by rectangles, too coarse by far where levels are left out.)
-    "unweighted" is the mean over levels of |eps - eps_base|^2 - |eps - eps_expert|^2, w = SNR / K:
-    the implicit reward of Diffusion-DPO (2024), the reward of SMILING (2025), the score of
-    Diffusion Classifier (2023). It ranks much alike; its scale means nothing.
+    "unweighted" is the mean over levels of ``|eps - eps_base|^2 - |eps - eps_expert|^2``, so that
+    w = SNR / K: the implicit reward of Diffusion-DPO (2024), the reward of SMILING (2025), the
+    score of Diffusion Classifier (2023). It ranks much alike; its scale means nothing.
 
     Calls: 2 per level and probe, all of which can be batched. Variance: of the noise, falling like
     1 / (steps x probes); neighbouring levels have the same noise with opposite signs, which takes
@@ -123,8 +123,8 @@ def path_difference(
 ) -> Estimate:
     """The log ratio along one noising path of each sample: an Itô sum, Girsanov's log ratio.
 
-    x is noised step by step, x_k ~ q(x_k | x_{k-1}), and of each step back both models say how
-    likely it is: sum_k (|x_{k-1} - m_base|^2 - |x_{k-1} - m_expert|^2) / (2 v_k), with
+    x is noised step by step, ``x_k ~ q(x_k | x_{k-1})``, and of each step back both models say how
+    likely it is: ``sum_k (|x_{k-1} - m_base|^2 - |x_{k-1} - m_expert|^2) / (2 v_k)``, with
     m = (x_k + (1 - a_k) score(x_k)) / sqrt(a_k), v_k = (1 - a_k) / a_k, a_k = abar_k / abar_{k-1}
     (Skreta et al., SuperDiff, 2025; Karczewski et al., 2025). At the end both densities are noise.
 
