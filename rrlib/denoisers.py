@@ -241,12 +241,12 @@ class Denoiser:
         """
         return _deviation(self, self._step(t, like))
 
-    def _step(self, t: Tensor, like: Tensor) -> "_Step":
+    def _step(self, t: Tensor, like: Tensor) -> "Step":
         tables = self.schedule.tables(like)
-        return _Step(*(_at(table, t, like) for table in tables[:4]))
+        return Step(*(_at(table, t, like) for table in tables[:4]))
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """A denoising step from alpha-bar `abar` to `before`; `rest` is 1 - alpha-bar of each."""
 
     abar: Tensor
@@ -256,8 +256,10 @@ class _Step(NamedTuple):
 
     @property
     def beta(self) -> Tensor:
-        """1 - abar / before, without the rounding of that quotient."""
-        return (self.rest - self.rest_before) / self.before
+        """1 - abar / before, by the difference of whichever of abar and rest is the smaller."""
+        noisy = self.before < 0.5
+        fallen = torch.where(noisy, self.before - self.abar, self.rest - self.rest_before)
+        return fallen / self.before
 
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
@@ -265,14 +267,14 @@ def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     return table[t].reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _mean(x0: Tensor, x_t: Tensor, step: _Step) -> Tensor:
+def _mean(x0: Tensor, x_t: Tensor, step: Step) -> Tensor:
     """Of q(x | x_t, x_0) for the x at `before`."""
     alpha = step.abar / step.before
     clean = step.before.sqrt() * step.beta * x0
     return (clean + alpha.sqrt() * step.rest_before * x_t) / step.rest
 
 
-def _deviation(denoiser: Denoiser, step: _Step) -> Tensor:
+def _deviation(denoiser: Denoiser, step: Step) -> Tensor:
     """Of a step to `before`; 0 where that is x_0."""
     if denoiser.schedule.large:
         return step.beta.sqrt() * (step.rest_before > 0)
@@ -321,9 +323,14 @@ def between(
 
     With before = t - 1 it is `Denoiser.mean_from_x0` and `Denoiser.deviation`; before = -1 is x_0.
     """
-    abar, _, rest, *_ = denoiser.schedule.tables(x_t)
+    step = step_between(denoiser, x_t, t, before)
+    return _mean(x0, x_t, step), _deviation(denoiser, step)
+
+
+def step_between(denoiser: Denoiser, like: Tensor, t: int, before: int) -> Step:
+    """The step from t to `before`, -1 for x_0; each part [], float32 at least."""
+    abar, _, rest, *_ = denoiser.schedule.tables(like)
     earlier = (
         (abar[before], rest[before]) if before >= 0 else (abar.new_ones(()), abar.new_zeros(()))
     )
-    step = _Step(abar[t], earlier[0], rest[t], earlier[1])
-    return _mean(x0, x_t, step), _deviation(denoiser, step)
+    return Step(abar[t], earlier[0], rest[t], earlier[1])

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser, between
+from rrlib.denoisers import Denoiser, between, step_between
 from rrlib.errors import InputError, shown
 from rrlib.guidance import ExactDifference, check_reward, check_scale, lengthened, shift_of_mean
 from rrlib.rewards import RelativeReward, WeightedSum
@@ -164,8 +164,7 @@ def _moved(denoiser, x, step, before, parts, free) -> tuple[Tensor, Tensor, Tens
         shift = ahead * shift_of_mean(denoiser, reward, point, t)
         total += weight * shift
         energies += weight * shift.square()
-    earlier = denoiser.abar(t[:1] - step + before, x) if before >= 0 else 1.0
-    beta = 1 - denoiser.abar(t[:1], x) / earlier
+    beta = step_between(denoiser, x, step, before).beta
     least = torch.finfo(beta.dtype).tiny  # of a step that goes nowhere, which adds nothing
     gain = (free * (total.square() - energies)).double() / (2 * beta.clamp(min=least))
     return mean + total, gain.flatten(1).sum(1), beta.sqrt() * (before >= 0)

@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrlib.images.kinds.checks import (
     asked_for_more,
     lacking,
     odd_size,
     schedule,
-    sides,
     stepped,
 )
 from rrlib.images.kinds.protocol import Levels
+from rrlib.images.kinds.unets import OfUNet
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(OfUNet):
     """See `Kind`: images of 1 or 3 channels are their own latents, and no text is taken.
 
     Steps are DDIM's, whichever scheduler the pipeline draws with, and nothing is clipped.
@@ -28,22 +28,6 @@ class Pixels:
     guided: ClassVar[bool] = False
     space: ClassVar[tuple] = ()
     tokenizers: ClassVar[tuple] = ()
-
-    @property
-    def network(self) -> nn.Module:
-        """The U-Net."""
-        return self.pipeline.unet
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image."""
-        config = self.network.config
-        return config.in_channels, *sides(config.sample_size)
-
-    @property
-    def multiple(self) -> int:
-        """The U-Net halves its sides so often."""
-        return 2 ** (len(self.network.config.block_out_channels) - 1)
 
     def fault(self) -> str | None:
         """See `Kind`."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrlib.errors import shown
 from rrlib.images.kinds.checks import (
@@ -14,11 +14,11 @@ from rrlib.images.kinds.checks import (
     odd_scale,
     odd_size,
     schedule,
-    sides,
     stepped,
 )
 from rrlib.images.kinds.latents import Latents
 from rrlib.images.kinds.protocol import Levels, device_of
+from rrlib.images.kinds.unets import OfUNet
 
 ADDED = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 
@@ -30,27 +30,11 @@ def inverted(pipeline: Any, prompts: list[str], tokenizer: Any) -> list[str]:
 
 
 @dataclass(frozen=True)
-class StableDiffusion(Latents):
+class StableDiffusion(OfUNet, Latents):
     """See `Kind`: version 1 and 2, predicting noise, v or the latents."""
 
     parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     guided: ClassVar[bool] = True
-
-    @property
-    def network(self) -> nn.Module:
-        """The U-Net."""
-        return self.pipeline.unet
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of a latent."""
-        config = self.network.config
-        return config.in_channels, *sides(config.sample_size)
-
-    @property
-    def multiple(self) -> int:
-        """The U-Net halves its sides so often."""
-        return 2 ** (len(self.network.config.block_out_channels) - 1)
 
     @property
     def tokenizers(self) -> tuple:
