@@ -11,6 +11,7 @@ import os
 import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,6 @@ class Study:
         label: str,
         *,
         bar: str,
-        digits: int | None = None,
         ci: Sequence[float] | None = None,
         paper: float | str | None = None,
         shown: str | None = None,
@@ -68,13 +68,12 @@ class Study:
             value: the number.
             label: the quantity in words, as the line and the card have it.
             bar: such as ">= 0.9"; said and published alike.
-            digits: see `claim`.
             ci: the 95 % confidence interval, low and high.
             paper: the paper's number, or its text.
             shown: the quantity in words on the scoreboard, if it is to be there.
             varies: see `record`.
         """
-        claim(label, value, bar, digits)
+        claim(label, value, bar, ci)
         self.record(name, value, bar=bar, ci=ci, paper=paper, shown=shown)
         self._words[name] = "" if varies else label
 
@@ -222,27 +221,43 @@ def _show_figures() -> None:
             shell.enable_matplotlib("inline")
 
 
-def claim(label: str, value: float, bar: str, digits: int | None = None) -> None:
-    """Print one line that says whether `value` meets `bar`, such as ">= 0.999" or "<= 1.5".
+def claim(label: str, value: float, bar: str, ci: Sequence[float] | None = None) -> None:
+    """Print one line with a value, its bar (">= 0.999" or "<= 1.5") and whether it meets it.
 
-    The line is compared when a chapter is tested, on CPUs whose last digits differ, so it prints no
-    more than the claim needs: by default the bar alone, with `digits` also the value, cut to that
-    many decimals on the cautious side (down for >=, up for <=); keep them so few that the exact
-    value is far from an edge. Exact values belong to `provenance` and `publish`.
+        R² against the closed form: ≈ 0.9993 (bar: at least 0.999): yes
+        steered to fresh distance: ≈ 1.32, 1.28 to 1.41 (bar: at most 1.5): yes
 
-        R² against the closed form: at least 0.999: yes
-        steered to fresh distance: 1.2 (bar: at most 1.5): yes
+    The value is cut on the cautious side (down for >=, up for <=) to three digits, or to as many as
+    tell it from its bar. When a chapter is tested, what stands between ≈ and the bar is left out
+    (`notebooks/nbval.cfg`), for CPUs differ in the last digits of what is trained; the bar and the
+    verdict are compared. Exact values belong to `provenance` and `publish`.
 
     It returns nothing, so that a cell may end in it: the semicolon that hides a value does not work
     under nbval. NaN meets no bar. Raises ValueError for a bar of another form.
     """
     met = meets(value, bar)
     sign, limit = bar.split()
-    said = f"at {'least' if sign == '>=' else 'most'} {limit}"
-    if digits is not None and math.isfinite(value):
-        cut = (math.floor if sign == ">=" else math.ceil)(value * 10**digits) / 10**digits
-        said = f"{cut:.{digits}f} (bar: {said})"
-    print(f"{label}: {said}: {'yes' if met else 'no'}")
+    said = cut(value, sign, float(limit))
+    if ci is not None:
+        said += f", {ci[0]:.3g} to {ci[1]:.3g}"
+    side = "least" if sign == ">=" else "most"
+    print(f"{label}: ≈ {said} (bar: at {side} {limit}): {'yes' if met else 'no'}")
+
+
+def cut(value: float, sign: str, limit: float) -> str:
+    """A number in three digits, or in as many as tell it from a limit; cut, never in favour.
+
+    sign: ">=" cuts down, "<=" up.
+    """
+    value = float(value)
+    if not math.isfinite(value):
+        return str(value)
+    digits = max(3, len(str(int(abs(value))))) if abs(value) < 1e6 else 3
+    if value and value != limit:
+        digits = max(digits, math.ceil(math.log10(abs(value) / abs(value - limit))) + 1)
+    digits = min(digits, 8)
+    cautious = ROUND_FLOOR if sign == ">=" else ROUND_CEILING
+    return f"{float(Context(digits, cautious).create_decimal(repr(value))):.{digits}g}"
 
 
 def provenance(
