@@ -111,6 +111,11 @@ def test_claim_prints_a_value_cut_on_the_cautious_side(capsys, value, bar, line)
     assert capsys.readouterr().out == line + "\n"
 
 
+def test_a_claim_without_an_interval_says_none(capsys):
+    nb.claim("R²", 0.95, ">= 0.9", (float("nan"), float("nan")))
+    assert capsys.readouterr().out == "R²: ≈ 0.95 (bar: at least 0.9): yes\n"
+
+
 def test_a_claim_is_compared_by_its_bar_and_verdict(capsys):
     """What differs between CPUs is left out; a bar that is missed is not."""
     root = Path(__file__).resolve().parent.parent

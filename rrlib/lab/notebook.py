@@ -238,7 +238,7 @@ def claim(label: str, value: float, bar: str, ci: Sequence[float] | None = None)
     met = meets(value, bar)
     sign, limit = bar.split()
     said = cut(value, sign, float(limit))
-    if ci is not None:
+    if ci is not None and math.isfinite(ci[0]):  # it is NaN where nothing varies
         said += f", {ci[0]:.3g} to {ci[1]:.3g}"
     side = "least" if sign == ">=" else "most"
     print(f"{label}: ≈ {said} (bar: at {side} {limit}): {'yes' if met else 'no'}")
