@@ -6,7 +6,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
@@ -14,9 +13,7 @@ from safetensors.numpy import load_file
 
 from rrlib import disk
 from rrlib.errors import InputError
-
-if TYPE_CHECKING:
-    from rrlib.locomotion.world import Environment
+from rrlib.locomotion.robots import Environment
 
 Actor = Callable[[np.ndarray], np.ndarray]  # observations [n, do] float32 -> actions [n, da]
 
@@ -47,7 +44,7 @@ class Policy:
         return np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD_RANGE)) * noise)
 
 
-def load_policies(environment: "Environment") -> tuple[Policy, ...]:
+def load_policies(environment: Environment) -> tuple[Policy, ...]:
     """Snapshots of the agent along its training, up to the medium level, and last the expert.
 
     Raises InputError if none are shipped, if the file is damaged, or if this is another major
@@ -66,7 +63,7 @@ def load_policies(environment: "Environment") -> tuple[Policy, ...]:
     )
 
 
-def check_version(environment: "Environment") -> None:
+def check_version(environment: Environment) -> None:
     """Raise InputError if policies are missing or were trained in another major MuJoCo."""
     trained = card(environment)["versions"]["mujoco"]
     if mujoco.__version__.partition(".")[0] != trained.partition(".")[0]:
@@ -76,7 +73,7 @@ def check_version(environment: "Environment") -> None:
         )
 
 
-def policy_file(environment: "Environment") -> Path:
+def policy_file(environment: Environment) -> Path:
     """The file of the environment's policies, its card beside it; InputError if there is none."""
     file = POLICIES / f"{environment.name}.safetensors"
     if not file.exists():
@@ -88,7 +85,7 @@ def policy_file(environment: "Environment") -> Path:
     return file
 
 
-def card(environment: "Environment") -> dict:
+def card(environment: Environment) -> dict:
     """How the environment's policies were trained and what they score.
 
     Raises InputError if there are none, or if the card is not as `write_card` left it.
@@ -101,12 +98,12 @@ def card(environment: "Environment") -> dict:
     return found
 
 
-def write_card(environment: "Environment", content: dict) -> None:
+def write_card(environment: Environment, content: dict) -> None:
     """Write the card of the environment's policies, with a sha256 of all that it says."""
     file = POLICIES / f"{environment.name}.json"
     disk.write_json(file, content | {"card_sha256": disk.digest(content)})
 
 
-def digest(environment: "Environment") -> str:
+def digest(environment: Environment) -> str:
     """The sha256 of the environment's policies; InputError if there are none."""
     return disk.sha256(policy_file(environment))

@@ -15,7 +15,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from rrlib.locomotion import world as locomotion
-from rrlib.locomotion.world import Environment
+from rrlib.locomotion.robots import Environment
 
 CORNERS = 24  # of an outline
 

@@ -6,7 +6,6 @@ There is no physics here: Gymnasium steps MuJoCo's models. An action is in [-1, 
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,53 +16,13 @@ import numpy as np
 from rrlib.errors import InputError, shown, warn
 from rrlib.locomotion import actors
 from rrlib.locomotion.actors import Actor
+from rrlib.locomotion.robots import ENVIRONMENTS, Environment, load
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Trajectories
 
 HORIZON = 1_000  # steps after which an episode ends by timeout
 SIMULATORS = 32  # environments in lock-step, fewer for small sets
 KINDS = ("random", "medium", "medium-replay", "expert")  # of data, as D4RL names them
-
-
-@dataclass(frozen=True)
-class Environment:
-    """A walking robot.
-
-    Attributes:
-        name: as in D4RL.
-        gymnasium: Gymnasium's name without the version.
-        observation, action: numbers per step.
-        lowest, highest: returns that D4RL scores 0 (random actions) and 100 (an expert).
-        height: of the torso when an episode starts, the first number of an observation.
-    """
-
-    name: str
-    gymnasium: str
-    observation: int
-    action: int
-    lowest: float
-    highest: float
-    height: float
-
-    @property
-    def width(self) -> int:
-        """Numbers per step of a plan: action, then observation."""
-        return self.action + self.observation
-
-
-ENVIRONMENTS = {
-    "halfcheetah": Environment("halfcheetah", "HalfCheetah", 17, 6, -280.178953, 12135.0, 0.0),
-    "hopper": Environment("hopper", "Hopper", 11, 3, -20.272305, 3234.3, 1.25),
-    "walker2d": Environment("walker2d", "Walker2d", 17, 6, 1.629008, 4592.3, 1.25),
-}
-
-
-def load(name: str) -> Environment:
-    """The environment "halfcheetah", "hopper" or "walker2d"; InputError on any other name."""
-    if name not in ENVIRONMENTS:
-        known = ", ".join(ENVIRONMENTS)
-        raise InputError(f"environment = '{name}' is unknown: allowed are {known}.")
-    return ENVIRONMENTS[name]
 
 
 def simulators(environment: Environment, n: int, version: int = 5) -> gym.vector.VectorEnv:

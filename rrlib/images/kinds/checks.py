@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import nn
 
 from rrlib.errors import shown
 from rrlib.images.kinds.protocol import Levels
@@ -172,9 +173,11 @@ def odd_limit(tokenizer: Any, most: int, name: str = "tokenizer") -> str | None:
     )
 
 
-def sides(size: Any) -> tuple[int, int]:
-    """Height and width of a network's sample_size."""
-    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+def input_shape(network: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of what a diffusers network takes, by its configuration."""
+    size = network.config.sample_size
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    return network.config.in_channels, *sides
 
 
 def number(value: object) -> bool:

@@ -16,11 +16,11 @@ from torch.nn import functional
 from rrlib.errors import InputError, shown
 from rrlib.images.kinds.checks import (
     MOST_STEPS,
+    input_shape,
     lacking,
     odd_limit,
     odd_scale,
     odd_size,
-    sides,
     whole,
 )
 from rrlib.images.kinds.latents import Latents
@@ -126,8 +126,7 @@ class StableDiffusion3(_Flow):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of a latent."""
-        config = self.network.config
-        return config.in_channels, *sides(config.sample_size)
+        return input_shape(self.network)
 
     @property
     def multiple(self) -> int:

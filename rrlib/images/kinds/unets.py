@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from rrlib.images.kinds.checks import sides
+from rrlib.images.kinds.checks import input_shape
 
 
 class OfUNet:
@@ -20,8 +20,7 @@ class OfUNet:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of what it denoises: channels, height, width."""
-        config = self.network.config
-        return config.in_channels, *sides(config.sample_size)
+        return input_shape(self.network)
 
     @property
     def multiple(self) -> int:

@@ -17,7 +17,7 @@ from rrlib.lab.locomotion.experiments import LocomotionExperiment
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward, as_guidance
 from rrlib.locomotion import rollouts
-from rrlib.locomotion.world import Environment
+from rrlib.locomotion.robots import Environment
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.rewards import RelativeReward
