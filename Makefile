@@ -54,11 +54,12 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test verify check oldest accept ship lock format clean
+.PHONY: help book test test-book verify check oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
+	@echo "make test-book             every page of the book in a browser (needs Chromium)"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
@@ -98,6 +99,15 @@ test: $(STAMP) emptied
 	$(PY) -m pytest -n 2 --dist loadfile
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env \
 		--nbval-cell-timeout=$(PATIENCE) --nbval-kernel-startup-timeout=$(PATIENCE) $(CHAPTERS)
+
+# What reads pages is asked for here alone: the book and the other tests need no browser.
+test-book: $(STAMP)
+	@$(PY) -c 'import shutil, sys; any(map(shutil.which, ("chromium", "chromium-browser", \
+		"google-chrome"))) or sys.exit("Chromium is needed: apt-get install chromium")'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(PY) workflow/build_site.py --notebooks notebooks --results results \
+		--work _run/pages --html _run/pages/html
+	RRLIB_HTML=_run/pages/html $(PY) -m pytest tests/browser
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)

@@ -94,12 +94,8 @@ def test_the_lock_holds_exact_public_pins():
 def test_the_lock_satisfies_every_range():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {
-        "book",
-        "test",
-        "rl",
-        "lora",
-    }  # rl: to make what is shipped
+    # browser: to look at pages; rl: to make what is shipped.
+    assert set(extras) == {"book", "test", "browser", "rl", "lora"}
     for text in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
         requirement = Requirement(text)
         version = pinned[canonicalize_name(requirement.name)]

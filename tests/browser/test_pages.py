@@ -1,0 +1,146 @@
+"""Every page of the built book in a real browser: quiet, self-contained, legible, reachable.
+
+Its own target, `make test-book`, for it needs Chromium: `pytest` alone does not come here.
+"""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urldefrag
+
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT
+from bs4 import BeautifulSoup
+from playwright.sync_api import Browser, Page, sync_playwright
+
+HTML = Path(os.environ.get("RRLIB_HTML", "_build/html")).resolve()
+PAGES = sorted(
+    path.relative_to(HTML).as_posix()
+    for path in HTML.rglob("*.html")
+    if "_static" not in path.parts and "http-equiv" not in path.read_text(encoding="utf-8")[:400]
+)
+WIDTHS = (1280, 390)  # a laptop's and a phone's, CSS pixels
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+READY = """() => !window.MathJax || document.querySelector("mjx-container") !== null
+    || !document.querySelector(".math")"""
+# Typeset formulas hold no text of their own, and code may hold a backslash.
+TEXT = """() => {
+    const copy = document.querySelector("article").cloneNode(true);
+    copy.querySelectorAll("pre, code, script, mjx-container, .math").forEach(one => one.remove());
+    return copy.textContent;
+}"""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that keeps no log."""
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(HTML))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu"]
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    made = browser.new_page(viewport={"width": WIDTHS[0], "height": 900})
+    made.set_default_timeout(120_000)  # a machine with other work is slow, not wrong
+    yield made
+    made.close()
+
+
+def settled(page: Page, url: str) -> Page:
+    """The page, loaded, its formulas typeset."""
+    page.goto(url, wait_until="load")
+    page.wait_for_function(READY)
+    return page
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_quiet_legible_and_alone(page, address, name):
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    settled(page, address + name)
+    assert not said
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+
+    assert not re.search(r"\\[a-zA-Z]{2,}|\$\$|\\[()\[\]]", page.evaluate(TEXT))
+    broken = (
+        "() => [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+    )
+    assert page.evaluate("() => document.querySelectorAll('img[loading=lazy]').length") == 0
+    assert page.evaluate(broken) == []
+
+    page.evaluate(AXE_SCRIPT)
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+            assert wide <= 0, f"{theme}, {width} px: {wide} px too wide"
+        found = page.evaluate("axe.run('article', {resultTypes: ['violations'], preload: false})")
+        assert [
+            (v["id"], node["html"][:160])
+            for v in found["violations"]
+            if v["impact"] in ("serious", "critical")
+            for node in v["nodes"]
+        ] == [], theme
+
+
+def test_links_lead_to_pages_and_places_that_exist():
+    soups = {
+        name: BeautifulSoup((HTML / name).read_text(encoding="utf-8"), "html.parser")
+        for name in PAGES
+    }
+    places = {name: {tag["id"] for tag in soup.select("[id]")} for name, soup in soups.items()}
+    for name, soup in soups.items():
+        for link in soup.select("article a[href]"):
+            path, place = urldefrag(link["href"])
+            if ":" in path.split("/")[0]:
+                continue
+            led = (HTML / name).parent / path if path else HTML / name
+            assert led.exists(), f"{name}: {link['href']}"
+            target = led.resolve().relative_to(HTML).as_posix()
+            if place and target in places:
+                assert place in places[target], f"{name}: {link['href']}"
+
+
+def test_search_finds_a_chapter(page, address):
+    page.goto(f"{address}search.html?q=conservative", wait_until="load")
+    page.wait_for_selector("#search-results li a")
+    found = page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+    assert any("03_conservative_projection" in link for link in found)
+
+
+def test_the_test_sees_a_bad_page(page, tmp_path, address):
+    """What it looks for is what it finds: an image without alt text, grey on grey, too wide."""
+    page.set_content(
+        "<article><img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='>"
+        "<p style='color:#aaa;background:#bbb;width:3000px'>grey</p></article>"
+    )
+    page.evaluate(AXE_SCRIPT)
+    found = page.evaluate("axe.run('article', {resultTypes: ['violations'], preload: false})")
+    assert {"image-alt", "color-contrast"} <= {violation["id"] for violation in found["violations"]}
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") > 0
