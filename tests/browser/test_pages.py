@@ -13,16 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urldefrag
 
+import numpy as np
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page, sync_playwright
+from scipy.stats import norm
 
 HTML = Path(os.environ.get("RRLIB_HTML", "_build/html")).resolve()
 PAGES = sorted(
     path.relative_to(HTML).as_posix()
     for path in HTML.rglob("*.html")
-    if "_static" not in path.parts and "http-equiv" not in path.read_text(encoding="utf-8")[:400]
+    if "_static" not in path.parts
+    and path.name != "search.html"  # the theme's own; searched below
+    and "http-equiv" not in path.read_text(encoding="utf-8")[:400]
 )
 WIDTHS = (1280, 390)  # a laptop's and a phone's, CSS pixels
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -129,6 +133,35 @@ def test_search_finds_a_chapter(page, address):
     page.wait_for_selector("#search-results li a")
     found = page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
     assert any("03_conservative_projection" in link for link in found)
+
+
+def test_the_gaussians_of_the_page_are_the_ones_of_the_formulas(page, address):
+    """The reward against SciPy's densities; the steered base at w = 1 against the expert."""
+    settled(page, f"{address}book/play.html")
+    x, t = np.linspace(-3, 3, 7), 40
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.12, 100))[t]
+    scale, rest = np.sqrt(alpha_bar), 1 - alpha_bar
+    expert, base = norm(1.5 * scale, np.sqrt(0.25 * alpha_bar + rest)), norm(0, 1)
+    shown = page.evaluate("([xs, t]) => xs.map(x => Gaussians.reward(x, t))", [x.tolist(), t])
+    np.testing.assert_allclose(shown, expert.logpdf(x) - base.logpdf(x), atol=1e-10)
+
+    page.locator("[data-set=t]").fill("0")
+    page.locator("[data-set=w]").fill("1")
+    read = {
+        (kind, name): float(page.locator(f"[data-{kind}={name}]").text_content())
+        for kind in ("mean", "deviation")
+        for name in ("expert", "steered", "product")
+    }
+    for kind in ("mean", "deviation"):
+        assert abs(read[kind, "steered"] - read[kind, "expert"]) < 0.05
+        assert read[kind, "product"] == read[kind, "expert"]
+    page.locator("[data-set=w]").fill("3")
+    assert page.locator("output[data-of=w]").text_content() == "w = 3.0"
+    steered, product = (
+        float(page.locator(f"[data-deviation={name}]").text_content())
+        for name in ("steered", "product")
+    )
+    assert steered < 0.9 * product  # the right slope at each level is not the product at the end
 
 
 def test_the_test_sees_a_bad_page(page, tmp_path, address):
