@@ -54,12 +54,13 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book verify check oldest accept ship lock format clean
+.PHONY: help book test test-book release verify check oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
 	@echo "make test-book             every page of the book in a browser (needs Chromium)"
+	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
@@ -108,6 +109,17 @@ test-book: $(STAMP)
 	$(PY) workflow/build_site.py --notebooks notebooks --results results \
 		--work _run/pages --html _run/pages/html
 	RRLIB_HTML=_run/pages/html $(PY) -m pytest tests/browser
+
+# Of what is committed: a source distribution and a wheel in _run/release, the wheel installed in an
+# environment of its own and used from there.
+release: $(STAMP)
+	rm -rf _run/release && mkdir -p _run/release/source
+	git archive HEAD | tar -x -C _run/release/source
+	cd _run/release/source && $(abspath $(PY)) -c \
+		'import setuptools.build_meta as made; print(made.build_sdist(".."), made.build_wheel(".."))'
+	$(PY) -m venv _run/release/venv
+	_run/release/venv/bin/python -m pip install --quiet -c requirements.lock _run/release/*.whl
+	cd _run/release && venv/bin/python source/workflow/smoke.py source/results/full
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)
