@@ -79,7 +79,7 @@ def results(monkeypatch, tmp_path):
     ],
 )
 def test_forms(results, name, form, text):
-    assert quoted.quoted("full", "maze", name, form) == text
+    assert quoted.said(quoted.read("full", "maze"), name, form) == text
 
 
 def test_a_number_that_has_moved_is_named_and_written_anew(results):

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import scoreboard
 import yaml
 from normalise import written
 from picture import draw
-from scoreboard import read, table
 from watch import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,9 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     generated = site / "book" / "_generated"
     generated.mkdir()
     draw(generated / "relative-reward.svg")
-    (generated / "scoreboard.md").write_text(table(read(files)), encoding="utf-8")
+    (generated / "scoreboard.md").write_text(
+        scoreboard.page(scoreboard.read(files)), encoding="utf-8"
+    )
     (site / "notebooks").mkdir()
     for page in pages(yaml.safe_load((site / "_toc.yml").read_text(encoding="utf-8"))):
         if page.startswith("notebooks/"):

@@ -16,7 +16,7 @@ The first names profile, study, entry of the summary and form. Forms:
     count   a share of n cases, n from the same file: "160 of 160"
     h1      seconds of the file's processor time, as hours; the entry's name is "time"
     paper   before another form: the paper's number of that entry
-A plus behind a form adds the interval: "93.7 % (92.2 to 95.2)".
+A plus behind a form adds the interval, if there is one: "93.7 % (92.2 to 95.2)".
 """
 
 import argparse
@@ -36,32 +36,36 @@ MARK = re.compile(
 )
 
 
-def entry(profile: str, study: str, name: str) -> dict:
-    """An entry of a summary, with its `value`; "time" is the file's processor time in seconds."""
-    result = disk.read_json(ROOT / "results" / profile / f"{study}.json")
+def read(profile: str, study: str) -> dict:
+    """A published result."""
+    return disk.read_json(ROOT / "results" / profile / f"{study}.json")
+
+
+def entry(result: dict, name: str) -> dict:
+    """An entry of a result's summary, with its `value`; "time" is its processor time in seconds."""
     if name == "time":
         return {"value": result["provenance"]["wall_seconds"]}
     found = result["summary"][name]
     return found if isinstance(found, dict) else {"value": found}
 
 
-def quoted(profile: str, study: str, name: str, form: str) -> str:
-    """A number in one of the forms above.
+def said(result: dict, name: str, form: str) -> str:
+    """A number of a result in one of the forms above.
 
-    Raises KeyError for a number that the file does not have, ValueError for another form.
+    Raises KeyError for a number that the result does not have, ValueError for another form.
     """
-    found = entry(profile, study, name)
+    found = entry(result, name)
     theirs, form = form.startswith("paper "), form.removeprefix("paper ")
     interval, form = form.endswith("+"), form.removesuffix("+")
     value = found["paper"] if theirs else found["value"]
     if form == "count":
-        n = entry(profile, study, "n")["value"]
+        n = entry(result, "n")["value"]
         text = f"{round(value * n)} of {n:.0f}"
         factor, digits = 100, 1
     else:
         factor, digits, sign = _scale(form)
         text = f"{_fixed(factor * value, digits)}{sign}"
-    if interval:
+    if interval and "ci" in found:
         low, high = (_fixed(factor * end, digits) for end in found["ci"])
         text += f" ({low} to {high}{' %' if form == 'count' else ''})"
     return text
@@ -76,7 +80,10 @@ def _scale(form: str) -> tuple[float, int, str]:
 
 
 def _fixed(value: float, digits: int) -> str:
-    return f"{value:,.{digits}f}".replace("-", "−")
+    try:
+        return f"{value:,.{digits}f}".replace("-", "−")
+    except OverflowError:  # an integer of over 308 digits
+        return f"10^{len(str(value)) - 1}"
 
 
 def renewed(text: str) -> str:
@@ -85,7 +92,7 @@ def renewed(text: str) -> str:
 
 
 def _of(mark: re.Match) -> str:
-    return quoted(mark["profile"], mark["study"], mark["name"], mark["form"])
+    return said(read(mark["profile"], mark["study"]), mark["name"], mark["form"])
 
 
 def wrong(text: str) -> list[str]:
