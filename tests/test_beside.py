@@ -14,7 +14,13 @@ from rrlib.lab import results
 
 ROOT = Path(__file__).resolve().parent.parent
 CHOSEN = SimpleNamespace(seed=0, horizon=32, store="", device="cpu", results="")
-WORDS = {"found": "goals found", "new": "what is new", "n": "cases", "far": "not here"}
+WORDS = {
+    "found": "goals found",
+    "new": "what is new",
+    "n": "cases",
+    "far": "not here",
+    "lost": "nowhere",
+}
 
 
 @pytest.fixture
@@ -34,7 +40,8 @@ def full_run(folder: Path) -> None:
         summary={
             "found": {"value": 0.75, "ci": [0.6, 0.85], "paper": 0.78, "bar": ">= 0.7"},
             "n": 1600,
-            "far": {"value": None},
+            "far": 0.25,
+            "lost": {"value": None},
         },
         parameters={"seed": 0, "horizon": 128, "device": "cpu", "results": "full"},
         wall_seconds=5400.0,
@@ -45,7 +52,7 @@ def this_run(monkeypatch) -> nb.Study:
     monkeypatch.setattr(nb, "start", lambda chosen: None)
     study = nb.Study("maze", CHOSEN)
     study.record("found", 0.5, bar=">= 0.6", ci=(0.1, 0.9))
-    study.record("new", 2.0)
+    study.record("new", 2.0, ci=(float("nan"), float("nan")))
     study.record("n", 4)
     return study
 
@@ -61,7 +68,7 @@ def test_the_full_run_stands_beside_this_one(shown, monkeypatch, tmp_path):
         "| at least 0.6 (full run: yes, this run: no) | 0.78 |",
         "| what is new | not measured | ≈ 2 |  |  |",
         "| cases | 1,600 | ≈ 4 |  |  |",
-        "| not here | not measured | not run here |  |  |",
+        "| not here | 0.25 | not run here |  |  |",
     ]
     assert "1.5 processor hours, on " in line and "`horizon` 128 (here 32)." in line
     assert "is older than this page and did not measure: what is new." in line

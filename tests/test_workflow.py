@@ -147,6 +147,8 @@ def test_every_published_study_has_its_chapter():
 
 def is_wilsons(share: float, ci: list[float]) -> bool:
     """Whether this is Wilson's 95 % interval of a share of some whole number of cases."""
+    if not 0 <= share <= 1:
+        return False
     n, z2 = np.arange(1, 10_001), NormalDist().inv_cdf(0.975) ** 2
     n = n[np.abs(np.round(share * n) - share * n) < 1e-6]
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)

@@ -1,5 +1,6 @@
 """The full run of a study beside the run of a page: rows of a table, and what the full run was."""
 
+import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -32,11 +33,14 @@ def rows(full: Result, here: Mapping[str, Result], words: Mapping[str, str]) -> 
         words: name in both summaries -> the quantity in words.
 
     What this run found stands behind ≈: when a chapter is tested it is left out
-    (`notebooks/nbval.cfg`), for CPUs differ in it; the verdict on it is compared.
+    (`notebooks/nbval.cfg`), for CPUs differ in it; the verdict on it is compared. A quantity that
+    neither run has measured gets no row.
     """
     found = []
     for name, quantity in words.items():
         theirs, ours = _entry(full["summary"].get(name)), _entry(here.get(name))
+        if theirs.get("value") is None and ours.get("value") is None:
+            continue
         bar = ours.get("bar") or theirs.get("bar")
         found.append(
             {
@@ -81,9 +85,9 @@ def said(entry: Mapping[str, Any]) -> str:
     """A number and its interval in three digits."""
     if entry.get("value") is None:
         return "not measured"
-    if "ci" not in entry or entry["ci"] is None:
+    low, high = entry.get("ci") or (math.nan, math.nan)
+    if not low < high:  # of one value, or of equal ones, no interval is known
         return _number(entry["value"])
-    low, high = entry["ci"]
     return f"{_number(entry['value'])} ({_number(low)} to {_number(high)})"
 
 
