@@ -3,8 +3,8 @@
     build_site.py --notebooks FOLDER --work FOLDER --html FOLDER [--results FOLDER]...
 
 The sources are this checkout's pages, the executed chapters in --notebooks, the first page's
-picture and the table made from the JSON files under each --results; they meet in --work, so that
-nothing is written between them.
+picture and table, made from results/full, and the scoreboard, made from the JSON files under each
+--results; they meet in --work, so that nothing is written between them.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import headline
 import nbformat
 import scoreboard
 import yaml
@@ -44,6 +45,7 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     generated = site / "book" / "_generated"
     generated.mkdir()
     draw(generated / "relative-reward.svg")
+    (generated / "headline.md").write_text(headline.table(), encoding="utf-8")
     (generated / "scoreboard.md").write_text(
         scoreboard.page(scoreboard.read(files)), encoding="utf-8"
     )
