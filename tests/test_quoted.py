@@ -42,6 +42,13 @@ def test_an_answer_names_the_full_run_and_has_no_number_of_its_own(path):
     assert len(quoted.MARK.findall(nbformat.read(path, as_version=4).cells[0].source)) >= 2
 
 
+@pytest.mark.parametrize("name", ["README.md", "book/ledger.md", "notebooks/05_maze_data.ipynb"])
+def test_what_the_full_run_missed_is_said(name):
+    """The share of positions drawn inside walls, where chapter 05 asks for a twentieth."""
+    marks = [m for text in quoted.texts(ROOT / name) for m in quoted.MARK.finditer(text)]
+    assert ("maze2d-diffusers", "walls") in {(m["study"], m["name"]) for m in marks}
+
+
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     """Files of another book."""

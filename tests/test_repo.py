@@ -323,10 +323,3 @@ def test_the_headline_is_read_from_the_files():
         f"{hours / 24:.0f} days of a P40 GPU | {quoted.said(found['maze2d'], 'time', 'h1')} hours",
     ):
         assert text in table
-
-
-def test_the_page_of_diffusers_says_what_the_full_run_found():
-    """The share of positions drawn inside walls stands in the ledger and beside the expert's."""
-    walls = quoted.entry(quoted.read("full", "maze2d-diffusers"), "walls")["value"]
-    ledger = (ROOT / "book/ledger.md").read_text(encoding="utf-8")
-    assert f"worst of its models {walls:.3f} of all drawn positions" in ledger
