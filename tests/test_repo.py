@@ -305,6 +305,26 @@ def test_chapters_are_in_normal_form(path):
     assert str(ROOT) not in text and str(Path.home() / "") not in text
 
 
+def test_every_reference_has_an_address():
+    """A DOI, an arXiv number, or a page of its own."""
+    text = (ROOT / "book/references.bib").read_text(encoding="utf-8")
+    entries = re.split(r"^@", text, flags=re.MULTILINE)[1:]
+    assert len(entries) > 20
+    address = r"^ *(doi = \{10\.\d+/|eprint = \{\d{4}\.\d{4,5}\}|url = \{https://)"
+    for one in entries:
+        assert re.search(address, one, flags=re.MULTILINE), one
+
+
+def test_every_chapter_has_exercises_with_folded_answers():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+        if path.stem[:2] > "14":  # to come
+            continue
+        assert "## Exercises" in text, path.name
+        assert len(re.findall(r"\{admonition\} Answer\n:class: dropdown", text)) >= 2, path.name
+
+
 def test_the_readme_has_the_first_pages_table():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert headline.renewed(readme) == readme, "run `python workflow/headline.py --write`"

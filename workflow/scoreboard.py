@@ -30,13 +30,13 @@ def page(results: list[dict]) -> str:
 
 def paper_table(found: Results) -> str:
     """One row for each figure and table of the paper and each accuracy in its text."""
-    lines = ["| in the paper | quantity | paper | full | quick | chapter | how comparable |"]
-    lines.append("|---" * 7 + "|")
+    lines = ["| in the paper, here in chapter | paper | full | quick | how comparable |"]
+    lines.append("|---" * 5 + "|")
     for row in yaml.safe_load((ROOT / "workflow" / "paper.yaml").read_text(encoding="utf-8")):
         ours = [_cell(found, row, profile) for profile in PROFILES]
-        cells = [row["item"], row["what"], row["paper"], *ours]
         chapter = f"{{doc}}`{row['chapter'][:2]} </notebooks/{row['chapter']}>`"
-        lines.append(line([*map(plain, cells), chapter, plain(row["comparable"])]))
+        what = f"**{plain(row['item'])}**, {plain(row['what'])} ({chapter})"
+        lines.append(line([what, *map(plain, [row["paper"], *ours, row["comparable"]])]))
     return "\n".join(lines) + "\n"
 
 
