@@ -1,6 +1,7 @@
 """All published numbers, a folded table for each chapter, and what recomputes them."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -112,20 +113,26 @@ def interval(where: str) -> str:
 
 def chapter_of(study: str) -> str | None:
     """The chapter that publishes a study."""
-    if study in ELSEWHERE:
-        return ELSEWHERE[study]
+    return ELSEWHERE.get(study) or _by_study().get(study)
+
+
+@cache
+def _by_study() -> dict[str, str]:
+    found = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        if f'notebook.Study(\\"{study}\\"' in path.read_text(encoding="utf-8"):
-            return path.stem
-    return None
+        studies = re.findall(r'notebook\.Study\(\\"([^"\\]+)\\"', path.read_text(encoding="utf-8"))
+        found |= dict.fromkeys(studies, path.stem)
+    return found
 
 
+@cache
 def title(stem: str) -> str:
     """The number and the heading of a chapter."""
     cells = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells
     return f"{stem[:2]} {cells[0].source.splitlines()[0].removeprefix('# ')}"
 
 
+@cache
 def parameters(stem: str, profile: str) -> dict:
     """What a profile of today gives a chapter."""
     path = ROOT / "workflow" / "profiles" / f"{profile}.yaml"
