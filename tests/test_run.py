@@ -44,6 +44,10 @@ output.write_text("made")
 CHAPTERS = "01_theory", "10_locomotion_data", "14_image_rewards", "07_maze_grid"
 
 
+# What builds the book, besides build_site.
+BUILDERS = ["chapter_tables", "headline", "normalise", "picture", "quoted", "scoreboard", "watch"]
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout of four chapters that are quick to run, in a folder with a space in its name."""
@@ -53,7 +57,7 @@ def checkout(tmp_path: Path) -> Path:
         "workflow/profiles/quick.yaml": "".join(f"{name}: {{seed: 0}}\n" for name in CHAPTERS),
         "workflow/chapter.py": STUB.format(output="Path(sys.argv[2])"),
         "workflow/build_site.py": STUB.format(output="Path('html/index.html')"),
-        **{f"workflow/{name}.py": "" for name in ("normalise", "picture", "scoreboard", "watch")},
+        **{f"workflow/{name}.py": "" for name in BUILDERS},
         **{f"notebooks/{name}.ipynb": "{}" for name in CHAPTERS},
         **{name: "" for name in ("_config.yml", "_toc.yml", "requirements.lock", "book/intro.md")},
         "rrlib/room.py": "",

@@ -3,16 +3,21 @@
 import json
 import re
 from pathlib import Path
+from statistics import NormalDist
 
+import chapter_tables
 import nbformat
 import numpy as np
 import pytest
+import quoted
+import yaml
 from build_site import pages
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from normalise import normalise, written
-from scoreboard import read, table
+from scoreboard import page, read
 from verify import TOLERANCES, report, summary
 
+from rrlib import metrics
 from rrlib.errors import InputError
 from rrlib.lab.results import publish
 
@@ -82,23 +87,93 @@ def test_an_error_is_no_result():
         normalise(notebook)
 
 
-def test_scoreboard(tmp_path):
+def test_a_row_of_a_chapter_has_both_profiles(tmp_path):
     entry = {"value": 0.78125, "ci": [0.7, 0.85], "paper": 0.7812, "bar": ">= 0.75"}
-    for profile in ("full", "quick"):
-        for study in ("maze", "gaussians"):
-            summary = {"found": entry | {"label": f"{study} a|b"}, "bare": 3, "unnamed": entry}
-            publish(str(tmp_path / profile), study, rows=[], summary=summary, parameters={})
-    lines = table(read(sorted(tmp_path.rglob("*.json")))).splitlines()
-    assert lines[0].startswith("| quantity | paper | ours (95 % interval) | bar | profile |")
-    assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| gaussians a&#124;b", "| gaussians a&#124;b", "| maze a&#124;b", "| maze a&#124;b"
-    ]  # fmt: skip
-    assert [line.split(" | ")[4] for line in lines[2:]] == ["quick", "full"] * 2
-    assert " | 0.7812 | 0.7812 (0.7 to 0.85) | ≥ 0.75 (met) | " in lines[2]
+    for profile, value in (("full", 0.78125), ("quick", 0.5)):
+        found = entry | {"value": value, "label": "goals a|b"}
+        summary = {"goal_found": found, "bare": 3, "unnamed": entry}
+        given = {"maze": ["open"]} if profile == "full" else {}
+        folder = str(tmp_path / profile)
+        publish(folder, "maze2d", rows=[], summary=summary, parameters=given)
+    text = page(read(sorted(tmp_path.rglob("*.json"))))
+    (row,) = [line for line in text.splitlines() if line.startswith("| goals")]
+    assert row == (
+        "| goals a&#124;b | 0.781 | 0.781 (0.7 to 0.85) | 0.5 (0.7 to 0.85) "
+        "| ≥ 0.75 (**missed**: quick) | Wilson's |"
+    )
+    assert "- maze2d, full: " in text and "**stale**, for today's profile has another maze," in text
+    assert "::::{admonition} 06 Maze rewards" in text
+    command = "papermill notebooks/06_maze_rewards.ipynb out.ipynb -p results results/quick\n"
+    assert command in text and "-p maze open,umaze,medium,large -p n_goals 8" in text
+    start = "| **section 5.1**, the same, all"
+    (row,) = [line for line in text.splitlines() if line.startswith(start)]
+    assert " | 78.1 % (70.0 to 85.0) (stale) | 50.0 % (70.0 to 85.0) (missed) | " in row
+
+
+def test_the_first_table_has_all_of_the_paper():
+    rows = yaml.safe_load((ROOT / "workflow/paper.yaml").read_text(encoding="utf-8"))
+    assert len(rows) <= 30
+    items = " ".join(row["item"] for row in rows)
+    wanted = [f"{kind} {k}" for kind in ("Figure", "Table") for k in range(1, 7)]
+    for item in [*wanted, "section 5.1", "section 5.3", "appendix F", "Appendix G"]:
+        assert item in items
+    for row in rows:
+        assert (ROOT / f"notebooks/{row['chapter']}.ipynb").exists() and row["comparable"]
+        if "study" not in row:
+            continue
+        results = [quoted.read(p, row["study"]) for p in ("full", "quick") if exists(p, row)]
+        assert any(row["name"] in result["summary"] for result in results), row["what"]
+        for result in results:
+            found = result["summary"].get(row["name"])
+            if isinstance(found, dict) and isinstance(found.get("paper"), float):
+                theirs = quoted.said(result, row["name"], f"paper {row['form'].rstrip('+')}")
+                assert row["paper"].startswith(_tenths(theirs, found)), row["what"]
+
+
+def _tenths(theirs: str, found: dict) -> str:
+    """The paper gives its gains, which are in per cent, to a tenth."""
+    return theirs if found["paper"] < 1 else f"{found['paper']:.1f} %"
+
+
+def exists(profile: str, row: dict) -> bool:
+    return (ROOT / "results" / profile / f"{row['study']}.json").exists()
+
+
+def test_every_published_study_has_its_chapter():
+    for path in ROOT.glob("results/*/*.json"):
+        assert chapter_tables.chapter_of(path.stem) or path.stem == "rollout-speed", path
+
+
+def is_wilsons(share: float, ci: list[float]) -> bool:
+    """Whether this is Wilson's 95 % interval of a share of some whole number of cases."""
+    if not 0 <= share <= 1:
+        return False
+    n, z2 = np.arange(1, 10_001), NormalDist().inv_cdf(0.975) ** 2
+    n = n[np.abs(np.round(share * n) - share * n) < 1e-6]
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = np.sqrt(z2 * share * (1 - share) / n + z2**2 / (4 * n**2)) / (1 + z2 / n)
+    ends = np.stack([middle - reach, middle + reach], 1)
+    return bool(np.isclose(ends, ci, rtol=0, atol=1e-9).all(1).any())
+
+
+def test_intervals_are_called_wilsons_where_they_are():
+    assert is_wilsons(0.75, list(metrics.wilson(18, 24)))
+    seen = 0
+    for result in read(sorted(ROOT.glob("results/*/*.json"))):
+        for name in result["summary"]:
+            found = quoted.entry(result, name)
+            kind = chapter_tables.interval(f"{result['study']} {name}")
+            if "ci" in found and kind != "as the chapter says":
+                said = result["study"], name, kind
+                other = f"Newcombe's of two shares in {result['profile']}"
+                expected = kind.startswith("Wilson's") and other not in kind
+                assert is_wilsons(found["value"], found["ci"]) == expected, said
+                seen += 1
+    assert seen > 60
 
 
 def test_scoreboard_without_results_says_so():
-    assert table([]) == "No results have been published yet.\n"
+    assert page([]) == "No results have been published yet.\n"
 
 
 def test_of_two_results_with_one_name_the_later_counts(tmp_path):
@@ -133,12 +208,12 @@ def test_damaged_results_are_refused_and_named(tmp_path):
             content[match.start() : match.end()] = values[rng.integers(len(values))]
         path.write_bytes(bytes(content))
         try:
-            lines = table(read([path])).splitlines()
+            lines = page(read([path])).splitlines()
         except InputError as error:
             assert re.fullmatch(r"File '\S+damaged\.json' [^\n]+\.", str(error)), str(error)
             refused += 1
         else:
-            assert {line.count("|") for line in lines} <= {7}
+            assert {line.count("|") for line in lines if line.startswith("|")} <= {6, 7}
     assert 200 < refused < 400
     for content in (b"", b"\x00" * 99, b"[]", b"5", b'"x"', b"[" * 10**5, b"\xff\xfe"):
         path.write_bytes(content)

@@ -3,8 +3,8 @@
     build_site.py --notebooks FOLDER --work FOLDER --html FOLDER [--results FOLDER]...
 
 The sources are this checkout's pages, the executed chapters in --notebooks, the first page's
-picture and the table made from the JSON files under each --results; they meet in --work, so that
-nothing is written between them.
+picture and table, made from results/full, and the scoreboard, made from the JSON files under each
+--results; they meet in --work, so that nothing is written between them.
 """
 
 import argparse
@@ -12,11 +12,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import headline
 import nbformat
+import scoreboard
 import yaml
 from normalise import written
 from picture import draw
-from scoreboard import read, table
 from watch import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,10 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     generated = site / "book" / "_generated"
     generated.mkdir()
     draw(generated / "relative-reward.svg")
-    (generated / "scoreboard.md").write_text(table(read(files)), encoding="utf-8")
+    (generated / "headline.md").write_text(headline.table(), encoding="utf-8")
+    (generated / "scoreboard.md").write_text(
+        scoreboard.page(scoreboard.read(files)), encoding="utf-8"
+    )
     (site / "notebooks").mkdir()
     for page in pages(yaml.safe_load((site / "_toc.yml").read_text(encoding="utf-8"))):
         if page.startswith("notebooks/"):

@@ -1,21 +1,44 @@
-"""The picture of the book's first page: two densities, their scores, and the reward between them.
+"""The picture of the book's first page: two densities, their scores, the reward; and a stored one.
 
 picture.py OUTPUT
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 
+from rrlib import metrics
 from rrlib.lab import plots
+from rrlib.mazes import world as mazes
+from rrlib.tensor_files import read_tensors
 from rrlib.theory import sde
+
+ROOT = Path(__file__).resolve().parent.parent
+MAPS = ROOT / "results" / "full" / "maze2d-maps.safetensors"
+CASE = "large", (7, 10), "large (7, 10), seed 0"  # a maze, an expert's goal, its map in MAPS
 
 
 def draw(path: Path) -> None:
-    """Draw it from two mixtures in one dimension, with the closed forms of chapter 04."""
+    """Draw two mixtures with the closed forms of chapter 04, and a map of the full run."""
     plots.use_style()
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.3), width_ratios=(1, 1, 1, 1.1))
+    _draw_mixtures(axes[:3])
+    maze, goal, name = CASE
+    plots.draw_maze(axes[3], mazes.load(maze).walls)
+    plots.draw_heat(axes[3], read_tensors(MAPS)[0][name].float().numpy(), metrics.BINS)
+    axes[3].plot(goal[1], goal[0], "o", mec=plots.EXPERT, mfc="none", ms=12, mew=2)
+    axes[3].set(title="one that was extracted; ring: goal")
+    axes[0].legend(loc="upper left")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _draw_mixtures(axes: Sequence[Axes]) -> None:
+    """Densities, scores and the log ratio of two mixtures in one dimension."""
     base, expert = (
         sde.GaussianMixture(
             torch.tensor(w), torch.tensor(m)[:, None], torch.tensor(c)[:, None, None]
@@ -27,7 +50,6 @@ def draw(path: Path) -> None:
     )
     x = torch.linspace(-3.2, 3.2, 321)[:, None]
     abar = torch.full((len(x),), 0.9)
-    figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.3), sharex=True)
     for mixture, colour, name in ((base, plots.BASE, "base"), (expert, plots.EXPERT, "expert")):
         axes[0].plot(x, mixture.log_prob(x, abar).exp(), color=colour, label=name)
         axes[0].fill_between(x[:, 0], mixture.log_prob(x, abar).exp(), color=colour, alpha=0.15)
@@ -40,9 +62,6 @@ def draw(path: Path) -> None:
     titles = ("what each model draws", "their scores, and the difference", "the relative reward")
     for ax, title in zip(axes, titles, strict=True):
         ax.set(title=title, xticks=[], yticks=[])
-    axes[0].legend(loc="upper left")
-    figure.savefig(path)
-    plt.close(figure)
 
 
 def main() -> None:

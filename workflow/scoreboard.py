@@ -1,72 +1,60 @@
-"""The scoreboard's table: the paper's numbers beside ours, from the published results.
+"""The scoreboard: the paper's figures and tables beside ours, then all numbers, by chapter.
 
     scoreboard.py OUTPUT RESULT...
 
-Each RESULT is a JSON file as `rrlib.results.publish` writes it. The table has one row for each
-entry of its summary that has a label.
+Each RESULT is a JSON file as `rrlib.lab.results.publish` writes it; `paper.yaml` says which of
+their numbers belong to what in the paper.
 """
 
 import argparse
-import re
 from pathlib import Path
+
+import yaml
+from chapter_tables import PROFILES, Results, alike, chapters, line, plain, stale
+from quoted import entry, said
 
 from rrlib import disk
 from rrlib.errors import InputError
 from rrlib.lab.results import meets, validate_result
 
-HEADER = ("quantity", "paper", "ours (95 % interval)", "bar", "profile", "hardware")
-PROFILES = ("quick", "full", "paper")
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def table(results: list[dict]) -> str:
-    """A Markdown table, by study and then by profile; one sentence if there is nothing to show."""
-    rows = []
-    for result in sorted(results, key=_place):
-        for name in sorted(result["summary"]):
-            entry = result["summary"][name]
-            if isinstance(entry, dict) and "label" in entry:
-                rows.append(_row(entry, result["profile"], result["provenance"]["device"]))
-    if not rows:
+def page(results: list[dict]) -> str:
+    """The generated part of the page; one sentence if there is nothing to show."""
+    if not results:
         return "No results have been published yet.\n"
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    found = {(result["study"], result["profile"]): result for result in results}
+    return f"{paper_table(found)}\n## All numbers, by chapter\n\n{chapters(found)}"
 
 
-def _place(result: dict) -> tuple:
-    profile = result["profile"]
-    order = PROFILES.index(profile) if profile in PROFILES else len(PROFILES)
-    return result["study"], order, profile
+def paper_table(found: Results) -> str:
+    """One row for each figure and table of the paper and each accuracy in its text."""
+    lines = ["| in the paper, here in chapter | paper | full | quick | how comparable |"]
+    lines.append("|---" * 5 + "|")
+    for row in yaml.safe_load((ROOT / "workflow" / "paper.yaml").read_text(encoding="utf-8")):
+        ours = [_cell(found, row, profile) for profile in PROFILES]
+        chapter = f"{{doc}}`{row['chapter'][:2]} </notebooks/{row['chapter']}>`"
+        what = f"**{plain(row['item'])}**, {plain(row['what'])} ({chapter})"
+        lines.append(line([what, *map(plain, [row["paper"], *ours, row["comparable"]])]))
+    return "\n".join(lines) + "\n"
 
 
-def _row(entry: dict, profile: str, hardware: str) -> list[str]:
-    value = entry["value"]
-    ours = "not measured" if value is None else _number(value)
-    if "ci" in entry:
-        low, high = entry["ci"]
-        ours += f" ({_number(low)} to {_number(high)})"
-    bar = ""
-    if "bar" in entry:
-        sign = entry["bar"].replace(">=", "≥").replace("<=", "≤")
-        met = value is not None and meets(value, entry["bar"])
-        bar = f"{sign} ({'met' if met else 'missed'})"
-    label, profile, hardware = (_plain(text) for text in (entry["label"], profile, hardware))
-    return [label, _number(entry.get("paper", "")), ours, bar, profile, hardware]
-
-
-def _plain(text: str) -> str:
-    """A text that Markdown shows letter by letter, as a cell of one line."""
-    return re.sub(
-        r"[\\`*_{}\[\]<>|#$~&]", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split())
-    )
-
-
-def _number(value: float | str) -> str:
-    if isinstance(value, str):
-        return _plain(value)
-    try:
-        return f"{value:.4g}"
-    except OverflowError:  # an integer of over 308 digits
-        return f"10^{len(str(value)) - 1}"
+def _cell(found: Results, row: dict, profile: str) -> str:
+    """What a profile measured of a row of the paper."""
+    if "study" not in row:
+        return "–"
+    result = found.get((row["study"], profile))
+    if result is None and profile == "full" and alike(row["chapter"]):
+        return "as quick"
+    if result is None or row["name"] not in result["summary"]:
+        return "not measured"
+    ours = entry(result, row["name"])
+    if ours["value"] is None:
+        return "not measured"
+    missed = "bar" in ours and not meets(ours["value"], ours["bar"])
+    marks = " (missed)" * missed + " (stale)" * bool(stale(result))
+    return said(result, row["name"], row["form"]) + marks
 
 
 def read(paths: list[Path]) -> list[dict]:
@@ -91,7 +79,7 @@ def main() -> None:
     parser.add_argument("results", nargs="*", type=Path)
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(table(read(args.results)), encoding="utf-8")
+    args.output.write_text(page(read(args.results)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ def commit() -> str | None:
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
+def commit_date(commit: str) -> str | None:
+    """The day of a commit of this checkout, as 2026-11-23; None where git does not know it."""
+    return _git("show", "--no-patch", "--format=%cs", commit.removesuffix("-dirty"))
+
+
 def _git(*command: str) -> str | None:
     """What git says in the checkout; None if it refuses or is not there."""
     # A hook or another tool may have told git where to look; its settings may stay.

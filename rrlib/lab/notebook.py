@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rrlib import disk
+from rrlib.lab import beside, results, store
 from rrlib.lab import environment as host
-from rrlib.lab import results, store
 from rrlib.lab.results import meets
 
 if TYPE_CHECKING:
@@ -120,6 +120,25 @@ class Study:
 
         if rows := list(rows):
             display(Markdown(markdown_table(rows, digits, formats)))
+
+    def beside_full(self, words: Mapping[str, str], of: str | None = None) -> None:
+        """Show the numbers of this run beside the full run's, see `beside.rows`.
+
+        Args:
+            words: name in the summary -> the quantity in words.
+            of: the study that holds the full run's, if it is not this one.
+        """
+        from IPython.display import Markdown, display
+
+        study = of or self.name
+        full = beside.read(study)
+        if full is None:
+            file = f"results/full/{study}.json"
+            display(Markdown(f"No full run: `{file}` is missing here or cannot be read."))
+            return
+        self.table(beside.rows(full, self._summary, words))
+        lines = beside.origin(full, self.chosen), beside.lacking(full, self._summary, words)
+        display(Markdown(" ".join(filter(None, lines))))
 
     @property
     def _device(self) -> str:
