@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from train_policies import LIBRARIES, SETTINGS, UPDATES, Keeper, restore, save
 
 from rrlib.lab import store
-from rrlib.lab.agents import experiments
+from rrlib.lab.agents import experiments, worths
 from rrlib.lab.agents.experiments import StepExperiment
 
 COPIES = {"pointmaze": 16, "hopper": 8}
@@ -49,11 +49,9 @@ class Paid(VecEnv):
 
     def step_wait(self) -> tuple:
         moved = self.copies.step(self.actions)
-        n, k, width = moved.rows.shape
-        if self.payment is None:
-            paid = moved.own / k
-        else:
-            paid = self.payment(moved.rows.reshape(-1, width)).reshape(n, k).mean(1) * self.unit
+        unit = self.unit if self.payment else 1.0
+        paid = worths.wages(moved, self.payment) * unit
+        n = len(paid)
         infos: list[dict] = [{} for _ in range(n)]
         ended = moved.fallen | moved.late
         for row in np.flatnonzero(ended):

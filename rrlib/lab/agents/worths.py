@@ -1,4 +1,4 @@
-"""What an agent is paid for a step: g(s, a, 0), a rival's value, bounded so that falling never pays.
+"""What an agent is paid for a step: g(s, a, 0) or a rival, bounded so that falling never pays.
 
 A value of steps is a function of rows [n, D], action and observation in their own units; windows of
 one step are meant.
@@ -14,12 +14,13 @@ import torch
 from rrlib import ratios
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.lab.agents.worlds import Moved
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.rewards import RelativeReward, per_step
 
 Value = Callable[[np.ndarray], np.ndarray]  # rows [n, D] -> [n]
 LEVELS = 10  # noise levels at which SMILING's reward asks both models
-LOWEST, HIGHEST = 0.1, 0.9  # quantiles, of the base's values and of the expert's
+LOWEST, HIGHEST = 0.5, 0.9  # quantiles, of the base's values and of the expert's
 
 
 def extracted(reward: RelativeReward, normaliser: Normaliser) -> Value:
@@ -63,8 +64,9 @@ class Payment:
 
     Attributes:
         value: of steps.
-        low, high: where it is cut off, in its own units; None for no such cut.
-        mean: of the expert's steps, after all that.
+        low, high: where it is cut off, in its own units.
+        unit: what is paid 1, in the same.
+        moved: whether `low` is paid 0.
     """
 
     value: Value
@@ -86,7 +88,7 @@ def payment(
 
     Args:
         value: of steps.
-        base, expert: what they do; the worst tenth of the base's steps earns nothing, the best
+        base, expert: what they do; the worse half of the base's steps earns nothing, the best
             tenth of the expert's all alike, since values beyond the data mean nothing.
         moved: whether the level is moved; without, a value is only cut off and scaled.
         most: steps that are looked at of each, spread evenly.
@@ -100,6 +102,14 @@ def payment(
     if unit <= 0:
         raise InputError("value: one that ranks the base's steps above the expert's is no reward.")
     return Payment(value, float(low), float(high), unit, moved)
+
+
+def wages(moved: Moved, payment: Payment | None) -> np.ndarray:
+    """What n copies of a world earn by a step, [n]; the world's own reward where nobody pays."""
+    n, k, width = moved.rows.shape
+    if payment is None:
+        return moved.own / k
+    return payment(moved.rows.reshape(-1, width)).reshape(n, k).mean(1)
 
 
 def some_rows(data: Trajectories, most: int) -> np.ndarray:
