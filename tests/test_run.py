@@ -145,7 +145,7 @@ def test_the_graph_knows_what_shipped_files_chapters_read():
         )
         if "rrlib.lab.agents.recipes" in rooms:
             wanted |= {"rrlib/lab/agents/policies/*", "shipped/StepDiffuser/*/*"}
-        studies = re.findall(r"results\.number\(\"([\w-]+)\"", code)
+        studies = re.findall(r"\.number\(\"([\w-]+)\"", code)
         wanted |= {f"results/full/{study}.json" for study in studies}
         if "rrlib.lab.images.experiments" in rooms:
             wanted |= {"rrlib/images/miniature/files/**/*", "results/full/images-*.safetensors"}

@@ -1,6 +1,6 @@
 """Choose snapshots that `train_agents.py` made, and write them to `rrlib/lab/agents/policies/`.
 
-    python workflow/ship_agents.py pointmaze extracted --runs _run/agents
+    python workflow/ship_agents.py hopper extracted --runs _run/agents --steps 120000
 
 Of the later half of its training an agent ships the snapshot that earns most without noise, in the
 wages that it was trained on and on other seeds than the chapter's: the true reward chooses only
@@ -36,9 +36,12 @@ def earned(made: StepExperiment, teacher: str, actor: Policy) -> float:
     return float(total.mean())
 
 
-def ship(world: str, teacher: str, run: Path) -> None:
-    """Choose, and write the agent and its card."""
-    made, files = experiments.experiment(world), sorted(run.glob("[0-9]*.safetensors"))
+def ship(world: str, teacher: str, run: Path, steps: int) -> None:
+    """Choose among the snapshots of so many steps, and write the agent and its card."""
+    made = experiments.experiment(world)
+    files = [file for file in sorted(run.glob("[0-9]*.safetensors")) if int(file.stem) <= steps]
+    if not files:
+        raise SystemExit(f"there are no snapshots in {run}: run train_agents.py first")
     found = {}
     for file in files[len(files) // 2 :]:
         found[file] = earned(made, teacher, policy(read_snapshot(file)))
@@ -59,7 +62,8 @@ if __name__ == "__main__":
     parser.add_argument("world", choices=experiments.WORLDS)
     parser.add_argument("teacher", choices=experiments.TEACHERS)
     parser.add_argument("--runs", type=Path, default=Path("_run/agents"))
+    parser.add_argument("--steps", type=int, default=10**9, help="of a common budget")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     name = f"{chosen.world}-{chosen.teacher}-{chosen.seed}"
-    ship(chosen.world, chosen.teacher, chosen.runs / name)
+    ship(chosen.world, chosen.teacher, chosen.runs / name, chosen.steps)

@@ -27,7 +27,7 @@ COPIES = {"pointmaze": 16, "hopper": 8}
 # A step of Hopper's expert earns 3 of its own reward, and the entropy's weight is in those units.
 PAID = {"pointmaze": 1.0, "hopper": 3.0}
 # Where a ball is to rest, noise costs what it earns.
-OWN = {"pointmaze": {"ent_coef": 0.02, "learning_starts": 1_000}, "hopper": {}}
+OWN = {"pointmaze": {"ent_coef": 0.005, "learning_starts": 1_000}, "hopper": {}}
 
 
 class Paid(VecEnv):
@@ -87,10 +87,10 @@ def train(world: str, teacher: str, folder: Path, steps: int, seed: int) -> None
         "settings": settings,
         "steps": steps,
         "seed": seed,
-        "taught_by": {type(r).__name__: store.key(r) for r in made.recipes},
         "versions": {library: metadata.version(library) for library in LIBRARIES},
     }
     if paid.payment is not None:
+        card["taught_by"] = {type(r).__name__: store.key(r) for r in made.recipes}
         card["wages"] = {name: getattr(paid.payment, name) for name in ("low", "high", "unit")}
     (folder / "training.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     agent = SAC(

@@ -13,6 +13,14 @@ from rrlib.lab.mazes.recipes import LENGTHS, MazeData
 
 MAZE, GOAL = "umaze", (3.0, 1.0)
 WORLDS = ("pointmaze", "hopper")
+# Steps of noise, and the fit of reward and discriminator. With 50 steps the least noise in the maze is
+# a tenth of a cell, where the models' scores differ by errors: g(., 0) explains 43 % of that, with 20
+# 98 %, and a ball that is paid for the former rests half a cell off the goal.
+NOISE = {"pointmaze": 20, "hopper": 50}
+FIT: dict[str, dict] = {
+    "pointmaze": {"hidden": (128, 128, 128), "steps": 4_000},
+    "hopper": {"hidden": (128, 128), "steps": 3_000},
+}
 # What an agent may learn from; "unmoved" is the extracted reward at the level that it has.
 TEACHERS = ("extracted", "true", "smiling", "discriminator", "unmoved")
 
@@ -28,12 +36,12 @@ class StepExperiment:
     @property
     def reward(self) -> StepReward:
         """The extracted one."""
-        return StepReward(StepPool(self.base, self.expert))
+        return StepReward(StepPool(self.base, self.expert), **FIT[self.world])
 
     @property
     def discriminator(self) -> StepDiscriminator:
         """Its rival."""
-        return StepDiscriminator(self.base, self.expert)
+        return StepDiscriminator(self.base, self.expert, **FIT[self.world])
 
     @property
     def recipes(self) -> tuple:
@@ -74,5 +82,6 @@ def experiment(world: str, seed: int = 0) -> StepExperiment:
         data = tuple(LocomotionData("hopper", kind, 100_000, seed) for kind in kinds)
     else:
         data = tuple(MazeData(MAZE, g, 1_000, LENGTHS[MAZE], seed) for g in (None, GOAL))
-    base, expert = (StepDiffuser(one, data, seed=seed) for one in data)
+    shape = {"diffusion_steps": NOISE[world], "seed": seed}
+    base, expert = (StepDiffuser(one, data, **shape) for one in data)
     return StepExperiment(world, base, expert)
