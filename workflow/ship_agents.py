@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ship_policies import policy, read_snapshot
 
 from rrlib import disk
-from rrlib.lab.agents import evidence, experiments, worths
+from rrlib.lab.agents import evidence, experiments
 from rrlib.lab.agents.experiments import StepExperiment
 from rrlib.locomotion.actors import Policy
 
@@ -24,16 +24,21 @@ CHOICE, COPIES = 1_000_001, 10  # seed and number of the episodes that choose
 
 
 def earned(made: StepExperiment, teacher: str, actor: Policy) -> float:
-    """Mean wages of an episode, without noise."""
+    """Mean wages of an episode, without noise; all steps are valued at once, which is faster."""
     copies, payment = made.copies(COPIES), made.payment(teacher, CHOICE)
-    observations, going, total = copies.reset(CHOICE), np.ones(COPIES, bool), np.zeros(COPIES)
+    observations, going = copies.reset(CHOICE), np.ones(COPIES, bool)
+    rows, own = [], 0.0
     while going.any():
         moved = copies.step(actor.act(observations))
-        total += going * worths.wages(moved, payment)
+        rows.append(moved.rows[going])
+        own += moved.own[going].sum() / moved.rows.shape[1]
         going &= ~(moved.fallen | moved.late)
         observations = moved.now
     copies.close()
-    return float(total.mean())
+    if payment is None:
+        return own / COPIES
+    played = np.concatenate(rows)
+    return float(payment(played.reshape(-1, played.shape[2])).sum()) / played.shape[1] / COPIES
 
 
 def ship(world: str, teacher: str, run: Path, steps: int) -> None:

@@ -27,7 +27,7 @@ COPIES = {"pointmaze": 16, "hopper": 8}
 # A step of Hopper's expert earns 3 of its own reward, and the entropy's weight is in those units.
 PAID = {"pointmaze": 1.0, "hopper": 3.0}
 # Where a ball is to rest, noise costs what it earns.
-OWN = {"pointmaze": {"ent_coef": 0.005, "learning_starts": 1_000}, "hopper": {}}
+OWN = {"pointmaze": {"ent_coef": 0.02, "learning_starts": 1_000}, "hopper": {}}
 
 
 class Paid(VecEnv):
