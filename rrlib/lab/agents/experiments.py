@@ -13,9 +13,9 @@ from rrlib.lab.mazes.recipes import LENGTHS, MazeData
 
 MAZE, GOAL = "umaze", (3.0, 1.0)
 WORLDS = ("pointmaze", "hopper")
-# Steps of noise, and the fit of reward and discriminator. With 50 steps the least noise in the maze is
-# a tenth of a cell, where the models' scores differ by errors: g(., 0) explains 43 % of that, with 20
-# 98 %, and a ball that is paid for the former rests half a cell off the goal.
+# Steps of noise, and the fit of reward and discriminator. With 50 steps the least noise in the maze
+# is a tenth of a cell, where much of what the two models' scores differ by is error: the fit explains
+# 43 % of it at t = 0, and with 20 steps 98 %.
 NOISE = {"pointmaze": 20, "hopper": 50}
 FIT: dict[str, dict] = {
     "pointmaze": {"hidden": (128, 128, 128), "steps": 4_000},
