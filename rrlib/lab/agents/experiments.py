@@ -14,8 +14,8 @@ from rrlib.lab.mazes.recipes import LENGTHS, MazeData
 MAZE, GOAL = "umaze", (3.0, 1.0)
 WORLDS = ("pointmaze", "hopper")
 # Steps of noise, and the fit of reward and discriminator. With 50 steps the least noise in the maze
-# is a tenth of a cell, where much of what the two models' scores differ by is error: the fit explains
-# 43 % of it at t = 0, and with 20 steps 98 %.
+# is a tenth of a cell, where much of what the two models' scores differ by is error: there the fit
+# explains 43 % of it, and with 20 steps 98 %.
 NOISE = {"pointmaze": 20, "hopper": 50}
 FIT: dict[str, dict] = {
     "pointmaze": {"hidden": (128, 128, 128), "steps": 4_000},
