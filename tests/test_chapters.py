@@ -168,6 +168,15 @@ BAD = {
         ("levels", "1", "from 2"),
         ("horizon", "36", "multiple of 32"),
     ],
+    "17_the_reward_as_a_reward": [
+        *COMMON,
+        ("worlds", "spiral", "pointmaze, hopper"),
+        ("balls", "1", "from 10"),
+        ("robots", "0", "from 2"),
+        ("environment", "ant", "halfcheetah, hopper, walker2d"),
+        ("transitions", "0", "from 5000"),
+        ("cloning_steps", "0", "from 1"),
+    ],
     "07_maze_grid": [
         *[bad for bad in COMMON if bad[1] != "cuda:99"],
         ("maze", "spiral", "open, umaze, medium, large"),

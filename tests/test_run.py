@@ -147,6 +147,10 @@ def test_the_graph_knows_what_shipped_files_chapters_read():
         wanted |= (
             {"shipped/LocomotionDiffuser/*/*"} if "rrlib.lab.locomotion.recipes" in rooms else set()
         )
+        if "rrlib.lab.agents.recipes" in rooms:
+            wanted |= {"rrlib/lab/agents/policies/*", "shipped/StepDiffuser/*/*"}
+        studies = re.findall(r"\.number\(\"([\w-]+)\"", code)
+        wanted |= {f"results/full/{study}.json" for study in studies}
         if "rrlib.lab.images.experiments" in rooms:
             wanted |= {"rrlib/images/miniature/files/**/*", "results/full/images-*.safetensors"}
         assert set(told.get(path.stem, [])) == wanted, path.stem

@@ -73,7 +73,7 @@ def state(agent: SAC) -> tuple:
 def save(agent: SAC, folder: Path) -> None:
     """Write a checkpoint; the old one stays until the new one is whole."""
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state(agent)))}
-    filled = agent.num_timesteps // N_ENVIRONMENTS  # nothing is ever overwritten
+    filled = agent.num_timesteps // agent.n_envs  # nothing is ever overwritten
     buffer = {name: getattr(agent.replay_buffer, name)[:filled] for name in BUFFER}
     counts = {"steps": np.array(agent.num_timesteps), "updates": np.array(agent._n_updates)}
     leaves = {f"leaf.{name}": leaf for name, leaf in leaves.items()}
