@@ -158,9 +158,7 @@ def _asked(function, args: tuple, kwargs: dict, waits: list[str]):
     if name == "_to_copy" and moves and not goes:
         return out
     known = {id(x.raw): x for x in there}  # what is changed in place stays the same object
-    return tree_map(
-        lambda x: known[id(x)] if id(x) in known else _there(x), out
-    )
+    return tree_map(lambda x: known[id(x)] if id(x) in known else _there(x), out)
 
 
 def _there(x):
