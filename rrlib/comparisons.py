@@ -374,7 +374,7 @@ def algorithm1(
             pair = [model.told(told) for model in pair]
         if condition:
             x_t, pair = condition(x0, x_t, *pair)
-        parts.append(compare_at(*pair, x_t, t, seen))
+        parts.append(compare_at(pair[0], pair[1], x_t, t, seen))
     return _join(parts, seen)
 
 
@@ -524,7 +524,7 @@ def algorithm2(
         pair = [model.told(told) for model in (base, expert)]
         for step in reversed(range(base.steps)):
             t = torch.full((len(x),), step, device=device)
-            found = compare_at(*pair, x, t, seen)
+            found = compare_at(pair[0], pair[1], x, t, seen)
             if first <= step <= last:
                 parts.append(found)
             mean = base.mean_from_x0(getattr(found, name), x, t)

@@ -26,7 +26,7 @@ H = 8
 
 def recipes() -> dict[str, object]:
     """Name -> recipe; those that others are made of come first."""
-    maze = MazeData("umaze", None, 4, 20, 2), MazeData("umaze", (3.0, 1.0), 4, 20, 6)
+    maze = MazeData("umaze", None, 30, 40, 2), MazeData("umaze", (3.0, 1.0), 25, 40, 6)
     shape = {"ruler": maze[0], "horizon": H, "channels": (8, 16), "diffusion_steps": 6} | FIT
     mazes = [MazeDiffuser(data, **shape) for data in maze]
     mazes[1] = replace(mazes[1], start=mazes[0])

@@ -57,7 +57,7 @@ def waits_of(loop, steps: int) -> int:
 @pytest.mark.parametrize("name", LOOPS)
 def test_more_steps_of_a_loop_wait_no_more(name):
     LOOPS[name]("cuda", 4)  # libraries are loaded
-    assert waits_of(LOOPS[name], 6) == waits_of(LOOPS[name], 4)
+    assert waits_of(LOOPS[name], 3) == waits_of(LOOPS[name], 2)
 
 
 @cuda

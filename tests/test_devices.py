@@ -77,7 +77,7 @@ def waits_of(loop, steps: int) -> Counter:
 @inside
 @pytest.mark.parametrize("name", LOOPS)
 def test_more_steps_of_a_loop_wait_no_more(name):
-    few, more = (waits_of(LOOPS[name], steps) for steps in (4, 6))
+    few, more = (waits_of(LOOPS[name], steps) for steps in (2, 3))
     assert few["copy to the device"] > 0 and more == few
 
 

@@ -37,11 +37,15 @@ class Windows:
         cls, data: Trajectories, normaliser: Normaliser, horizon: int, device: str | torch.device
     ) -> Self:
         """Of all episodes, see `trajectories.windows`; on the CPU no number is copied."""
-        found = trajectories.windows(data, horizon)
-        arrays = data.actions, data.observations, found, data.bounds[:, 1].copy()
-        rows = [torch.from_numpy(array).to(device) for array in arrays]
-        ruler = [torch.from_numpy(side).to(device) for side in normaliser.centre_and_half]
-        return cls(*rows, *ruler, horizon)
+        arrays = {
+            "actions": data.actions,
+            "observations": data.observations,
+            "starts": trajectories.windows(data, horizon),
+            "stops": data.bounds[:, 1].copy(),
+        }
+        arrays |= zip(("centre", "half"), normaliser.centre_and_half, strict=True)
+        there = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        return cls(horizon=horizon, **there)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n plans [n, H, da + do], actions first; the generator is of this device."""
