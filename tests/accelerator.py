@@ -76,6 +76,16 @@ class Elsewhere(Tensor):
         return _asked(function, args, kwargs or {}, [])
 
 
+class OnAccelerator(Tensor):
+    """Of the CPU, but NumPy cannot have it before it is moved: for tests that need no more."""
+
+    def numpy(self):
+        raise TypeError("can't convert a tensor of another device to numpy")
+
+    def cpu(self):
+        return self.as_subclass(Tensor)
+
+
 class Draws(torch.Generator):
     """A generator of any device; of the pretend one it draws what the CPU's draws."""
 
