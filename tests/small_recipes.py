@@ -26,11 +26,11 @@ H = 8
 
 def recipes() -> dict[str, object]:
     """Name -> recipe; those that others are made of come first."""
-    maze = MazeData("umaze", None, 30, 40, 2), MazeData("umaze", (3.0, 1.0), 25, 40, 6)
+    maze = MazeData("umaze", None, 60, 60, 2), MazeData("umaze", (3.0, 1.0), 25, 40, 6)
     shape = {"ruler": maze[0], "horizon": H, "channels": (8, 16), "diffusion_steps": 6} | FIT
     mazes = [MazeDiffuser(data, **shape) for data in maze]
     mazes[1] = replace(mazes[1], start=mazes[0])
-    pool = MazePool(*mazes, plans=12, ends=True)
+    pool = MazePool(*mazes, plans=12, ends=True, seed=3)
     robots = [LocomotionData("hopper", "random", 300, seed=seed) for seed in (0, 1)]
     shape = {"ruler": tuple(robots), "horizon": 4, "hidden": 8, "blocks": 1, "diffusion_steps": 6}
     planners = [LocomotionDiffuser(data, **shape, **FIT) for data in robots]

@@ -160,7 +160,7 @@ def write_hdf5(path: str | Path, trajectories: Trajectories) -> None:
         for name, array in trajectories.arrays().items():
             place = "infos/goal" if name == "goals" else name
             packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-            file.create_dataset(place, data=array, **(packed if array.size else {}))
+            file.create_dataset(place, data=array, **(packed if np.size(array) else {}))
 
     hdf5.write(Path(path), fill)
 
