@@ -174,7 +174,6 @@ LOOPS: dict[str, Loop] = {
     "images": drawn,
     "images of XL": partial(drawn, kind="stable_diffusion_xl"),
     "images of a flow": partial(drawn, kind="stable_diffusion_3"),
-    "images of Flux": partial(drawn, kind="flux"),
     "images of pixels": partial(drawn, kind="unconditional"),
     "safe images": partial(drawn, safety=CONFIGURATIONS["max"]),
     "steered images": partial(drawn, steer=True),
