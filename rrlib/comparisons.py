@@ -6,7 +6,7 @@ diffusion models again.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -182,18 +182,47 @@ class Comparisons:
         return replace(self, **{name: part.to(device) for name, part in self.tensors().items()})
 
 
-@torch.no_grad()
-def compare_at(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
+def compare_at(
+    base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor, seen: list[Tensor] | None = None
+) -> Comparisons:
     """Ask both models about x_t [B, ...] at t [B].
+
+    Args:
+        base, expert: read at the same levels.
+        x_t, t: where.
+        seen: of many batches; it takes what `check_answers` then looks at, once for all of them.
+            The first is looked at at once, for most that is wrong with a model is wrong there.
 
     Raises:
         InputError: a model cannot take samples of this shape, or its answer is not finite.
     """
-    mine, other = _answer("base", base, x_t, t), _answer("expert", expert, x_t, t)
-    found = Comparisons(x_t, t, mine, other, base, base.condition)
-    for name in ("base", "expert"):
-        check_finite(name, getattr(found, name), t)
+    found, seen = asked(base, expert, x_t, t), [] if seen is None else seen
+    # The last t at which an answer is not finite, -1 where all are.
+    bad = (~torch.isfinite(x0).flatten(1).all(1) for x0 in (found.base, found.expert))
+    seen.append(torch.stack([torch.where(rows, t, -1).max() for rows in bad]))
+    if len(seen) == 1:
+        check_answers(seen)
     return found
+
+
+@torch.no_grad()
+def asked(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
+    """`compare_at` that looks at no value."""
+    mine, other = _answer("base", base, x_t, t), _answer("expert", expert, x_t, t)
+    return Comparisons(x_t, t, mine, other, base, base.condition)
+
+
+def check_answers(seen: Sequence[Tensor]) -> None:
+    """Raise InputError unless both models' answers were finite in all batches of `compare_at`.
+
+    The one look at them: on a GPU a look waits for all that was asked, so a loop has none.
+    """
+    for name, t in zip(("base", "expert"), torch.stack(list(seen)).amax(0).tolist(), strict=True):
+        if t >= 0:
+            raise InputError(
+                f"{name}: numbers that are not finite at t={t} are not allowed: finite ones are "
+                "needed."
+            )
 
 
 # How torch says that a network and its input do not belong together.
@@ -291,18 +320,12 @@ def compare(
     )
 
 
-def check_finite(name: str, x: Tensor, t: Tensor | None = None) -> None:
-    """Raise InputError if some number of x [B, ...], at t [B], is not finite.
-
-    The one place where values are looked at: on a GPU a look waits for all that was asked.
-    """
-    if torch.isfinite(x).all():
-        return
-    row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-    where = "" if t is None else f" at t={int(t[row])}"
-    raise InputError(
-        f"{name}: numbers that are not finite{where} are not allowed: finite ones are needed."
-    )
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise InputError if some number of x is not finite."""
+    if not torch.isfinite(x).all():
+        raise InputError(
+            f"{name}: numbers that are not finite are not allowed: finite ones are needed."
+        )
 
 
 def algorithm1(
@@ -338,7 +361,8 @@ def algorithm1(
     expert = aligned(base, expert)
     _check_call(base, base_data, expert_data, size, batch)
     _check_conditions(conditions, (len(base_data), len(expert_data)), base_data.device)
-    parts = []
+    parts: list[Comparisons] = []
+    seen: list[Tensor] = []
     for start in range(0, size, batch):
         generator = stream(seed, f"pool {start}", str(base_data.device))
         rows = picked(base_data, expert_data, min(batch, size - start), generator)
@@ -350,8 +374,8 @@ def algorithm1(
             pair = [model.told(told) for model in pair]
         if condition:
             x_t, pair = condition(x0, x_t, *pair)
-        parts.append(compare_at(*pair, x_t, t))
-    return _join(parts)
+        parts.append(compare_at(pair[0], pair[1], x_t, t, seen))
+    return _join(parts, seen)
 
 
 def _check_conditions(conditions, counts: tuple[int, int] | None, device) -> None:
@@ -419,9 +443,9 @@ def _check_range(name: str, data: Tensor, clip: float | None) -> None:
         )
 
 
-def _join(parts: Iterable[Comparisons]) -> Comparisons:
-    """All comparisons as one; InputError if no model differs from the other in any of them."""
-    parts = list(parts)
+def _join(parts: Sequence[Comparisons], seen: Sequence[Tensor]) -> Comparisons:
+    """All comparisons as one; InputError for answers that are not finite, or differ nowhere."""
+    check_answers(seen)
     names = parts[0].tensors()
     whole = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
     found = Comparisons(**whole, model=parts[0].model)
@@ -488,7 +512,8 @@ def algorithm2(
             f"shape={shown(shape)} is not allowed: the sides of one sample, as in (32, 6), are "
             "needed."
         )
-    parts = []
+    parts: list[Comparisons] = []
+    seen: list[Tensor] = []
     for place, name in enumerate(("base", "expert")):
         generator = stream(seed, f"runs of the {name}", device)
         options = {"generator": generator, "device": device, "dtype": dtype}
@@ -499,12 +524,12 @@ def algorithm2(
         pair = [model.told(told) for model in (base, expert)]
         for step in reversed(range(base.steps)):
             t = torch.full((len(x),), step, device=device)
-            found = compare_at(*pair, x, t)
+            found = compare_at(pair[0], pair[1], x, t, seen)
             if first <= step <= last:
                 parts.append(found)
             mean = base.mean_from_x0(getattr(found, name), x, t)
             x = narrow(mean + pair[place].deviation(t, x) * torch.randn(x.shape, **options), x)
-    return _join(parts)
+    return _join(parts, seen)
 
 
 def picked(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.comparisons import Condition, Place, Pool, Target, aligned, compare_at, drawn, noised
+from rrlib.comparisons import Condition, Place, Pool, Target, aligned, asked, drawn, noised
 from rrlib.denoisers import Denoiser, check_beside, third_argument
 from rrlib.errors import InputError
 from rrlib.training import Progress, train
@@ -75,7 +75,7 @@ def literal_loss(
     expert = aligned(base, expert)
     x0 = drawn(base_data, expert_data, n, generator)
     x_t, t = noised(base, x0, generator, expert.schedule.span)
-    pool = compare_at(base, expert, x_t, t).pool(target, place)
+    pool = asked(base, expert, x_t, t).pool(target, place)
     return loss(network, pool.x, t, pool.target)
 
 

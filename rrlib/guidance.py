@@ -115,8 +115,9 @@ def denoise(
     steps = kept_steps(denoiser.steps, taken)
     if isinstance(guidance_scale, Tensor):
         guidance_scale = guidance_scale.reshape(-1, *[1] * (start.ndim - 1)).to(start)
-    steers = guidance_scale.any() if isinstance(guidance_scale, Tensor) else guidance_scale
-    guide = _Guide(reward, guidance_scale, at, apply_to, stop_step) if reward and steers else None
+    guide = None
+    if reward and any(scales):
+        guide = _Guide(reward, guidance_scale, at, apply_to, stop_step)
     return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
 
 

@@ -12,7 +12,7 @@ from rrlib.denoisers import Denoiser, between, step_between
 from rrlib.errors import InputError, shown
 from rrlib.guidance import ExactDifference, check_reward, check_scale, lengthened, shift_of_mean
 from rrlib.rewards import RelativeReward, WeightedSum
-from rrlib.schedules import kept_steps, narrow
+from rrlib.schedules import kept_steps, narrow, stalls
 from rrlib.training import stream
 
 Reward = RelativeReward | ExactDifference
@@ -130,7 +130,8 @@ def sample_weighted(
         weights = logs.softmax(1)
         sizes.append(1 / weights.square().sum(1))
         low = sizes[-1] < resample_below * particles
-        if before >= 0 and low.any():  # the last step has no noise that would part copies again
+        # Not at the last step, which has no noise that would part copies again.
+        if before >= 0 and (stalls(low) or low.any()):
             mean = mean[_resampled(weights, low, generator)]
             logs = logs.masked_fill(low[:, None], 0.0)
         draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

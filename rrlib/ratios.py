@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrlib.comparisons import Comparisons, aligned, check_finite, compare_at
+from rrlib.comparisons import Comparisons, aligned, check_answers, check_finite, compare_at
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, check_one_of, shown
 from rrlib.rewards import RelativeReward
@@ -97,17 +97,20 @@ def elbo_difference(
     count = len(levels.t)
     factors = levels.nats if weights == "variational" else levels.snr / count
 
+    seen: list[Tensor] = []
+
     def one(x: Tensor, generator: torch.Generator) -> Tensor:
         shape = ((count + 1) // 2, *x.shape)
         draw = torch.randn(shape, generator=generator, device=x.device, dtype=wide(x))
         draw = torch.stack([draw, -draw], 1).flatten(0, 1)[:count]
         clean, noise = (_beside(part.sqrt(), draw) for part in (levels.abar, levels.rest))
         x_t = narrow(clean * x + noise * draw, x).flatten(0, 1)
-        both = _asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch)
+        both = _asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch, seen)
         far = 2 * x.expand_as(draw).flatten(0, 1) - both.base - both.expert
         return factors @ _inner(both.expert - both.base, far, len(x))
 
     draws = _repeated(one, samples, max(1, batch // count), probes, seed)
+    check_answers(seen)
     return _summary(draws, 2 * count * probes)
 
 
@@ -156,19 +159,22 @@ def path_difference(
     sigma2 = 1 / levels.snr  # of y = x_t / sqrt(abar_t), a path of independent increments
     increments = sigma2.diff(prepend=sigma2.new_zeros(1))
 
+    seen: list[Tensor] = []
+
     def one(x: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(levels.t), *x.shape)
         draw = torch.randn(shape, generator=generator, device=x.device, dtype=wide(x))
         moves = _beside(increments.sqrt(), draw) * draw
         y = x + moves.cumsum(0)
         x_t = narrow(_beside(levels.abar.sqrt(), y) * y, x).flatten(0, 1)
-        both = _asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch)
+        both = _asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch, seen)
         share = _beside(increments / sigma2, y)  # of the way to x0 that a step leads back
         far = share * (2 * y - (both.base + both.expert).reshape(shape)) - 2 * moves
         terms = _inner(both.expert - both.base, far.flatten(0, 1), len(x))
         return (levels.snr / 2) @ terms
 
     draws = _repeated(one, samples, max(1, batch // len(levels.t)), probes, seed)
+    check_answers(seen)
     return _summary(draws, 2 * len(levels.t) * probes)
 
 
@@ -278,13 +284,15 @@ def line_integral(
     check_finite("reference", start[None])
     rule = np.polynomial.legendre.leggauss(steps)
     places, weights = (torch.from_numpy(part).to(samples.device, wide(samples)) for part in rule)
-    parts = []
+    parts: list[Tensor] = []
+    seen: list[Tensor] = []
     for x in samples.split(max(1, batch // steps)):
         way = (x - start).expand(steps, *x.shape)
         points = narrow(start + _beside((places + 1) / 2, way) * way, x).flatten(0, 1)
         t = torch.full((len(points),), step, device=x.device)
-        slope = _asked(base, expert, points, t, batch).pool("score", "x_t").target
+        slope = _asked(base, expert, points, t, batch, seen).pool("score", "x_t").target
         parts.append((weights / 2) @ _inner(slope, way.flatten(0, 1), len(x)))
+    check_answers(seen)
     return _summary(torch.cat(parts)[None], 2 * steps)
 
 
@@ -406,10 +414,12 @@ def _check(base: Denoiser, expert: Denoiser, samples: Tensor, **counts: int) -> 
     return expert
 
 
-def _asked(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor, batch: int) -> Comparisons:
-    """Both models about x_t [N, ...] at t [N], a batch at a time."""
+def _asked(
+    base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor, batch: int, seen: list[Tensor]
+) -> Comparisons:
+    """Both models about x_t [N, ...] at t [N], a batch at a time; `seen` is to be checked."""
     pairs = zip(x_t.split(batch), t.split(batch), strict=True)
-    parts = [compare_at(base, expert, *pair) for pair in pairs]
+    parts = [compare_at(base, expert, *pair, seen) for pair in pairs]
     names = ("x", "t", "base", "expert")
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     return Comparisons(**joined, model=base)

@@ -310,13 +310,18 @@ def narrow(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype) if like.dtype != wide(like) else value
 
 
+def stalls(x: Tensor) -> bool:
+    """Whether a look at a value of x would have the program wait for a device, as a GPU's would."""
+    return x.device.type != "cpu"
+
+
 def check_times(t: Tensor, steps: int) -> None:
-    """Raise InputError unless t [B] are steps of the schedule (not looked at on a GPU)."""
+    """Raise InputError unless t [B] are steps of the schedule (looked at on the CPU alone)."""
     if not isinstance(t, Tensor) or t.dtype.is_floating_point or t.dtype == torch.bool:
         kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
         raise InputError(f"t of {kind} is not allowed: a tensor of whole numbers is needed.")
-    if t.device.type != "cpu" or not t.numel():
-        return  # a look would stall a GPU
+    if stalls(t) or not t.numel():
+        return
     if t.min() < 0 or t.max() >= steps:
         worst = int(t.min()) if t.min() < 0 else int(t.max())
         raise InputError(f"t={worst} is not allowed: steps from 0 to {steps - 1} are needed.")

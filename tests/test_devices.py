@@ -1,202 +1,222 @@
-"""The way of the data on an accelerator, without one: a fake device that computes shapes alone.
+"""The way of the data on an accelerator, without one: see `accelerator`.
 
-Whatever mixes two devices raises there, and so does whatever asks for a value, which on a real
-device waits for all that was begun. The one look for numbers that are not finite is counted.
+In no loop that trains, compares, samples or estimates does a step wait for the device, and what is
+made there is what the CPU makes.
 """
 
 import os
-import subprocess
-import sys
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils import backend_registration
+from accelerator import INSIDE, NAME, accelerator, begin, in_a_process_of_its_own
+from loops import LOOPS, model, reward, sampled
+from small_recipes import recipes, trained
+from torch.testing import assert_close
 
-from rrlib import comparisons, extraction
-from rrlib import guidance as steering
-from rrlib.comparisons import Pool
-from rrlib.denoisers import Denoiser
-from rrlib.plans.conditioning import ends_given, first_given, given, hold
-from rrlib.plans.networks import ChannelsFirst, PlanNetwork
-from rrlib.plans.perceptron import PlanPerceptron
-from rrlib.plans.rewards import WindowReward
-from rrlib.rewards import RelativeReward
-from rrlib.schedules import cosine_scheduler
-from rrlib.training import Stack
+from rrlib import comparisons, extraction, training
+from rrlib.errors import InputError
+from rrlib.lab import store
+from rrlib.locomotion import rollouts
+from rrlib.locomotion import world as locomotion
+from rrlib.mazes import driving
+from rrlib.plans.conditioning import given
+from rrlib.plans.trajectories import Normaliser
+from rrlib.training import stream
 
-FAKE, STEPS, H, D = "fake_accelerator", 6, 8, 5
-
-
-# Torch's threads learn which devices there are at the first backward pass of a process, so these
-# tests have one of their own, that `test_the_fake_device_in_a_process_of_its_own` starts.
-INSIDE = "RRLIB_FAKE_DEVICE"
 inside = pytest.mark.skipif(INSIDE not in os.environ, reason="run in a process of its own")
+RECIPES, H, D = recipes(), 8, 5
 
 
 @pytest.mark.skipif(INSIDE in os.environ, reason="the process of its own")
-def test_the_fake_device_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, __file__], env=os.environ | {INSIDE: "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:]
+def test_the_pretend_device_in_a_process_of_its_own():
+    in_a_process_of_its_own(__file__)
 
 
-class Draws:
-    """Stands in for a generator of the fake device."""
-
-    device = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def device():
-    backend_registration._setup_privateuseone_for_python_backend(FAKE)
-    Draws.device = torch.device(FAKE, 0)
+@pytest.fixture(scope="module", autouse=True)
+def _device():
+    if INSIDE in os.environ:
+        begin()
 
 
-def there(make):
-    """A function that draws, of the fake device's generators alone."""
+def steps_of(name: str, device: str) -> tuple[list[list[str]], list[float]]:
+    """What each step of a recipe's training waits for, and of what it is made of; the losses."""
+    with accelerator() as there:
+        waits: list[list[str]] = []
 
-    def draw(*size, generator=None, **options):
-        if generator is not None:
-            asked = torch.device(options.get("device", "cpu"))
-            assert isinstance(generator, Draws) and asked.type == FAKE, "another device's draws"
-        return make(*size, **options)
+        def step(run):
+            before = len(there.waits)
+            progress = next(run)
+            waits.append(there.waits[before:])
+            return progress
 
-    return draw
-
-
-@pytest.fixture
-def looks(device, monkeypatch):
-    """On the fake device, with its random numbers; holds what was looked at for finite numbers."""
-    seen = []
-    for name in ("randn", "rand", "randint"):
-        monkeypatch.setattr(torch, name, there(getattr(torch, name)))
-    monkeypatch.setattr(comparisons, "stream", lambda *_: Draws())
-    monkeypatch.setattr(comparisons, "check_finite", lambda name, *_: seen.append(name))
-    monkeypatch.setattr(comparisons, "check_differ", lambda *_: seen.append("difference"))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield seen
-
-
-def on(module: torch.nn.Module) -> torch.nn.Module:
-    """What `.to` does, which fake tensors do not allow."""
-    for part in module.modules():
-        for values in (part._parameters, part._buffers):
-            for name, value in values.items():
-                moved = value.detach().to(FAKE)
-                values[name] = torch.nn.Parameter(moved) if values is part._parameters else moved
-    return module
-
-
-def model(make=lambda: PlanNetwork(D, (8, 16))) -> Denoiser:
-    with unset_fake_temporarily():
-        made = Denoiser(make(), cosine_scheduler(STEPS, clip=False))
-    on(made.network)
-    return made
-
-
-def is_there(*values: torch.Tensor) -> bool:
-    return all(value.device.type == FAKE for value in values)
+        with trained(step) as seen:
+            store.obtain(RECIPES[name], device)
+        return waits, [float(progress.loss) for progress in seen]
 
 
 @inside
-def test_two_models_with_a_scheduler_each_are_compared_twice(looks):
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_steady_step_of_a_recipe_waits_and_its_losses_are_those_of_the_cpu(name):
+    waits, losses = steps_of(name, NAME)
+    # The first step copies tables; of the last it is asked whether the loss is finite.
+    assert len(waits) % 3 == 0 and not any(waits[1::3])
+    assert waits[2::3] == [["_local_scalar_dense"]] * (len(waits) // 3)
+    _, wanted = steps_of(name, "cpu")
+    assert_close(losses[-3:], wanted[-3:], rtol=1e-2, atol=1e-5)
+
+
+def waits_of(loop, steps: int) -> Counter:
+    """What so many steps of a loop wait for."""
+    with accelerator() as there:
+        loop(NAME, steps)
+    return Counter(there.waits)
+
+
+@inside
+@pytest.mark.parametrize("name", LOOPS)
+def test_more_steps_of_a_loop_wait_no_more(name):
+    few, more = (waits_of(LOOPS[name], steps) for steps in (2, 3))
+    assert few["copy to the device"] > 0 and more == few
+
+
+def there(value) -> torch.Tensor:
+    return value.cpu() if value.device.type == NAME else value
+
+
+@inside
+@pytest.mark.parametrize("name", ["steered by scores", "steered images", "Algorithm 1"])
+def test_what_is_made_there_is_what_the_cpu_makes(name):
+    with accelerator():
+        found, wanted = (LOOPS[name](device, 4) for device in (NAME, "cpu"))
+        if name == "Algorithm 1":
+            found, wanted = (part.pool("mean", "mu_base").target for part in (found, wanted))
+        assert found.device.type == NAME
+        assert_close(found.cpu(), wanted, rtol=1e-3, atol=1e-5)
+
+
+# A plan is made where its models are: one copy of the observations there, one of the plans back.
+
+
+@inside
+def test_a_robot_waits_twice_for_a_plan():
+    robot = locomotion.load("hopper")
+    width = robot.width
+    ruler = Normaliser(np.full(width, -1, "f4"), np.full(width, 1, "f4"))
+    with accelerator() as mode:
+        base = RECIPES["robot base"].blank(NAME)
+        plan = rollouts.planner(base, ruler, robot, 4, stream(0, 0, NAME))
+        counts = []
+        for _ in range(3):
+            before = len(mode.waits)
+            made = plan(np.zeros((2, robot.observation), "f4"), np.arange(2))
+            counts.append(mode.waits[before:])
+    assert made.shape == (2, 4, robot.action)
+    assert counts[1] == counts[2] == ["copy to the device", "copy from the device"]
+
+
+@inside
+def test_a_ball_waits_twice_for_a_plan():
+    with accelerator() as mode:
+        base = RECIPES["maze base"].blank(NAME)
+        draws, counts = stream(0, 0, NAME), []
+        for _ in range(3):
+            before = len(mode.waits)
+            driving.plans_from(base, torch.zeros(2, 4), H, draws).cpu()
+            counts.append(mode.waits[before:])
+    assert counts[1] == counts[2] == ["copy to the device", "copy from the device"]
+
+
+# What would have the loops wait is seen.
+
+
+def planted(spoil) -> list[list[str]]:
+    """What the steps of a training wait for whose loss asks for something."""
+    with accelerator() as mode:
+        network, waits = torch.nn.Linear(3, 1).to(NAME), []
+        x = torch.ones(4, 3).to(NAME)
+
+        def loss(draws):
+            return network(spoil(x)).square().mean()
+
+        for _ in range(3):
+            before = len(mode.waits)
+            if not waits:
+                run = training.train(network, loss, steps=4, learning_rate=0.1, seed=0)
+            next(run)
+            waits.append(mode.waits[before:])
+        return waits[1:]
+
+
+@inside
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda x: x * sum(x[k, 0].item() for k in range(2)), ["_local_scalar_dense"] * 2),
+        (lambda x: x if x.sum() > 0 else -x, ["_local_scalar_dense"]),
+        (lambda x: x * float(x.mean()), ["_local_scalar_dense"]),
+        (lambda x: x[x[:, 0] > 0], ["index"]),
+        (lambda x: x[(x[:, 0] > 0).nonzero().squeeze(1)], ["nonzero"]),
+        (lambda x: x + torch.tensor([1.0, 2.0, 3.0], device=NAME), ["copy to the device"]),
+        (lambda x: torch.from_numpy(x.cpu().numpy()).to(NAME), ["copy from", "copy to"]),
+        (lambda x: x * x.tolist()[0][0], ["copy from the device"]),
+    ],
+)
+def test_a_look_or_a_copy_that_is_slipped_into_a_step_is_seen(spoil, named):
+    for found in planted(spoil):
+        assert len(found) == len(named)
+        assert all(one.startswith(name) for one, name in zip(found, named, strict=True))
+    assert planted(lambda x: x) == [[], []]
+
+
+@inside
+def test_a_look_that_is_slipped_into_sampling_or_comparing_is_seen(monkeypatch):
+    def looked(device, n):
+        return sampled(device, n, keep=lambda x: x * x.sum().isfinite().item())
+
+    assert waits_of(looked, 6) - waits_of(looked, 4) == {"_local_scalar_dense": 2}
+    real = comparisons.noised
+    monkeypatch.setattr(
+        comparisons, "noised", lambda *args: (real(*args)[0], real(*args)[1].cpu().to(NAME))
+    )
+    more = waits_of(LOOPS["Algorithm 1"], 6) - waits_of(LOOPS["Algorithm 1"], 4)
+    assert more == {"copy from the device": 2, "copy to the device": 2}
+
+
+@inside
+def test_two_devices_do_not_mix():
+    with accelerator():
+        x, t = torch.zeros(2, H, D).to(NAME), torch.zeros(2, dtype=torch.long).to(NAME)
+        with pytest.raises(InputError, match="x_t of cpu is not allowed: the network's own dev"):
+            model(6, NAME).x0(torch.zeros(2, H, D), t)
+        with pytest.raises(RuntimeError, match="all tensors must be on one device"):
+            x[torch.zeros(2, dtype=torch.long)]
+        with pytest.raises(RuntimeError, match="a generator of cpu draws nothing on"):
+            torch.randn(2, device=NAME, generator=stream(0, 0))
+        with pytest.raises(RuntimeError, match="numpy"):
+            x.numpy()
+        assert torch.equal((x + 1).cpu(), torch.ones(2, H, D))
+
+
+# Tables and units go where the model is, once.
+
+
+@inside
+def test_tables_are_copied_once_whoever_noised_before():
     """diffusers' own noise moves the base's table alone: the second check met two devices."""
-    base, expert = model(), model()
-    assert base.scheduler is not expert.scheduler
-    data = torch.zeros(9, H, D, device=FAKE), torch.zeros(7, H, D, device=FAKE)
-    for seed in (0, 1):
-        found = comparisons.algorithm1(
-            base, expert, *data, size=10, seed=seed, batch=5, condition=ends_given(3)
-        )
-        assert is_there(found.x, found.t, found.base, found.expert)
-        assert found.x.shape == (10, H, D)
-        for target in ("score", "mean"):
-            pool = found.pool(target, "mu_base")
-            assert is_there(pool.x, pool.t, pool.target)
-    # Both data sets once a call, both answers once a batch, all answers once: nothing else.
-    once = ["base_data", "expert_data", *["base", "expert"] * 2, "difference"]
-    assert looks == once * 2
-    assert base.scheduler.alphas_cumprod.device.type == "cpu"
-
-
-@inside
-def test_controlled_and_sampled_comparisons_stay_there(looks):
-    pair = (
-        model(lambda: PlanPerceptron(D, H, STEPS, 16, 1)),
-        model(lambda: PlanPerceptron(D, H, STEPS, 16, 1)),
-    )
-    data = torch.zeros(9, H, D, device=FAKE), torch.zeros(7, H, D, device=FAKE)
-    found = comparisons.algorithm1(*pair, *data, size=4, seed=0, condition=first_given(3))
-    assert is_there(found.x, found.base, found.expert)
-    found = comparisons.algorithm2(*pair, (H, D), runs=2, seed=0, device=FAKE)
-    assert is_there(found.x, found.t, found.expert) and len(found.t) == 2 * STEPS
-
-
-def rewards(k: int) -> list[WindowReward]:
-    with unset_fake_temporarily():
-        return [WindowReward(D, 4, torch.ones(STEPS), hidden=(8,)) for _ in range(k)]
-
-
-def stack() -> Stack:
-    with unset_fake_temporarily():
-        return Stack(rewards(2))
-
-
-@inside
-def test_the_loss_of_one_reward_and_of_a_stack_is_there(looks):
-    x, t = torch.zeros(6, 4, D, device=FAKE), torch.zeros(6, dtype=torch.long, device=FAKE)
-    for network in (rewards(1)[0], stack()):
-        network = on(network)
-        assert is_there(*network.parameters(), *network.buffers())
-        value = extraction.loss(network, x, t, x)
-        value.backward()
-        assert is_there(value, *(p.grad for p in network.parameters() if p.grad is not None))
-    pool = Pool(x, t, x).cut(2).average(2)
-    assert is_there(pool.x, pool.t, pool.target, pool.scale(STEPS))
-    assert is_there(extraction.explained(on(rewards(1)[0]), Pool(x, t, x), STEPS))
-
-
-@inside
-@pytest.mark.parametrize("place", ["x_t", "mu_base"])
-@pytest.mark.parametrize("target", ["score", "mean"])
-def test_sampling_steered_and_given_asks_for_no_value(looks, target, place):
-    first = torch.zeros(3, 3, device=FAKE)
-    reward = RelativeReward(on(rewards(1)[0]), target, place)
-    start = torch.zeros(3, H, D, device=FAKE)
-    base = given(model(), first, first)
-    options = {"reward": reward, "keep": hold(first), "num_inference_steps": 3}
-    for _, x in steering.denoise(base, start, Draws(), **options):
-        assert is_there(x) and x.shape == start.shape
-
-
-@inside
-def test_tables_are_copied_to_a_device_once(looks):
-    base, x, t = (
-        model(),
-        torch.zeros(2, H, D, device=FAKE),
-        torch.zeros(2, dtype=torch.long, device=FAKE),
-    )
-    base.mean(x, t)
-    tables = base.schedule.tables(x)
-    assert is_there(*tables)
-    given(base, x[:, 0, :3]).score(x, t)
-    assert base.schedule.tables(x)[0] is tables[0]
-    assert given(base, x[:, 0, :3]).schedule is base.schedule
-
-
-@inside
-def test_a_turned_network_is_asked_there(looks):
-    class Plain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.mix = torch.nn.Conv1d(D, D, 1)
-
-        def forward(self, x, t):
-            return self.mix(x)
-
-    turned = model(lambda: ChannelsFirst(Plain()))
-    x, t = torch.zeros(2, H, D, device=FAKE), torch.zeros(2, dtype=torch.long, device=FAKE)
-    assert is_there(turned.x0(x, t))
+    with accelerator() as mode:
+        base, expert = model(6, NAME), model(6, NAME, 1)
+        assert base.scheduler is not expert.scheduler
+        data = [torch.randn(9, H, D).to(NAME) for _ in range(2)]
+        for seed in (0, 1):
+            before = len(mode.waits)
+            found = comparisons.algorithm1(base, expert, *data, size=10, seed=seed, batch=5)
+        assert "copy to the device" not in mode.waits[before:]
+        for part in (found.x, found.t, found.base, found.expert):
+            assert part.device.type == NAME
+        assert base.scheduler.alphas_cumprod.device.type == "cpu"
+        tables = base.schedule.tables(found.x)
+        assert given(base, found.x[:, 0, :3]).schedule.tables(found.x)[0] is tables[0]
+        unit = reward(6, NAME).network.unit
+        assert extraction.unit_of(training.Stack([reward(6, NAME).network])).device == unit.device

@@ -71,12 +71,12 @@ def test_a_rival_learns_which_side_is_which(models, monkeypatch):
     pool = ImagePool(models[0], prompts, models[1], steps=3, safety=None, batch=20)
     shards = store.obtain(pool)
     # Images of two that have learnt nothing, the expert's moved: easy to tell.
-    read = type(shards).read
+    kept = type(shards).kept
 
     def moved(self, shard, name, index):
-        return read(self, shard, name, index) + 3.0 * name.startswith("expert")
+        return kept(self, shard, name, index) + 3.0 * name.startswith("expert")
 
-    monkeypatch.setattr(type(shards), "read", moved)
+    monkeypatch.setattr(type(shards), "kept", moved)
     rival = store.obtain(PoolRival(pool, Fit(0.5, (8, 8), 60, 16, 5e-3)))
     sides = [rival.score(x) for x in store.obtain(pool).images(rival.about["held_out"])]
     assert (sides[1] > sides[0].max()).float().mean() > 0.9
@@ -88,9 +88,9 @@ def test_a_pool_held_in_memory_is_the_pool_on_disk(pool, monkeypatch):
     memory = image_pairs.held(disk)
     rows = torch.tensor([17, 0, 5])
     assert memory is not disk and len(memory) == len(disk) == 3 * 2 * 3
-    assert disk.bytes == memory.x.nbytes + memory.target.nbytes
+    assert disk.bytes == memory.x.nbytes + memory.target.nbytes and memory.x.dtype == torch.half
     for name in ("x", "target"):
-        assert torch.equal(getattr(memory, name)[rows], getattr(disk, name)[rows])
+        assert torch.equal(getattr(memory, name)[rows].float(), getattr(disk, name)[rows])
     monkeypatch.setattr(image_pairs, "IN_MEMORY", 10)
     assert image_pairs.held(disk) is disk
 

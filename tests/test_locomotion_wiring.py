@@ -164,7 +164,7 @@ def held_by(condition) -> int:
 
 
 def test_a_pool_asks_both_models_about_plans_of_both(calls, tmp_path):
-    POOL.make(tmp_path, "cpu")
+    POOL.load(tmp_path, "cpu")
     asked = calls.of("algorithm1")
     _, _, of_base, of_expert = asked.args
     assert (asked.size, asked.seed, held_by(asked.condition)) == (12, 3, OBSERVATION)
@@ -176,7 +176,7 @@ def test_a_pool_asks_both_models_about_plans_of_both(calls, tmp_path):
 
 
 def test_the_pair_is_asked_in_its_order(calls, tmp_path):
-    replace(POOL, expert=OTHER).make(tmp_path, "cpu")
+    replace(POOL, expert=OTHER).load(tmp_path, "cpu")
     base, expert, *_ = calls.of("algorithm1").args
     assert torch.equal(base.network.enter.weight, BASE.blank("cpu").network.enter.weight)
     assert torch.equal(expert.network.enter.weight, OTHER.blank("cpu").network.enter.weight)

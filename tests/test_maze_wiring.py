@@ -152,7 +152,7 @@ def test_an_expert_begins_at_its_start(calls, tmp_path):
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_pool_asks_both_models_about_plans_of_both(ends, calls, tmp_path):
-    replace(POOL, ends=ends).make(tmp_path, "cpu")
+    replace(POOL, ends=ends).load(tmp_path, "cpu")
     asked = calls.algorithm1
     *models, of_base, of_expert = asked.args
     assert (asked.size, asked.seed, asked.condition is not None) == (12, 3, ends)

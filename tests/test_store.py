@@ -64,6 +64,18 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Passing:
+    """Made of another's number whenever it is wanted, and not kept."""
+
+    of: Number
+    loads: ClassVar[list[str]] = []
+
+    def load(self, folder: Path, device: str) -> list[float]:
+        self.loads.append(device)
+        return [store.obtain(self.of)] * 2
+
+
+@dataclass(frozen=True)
 class Halting:
     """Fails after its checkpoint until told not to; then goes on from what it finds."""
 
@@ -81,6 +93,18 @@ class Halting:
 
     def load(self, folder: Path, device: str) -> dict:
         return json.loads((folder / "whole.json").read_text())
+
+
+def test_what_is_not_kept_is_made_when_it_is_wanted_and_remembered_until_the_next(monkeypatch):
+    monkeypatch.setattr(Passing, "loads", [])
+    one, other = Passing(Number(2.0)), Passing(Number(3.0))
+    found = store.obtain_all([one.of, one])[1]
+    assert found == [2.0, 2.0] and store.obtain(Passing(Number(2.0))) is found
+    assert Passing.loads == ["cpu"] and not store.folder(one).parent.exists()
+    assert store.obtain(other) == [3.0, 3.0] and store.obtain(one) == found
+    assert Passing.loads == ["cpu"] * 3
+    monkeypatch.setenv("RRLIB_STORE", str(store.root()) + "-other")  # of another store
+    assert store.obtain(one) == found and len(Passing.loads) == 4
 
 
 @pytest.fixture(autouse=True)

@@ -66,36 +66,42 @@ def run(
         Differences of a step that rounding alone may make are none.
 
     Raises:
-        InputError: latents that are not finite, of either.
+        InputError: latents that are not finite, of either; looked at after the first step and
+            when the run is over, as what was found is copied: other looks would have a GPU wait.
     """
     states: list[Any] = [None, None]
-    latents, differences = [], []
+    latents, differences, finite = [], [], []
     for step in range(pair[0].steps):
         ahead = []
         for k, sampler in enumerate(pair):
             noise, states[k] = sampler.noise(x, step, texts[k], states[k])
             ahead.append(sampler.advance(x, noise, step))
-            _check_finite(shards.SIDES[k], ahead[k], step, sampler.steps)
-        latents.append(x.half().cpu())
+            finite.append(torch.isfinite(ahead[k].half()).all())
+        if step == 0:
+            _check_finite(finite, pair[0].steps)
+        latents.append(x.half())
         difference = ahead[1] - ahead[0]
-        if difference.float().norm() <= ROUNDING * ahead[0].float().norm():
-            difference = torch.zeros_like(difference)
+        rounding = difference.float().norm() <= ROUNDING * ahead[0].float().norm()
         # Half precision keeps a small difference, not the difference of two numbers it rounded.
-        differences.append(difference.half().cpu())
+        differences.append(difference.masked_fill(rounding, 0.0).half())
         x = ahead[side]
+    _check_finite(finite, pair[0].steps)
     order = slice(None, None, -1)
     return {
-        "latents": torch.stack(latents[order], 1),
-        "differences": torch.stack(differences[order], 1),
+        "latents": torch.stack(latents[order], 1).cpu(),
+        "differences": torch.stack(differences[order], 1).cpu(),
         "final": x.half().cpu(),
     }
 
 
-def _check_finite(name: str, latents: Tensor, step: int, steps: int) -> None:
-    if not torch.isfinite(latents.half()).all():
+def _check_finite(finite: Sequence[Tensor], steps: int) -> None:
+    """Raise InputError unless the latents of the steps so far are finite, the base's first."""
+    if not all(found := torch.stack(list(finite)).tolist()):
+        step, side = divmod(found.index(False), len(shards.SIDES))
         raise InputError(
-            f"{name}: its latents after step {step} of {steps} are not finite (NaN, or beyond half "
-            "precision's 65504): a model whose weights and schedule keep them so is needed."
+            f"{shards.SIDES[side]}: its latents after step {step} of {steps} are not finite (NaN, "
+            "or beyond half precision's 65504): a model whose weights and schedule keep them so is "
+            "needed."
         )
 
 

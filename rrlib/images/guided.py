@@ -270,11 +270,17 @@ class Guided:
 
     def advance(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
         """The latents after DDIM's step by this noise, [B, C, H, W]."""
-        return self.scheduler.step(noise, self._time(step), x).prev_sample
+        self._check_step(step)
+        return self.scheduler.step(noise, self._whole_times[step], x).prev_sample
+
+    @cached_property
+    def _whole_times(self) -> list[int]:
+        """The levels of the steps as numbers: a device would be asked for each of them."""
+        return self.scheduler.timesteps.tolist()
 
     def step_per_score(self, step: int) -> float:
         """What a unit of score adds to the step's result: DDIM's step is linear in the noise."""
-        self._time(step)
+        self._check_step(step)
         return self._steps_per_score[step]
 
     @cached_property
@@ -290,12 +296,15 @@ class Guided:
         return found
 
     def _time(self, step: int) -> Tensor:
-        """The noise level of a step."""
+        """The noise level of a step, [] where the networks are."""
+        self._check_step(step)
+        return self.scheduler.timesteps[step]
+
+    def _check_step(self, step: int) -> None:
         if not 0 <= step < self.steps:
             raise InputError(
                 f"step={shown(step)} is not allowed: a number from 0 to {self.steps - 1} is needed."
             )
-        return self.scheduler.timesteps[step]
 
     def denoiser(
         self, texts: tuple[Tensor, ...], step: int = 0, momentum: Tensor | None = None
@@ -335,22 +344,25 @@ def denoise(
             times a weight; None adds nothing.
 
     Raises:
-        InputError: latents that are not finite, see `check_finite`.
+        InputError: latents that are not finite; said before the image is given, since no step
+            makes them finite again and a look at each would have a GPU wait.
     """
-    momentum = None
+    momentum, finite = None, []
     yield guided.steps, x
     for step in range(guided.steps):
         noise, momentum = guided.noise(x, step, texts, momentum)
         ahead = guided.advance(x, noise, step)
         x = ahead if shift is None else ahead + shift(x, step)
-        check_finite(x, step)
+        finite.append(x.isfinite().all())
+        if step == guided.steps - 1:
+            _check_finite(torch.stack(finite))
         yield guided.steps - 1 - step, x
 
 
-def check_finite(x: Tensor, step: int) -> None:
-    """Raise InputError if latents are not finite after a step: no step makes them so again."""
-    if not x.isfinite().all():
+def _check_finite(finite: Tensor) -> None:
+    """Raise InputError unless the latents of all steps [T] are finite: the one look at them."""
+    if not all(found := finite.tolist()):
         raise InputError(
-            f"pipeline: its latents are not finite after step {step}: networks, a guidance scale "
-            "and weights of steering that keep them finite are needed."
+            f"pipeline: its latents are not finite after step {found.index(False)}: networks, a "
+            "guidance scale and weights of steering that keep them finite are needed."
         )

@@ -54,6 +54,7 @@ class RewardGuidance(ClassifierFreeGuidance):
             )
         self.reward, self.scheduler, self.reward_scale = reward, scheduler, reward_scale
         self._seen: Tensor | None = None
+        self._levels: tuple[Tensor | None, list[float]] = (None, [])  # alpha-bar of a run's steps
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def prepare_models(self, denoiser: nn.Module) -> None:
@@ -96,13 +97,11 @@ class RewardGuidance(ClassifierFreeGuidance):
     def _tables(self, step: int) -> tuple[float, float]:
         """sqrt(1 - abar) of a step, and what a unit of score adds to DDIM's result of it."""
         schedule = self.scheduler
-        abar = schedule.alphas_cumprod[schedule.timesteps[step]].item()
-        last = step + 1 == len(schedule.timesteps)
-        after = (
-            schedule.final_alpha_cumprod
-            if last
-            else schedule.alphas_cumprod[schedule.timesteps[step + 1]]
-        ).item()
+        if self._levels[0] is not schedule.timesteps:  # a run has set its own
+            levels = schedule.alphas_cumprod.cpu()[schedule.timesteps.cpu()].tolist()
+            found = [*levels, float(schedule.final_alpha_cumprod)]
+            self._levels = schedule.timesteps, found
+        abar, after = self._levels[1][step : step + 2]
         per_noise = (1 - after) ** 0.5 - (after * (1 - abar) / abar) ** 0.5
         deviation = (1 - abar) ** 0.5
         return deviation, -deviation * per_noise

@@ -208,7 +208,10 @@ def blank(
 
 
 def held(pool: ShardPool) -> Pool | ShardPool:
-    """The same pool, in memory if it is small."""
+    """The same pool in the memory of its device, if it is small; half precision, as in the files.
+
+    Of a larger one each batch is read from the disk, and a GPU waits for it.
+    """
     if pool.bytes > IN_MEMORY:
         return pool
     x, target = pool.rows()
@@ -238,11 +241,18 @@ def levelled_loss(
         of_base: whether x is on the way to an image of the base's own, bool [B].
         level: weight of squared rewards in the network's units.
     """
-    fit = extraction.weighed_loss(network, x, t, target, weight) / x[0].numel()
-    if not level or not of_base.any():
+    said: list[Tensor] = []
+
+    def rho(x: Tensor, t: Tensor) -> Tensor:
+        said.append(network(x, t))
+        return said[-1]
+
+    fit = extraction.weighed_loss(rho, x, t, target, weight) / x[0].numel()
+    if not level:
         return fit
-    own = network(x[of_base], t[of_base]) / network.unit[t[of_base]]
-    return fit + level * own.square().mean()
+    # A mean over the base's rows, whose number only the device knows.
+    own = (said[0] / network.unit[t]).square() * of_base
+    return fit + level * own.sum() / of_base.sum().clamp(min=1)
 
 
 def learn(
@@ -283,7 +293,7 @@ def learn(
 
     def loss(draws: torch.Generator) -> Tensor:
         rows = telling[torch.randint(len(telling), (fit.batch,), generator=draws, device=device)]
-        x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
+        x, t, target = pool.x[rows].float(), pool.t[rows], pool.target[rows].float()
         return levelled_loss(network, x, t, target, weight[t], of_base[rows], fit.level)
 
     run = training.train(network, loss, **training.options(fit), checkpoint=checkpoint)

@@ -129,8 +129,12 @@ class Shards:
 
     def read(self, shard: int, name: str, index: tuple[int, ...]) -> Tensor:
         """A part of one tensor, float32, of its own memory (the file's mapping is let go)."""
+        return self.kept(shard, name, index).float()
+
+    def kept(self, shard: int, name: str, index: tuple[int, ...]) -> Tensor:
+        """The same as the file has it, in half precision."""
         with safe_open(self.files[shard], "pt") as file:
-            return file.get_slice(name)[index].float()
+            return file.get_slice(name)[index].clone()
 
     def runs(self, prompts: Sequence[int], name: str) -> Iterator[Tensor]:
         """ "latents" or "differences" of every image of some prompts, [T, C, H, W] each."""
@@ -218,18 +222,20 @@ class ShardPool:
         return torch.arange(len(self), device=self.device) // self.shards.steps % len(SIDES) == 0
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """All of x and target, [N, C, H, W], for a pool that fits into memory."""
-        x, target = (
-            torch.cat(list(self.shards.runs(self.prompts, name))).to(self.device)
-            for name in ("latents", "differences")
-        )
-        return x, target
+        """All of x and target, [N, C, H, W] float16, for a pool that fits into memory."""
+        places = [(*self.shards.where(p), side) for p in self.prompts for side in SIDES]
+
+        def whole(name: str) -> Tensor:
+            parts = [self.shards.kept(k, f"{side}.{name}", (row,)) for k, row, side in places]
+            return torch.cat(parts).to(self.device)
+
+        return whole("latents"), whole("differences")
 
     @property
     def bytes(self) -> int:
         """What `rows` would take."""
         shape = self.shards.read(0, "base.final", (0,)).shape
-        return 2 * 4 * len(self) * shape.numel()
+        return 2 * 2 * len(self) * shape.numel()
 
     def scale(self, steps: int) -> Tensor:
         """Root mean square of the target's entries at each t, [T], as `extraction.Pool.scale`.

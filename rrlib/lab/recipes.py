@@ -5,8 +5,7 @@ Here is what the worlds' recipes share, and the recipe of the world that needs n
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +22,7 @@ from rrlib.lab import store
 from rrlib.plans import trajectories
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.windows import Windows
 from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 from rrlib.theory.sde import GaussianMixture
@@ -124,24 +124,22 @@ class Split:
         train, held_out: trajectories.
         normaliser: shared by base and expert.
         horizon: steps of a plan.
+        served: device -> the training data there; filled as they are drawn from.
     """
 
     train: Trajectories
     held_out: Trajectories
     normaliser: Normaliser
     horizon: int
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        """Where a training window may begin, [n]."""
-        return trajectories.windows(self.train, self.horizon)
+    served: dict[str, Windows] = field(default_factory=dict, repr=False)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n training plans, normalised, [n, H, 6], on the generator's device."""
-        device = generator.device
-        rows = torch.randint(len(self.starts), (n,), generator=generator, device=device)
-        plans = trajectories.cut(self.train, self.starts[rows.cpu().numpy()], self.horizon)
-        return torch.from_numpy(self.normaliser.normalise(plans)).to(device)
+        """n training plans, normalised, [n, H, D], on the generator's device."""
+        device = str(generator.device)
+        if device not in self.served:
+            of = self.train, self.normaliser, self.horizon
+            self.served[device] = Windows.of(*of, device)
+        return self.served[device].draw(n, generator)
 
     def held_out_plans(self, n: int, seed: int) -> tuple[Tensor, np.ndarray]:
         """n held-out plans, normalised, [n, H, 6], and the trajectory of each, [n]."""
@@ -192,18 +190,11 @@ def drawn(recipe, draws: torch.Generator) -> list[Tensor]:
     return [half.split().draw(recipe.plans, draws) for half in (recipe.base, recipe.expert)]
 
 
-def compare(recipe, data: list[Tensor], condition: Condition | None, folder: Path, device: str):
-    """Ask a recipe's `base` and `expert` about plans of both, write `comparisons.safetensors`."""
+def compared(recipe, data: list[Tensor], condition: Condition | None, device: str) -> Comparisons:
+    """What a recipe's `base` and `expert` say of plans of both."""
     pair = [store.obtain(half, device) for half in (recipe.base, recipe.expert)]
     options = {"size": recipe.plans, "seed": recipe.seed, "condition": condition}
-    found = comparisons.algorithm1(*pair, *data, **options)
-    save_file(found.tensors(), folder / "comparisons.safetensors")
-
-
-def load_comparisons(recipe, folder: Path, device: str) -> Comparisons:
-    """What `compare` wrote."""
-    found = load_file(folder / "comparisons.safetensors", device)
-    return Comparisons(**found, model=recipe.base.blank(device))
+    return comparisons.algorithm1(*pair, *data, **options)
 
 
 def load_network(network: nn.Module, file: Path, device: str) -> nn.Module:

@@ -15,6 +15,10 @@ depend on source code, so a better comment or message costs nothing, and a file 
 a process runs cannot give the old code's result the new code's name. That the version is raised in
 time is what `tests/test_recipe_code.py` sees to.
 
+A recipe without ``make`` is not kept. It stands for what is large and made of others in seconds,
+such as a pool of comparisons: ``load`` makes it, and the last one stays in memory for whoever asks
+for it next.
+
 An artefact is a folder with a manifest, written under a partial name and renamed when it is whole.
 What is damaged is noticed when it is loaded, set aside and made again.
 
@@ -23,6 +27,7 @@ What is wanted and lies there under its key is copied into the store instead of 
 ``RRLIB_FRESH=1`` all is made here.
 """
 
+import functools
 import json
 import os
 import resource
@@ -93,7 +98,7 @@ def folder(recipe: Any, device: str = "cpu") -> Path:
 
 
 def obtain(recipe: Any, device: str = "cpu") -> Any:
-    """Load the artefact of `recipe` to a device; make it first when there is none.
+    """Load the artefact of `recipe` to a device; make it first when there is none, see above.
 
     Two processes that want the same artefact take turns under a file lock.
     A process that was killed leaves a partial folder whose checkpoint the next one goes on from.
@@ -105,6 +110,8 @@ def obtain(recipe: Any, device: str = "cpu") -> Any:
             damaged at once.
     """
     place = folder(recipe, device)
+    if not _is_kept(recipe):
+        return _last(recipe, place, device)
     _ensure(recipe, place, device, wait=True)
     if _damage(place):
         _mend(recipe, place, device)
@@ -143,7 +150,7 @@ def obtain_all(recipes: Iterable[Any], device: str = "cpu") -> list[Any]:
     two chapters started together, make half of it each.
     """
     recipes = list(recipes)
-    for recipe in recipes:
+    for recipe in filter(_is_kept, recipes):
         _ensure(recipe, folder(recipe, device), device, wait=False)
     return [obtain(recipe, device) for recipe in recipes]
 
@@ -164,6 +171,16 @@ def checkpoints(partial: Path) -> Path:
     if partial.exists():
         path.mkdir(exist_ok=True)
     return path
+
+
+def _is_kept(recipe: Any) -> bool:
+    return hasattr(recipe, "make")
+
+
+@functools.lru_cache(maxsize=1)
+def _last(recipe: Any, place: Path, device: str) -> Any:
+    """What a recipe stands for that is not kept; `place` tells one store from another."""
+    return recipe.load(place, device)
 
 
 def _ensure(recipe: Any, place: Path, device: str, wait: bool) -> None:

@@ -151,11 +151,16 @@ def _of(arrays: dict[str, Any]) -> Trajectories:
 
 
 def write_hdf5(path: str | Path, trajectories: Trajectories) -> None:
-    """Write a D4RL-layout HDF5 file, replacing an older one; InputError if it cannot be written."""
+    """Write a D4RL-layout HDF5 file, replacing an older one; InputError if it cannot be written.
+
+    Compressed without loss, as D4RL's own files are: goals and marks are nearly all alike.
+    """
 
     def fill(file: h5py.File) -> None:
         for name, array in trajectories.arrays().items():
-            file["infos/goal" if name == "goals" else name] = array
+            place = "infos/goal" if name == "goals" else name
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+            file.create_dataset(place, data=array, **(packed if np.size(array) else {}))
 
     hdf5.write(Path(path), fill)
 
@@ -334,9 +339,14 @@ class Normaliser:
             )
         return factor
 
+    @property
+    def centre_and_half(self) -> tuple[np.ndarray, np.ndarray]:
+        """Middle and half length of each coordinate's range, [da + do]; the length 1 for none."""
+        half = (self.high - self.low) / 2
+        return (self.high + self.low) / 2, np.where(half > 0, half, np.float32(1))
+
     def _centre_and_half(self, plans: np.ndarray | torch.Tensor):
-        centre, half = (self.high + self.low) / 2, (self.high - self.low) / 2
-        half = np.where(half > 0, half, np.float32(1))
+        centre, half = self.centre_and_half
         if isinstance(plans, torch.Tensor):
             return torch.from_numpy(centre).to(plans), torch.from_numpy(half).to(plans)
         return centre, half

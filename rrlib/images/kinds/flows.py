@@ -216,7 +216,8 @@ class Flux(_Flow):
         """See `Kind`: latents are cut into patches, and the time is s itself."""
         states, pooled = told
         height, width = (side // PATCH for side in x.shape[-2:])
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        sides = (torch.arange(side, device=x.device) for side in (height, width))
+        rows, columns = torch.meshgrid(*sides, indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)
         options = {"device": x.device, "dtype": dtype_of(self.network)}
         told_guidance = None if self.guided else torch.full((len(x),), guidance, device=x.device)

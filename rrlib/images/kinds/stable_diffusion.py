@@ -159,7 +159,8 @@ class StableDiffusionXL(StableDiffusion):
         """See `Kind`: the images are told to be of the size that is drawn, uncropped."""
         states, pooled = told
         size = [side * self.factor for side in x.shape[-2:]]
-        sizes = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=x.device)
-        added = {"text_embeds": pooled, "time_ids": sizes.expand(len(x), -1)}
+        shape = {"dtype": pooled.dtype, "device": x.device}
+        columns = [torch.full((len(x),), n, **shape) for n in (*size, 0, 0, *size)]
+        added = {"text_embeds": pooled, "time_ids": torch.stack(columns, 1)}
         options = {"encoder_hidden_states": states, "added_cond_kwargs": added}
         return self.network(x, time, **options).sample

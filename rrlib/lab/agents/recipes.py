@@ -100,7 +100,7 @@ class StepDiffuser:
 
 @dataclass(frozen=True)
 class StepPool:
-    """Algorithm 1's comparisons of two diffusion models of windows.
+    """Algorithm 1's comparisons of two diffusion models of windows; not kept, see `store`.
 
     Raises:
         InputError: they would take more memory than there is.
@@ -114,14 +114,10 @@ class StepPool:
     def __post_init__(self) -> None:
         costs.check_pool(self.plans, self.base.window, 23)
 
-    def make(self, folder: Path, device: str) -> None:
-        """Ask both models and write `comparisons.safetensors`."""
-        data = recipes.drawn(self, training.stream(self.seed, "data", device))
-        recipes.compare(self, data, None, folder, device)
-
     def load(self, folder: Path, device: str) -> Comparisons:
-        """The comparisons."""
-        return recipes.load_comparisons(self, folder, device)
+        """Ask both models."""
+        data = recipes.drawn(self, training.stream(self.seed, "data", device))
+        return recipes.compared(self, data, None, device)
 
 
 @dataclass(frozen=True)

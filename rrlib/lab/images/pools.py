@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -155,6 +156,7 @@ class PoolReward:
         fit: how it is fitted.
     """
 
+    code_version: ClassVar[int] = 2
     pool: ImagePool
     fit: Fit
 
@@ -196,7 +198,7 @@ class PoolRival:
 
         def loss(draws: torch.Generator) -> Tensor:
             rows = torch.randint(len(pool), (self.fit.batch,), generator=draws, device=device)
-            logits = network(pool.x[rows], pool.t[rows])
+            logits = network(pool.x[rows].float(), pool.t[rows])
             labels = (~of_base[rows]).to(logits)
             return functional.binary_cross_entropy_with_logits(logits, labels)
 

@@ -43,11 +43,11 @@ class MiniAutoencoder:
         halves = [
             scenes.render(self.scenes // 2, self.seed, style) for style in ("filled", "hollow")
         ]
-        data = torch.from_numpy(np.concatenate([half.pixels for half in halves]))
+        data = torch.from_numpy(np.concatenate([half.pixels for half in halves])).to(device)
 
         def loss(draws: torch.Generator) -> Tensor:
             rows = torch.randint(len(data), (self.batch,), generator=draws, device=draws.device)
-            x = _pixels(data[rows.cpu()]).to(device)
+            x = _pixels(data[rows])
             found = vae.encode(x).latent_dist
             latents = found.sample(draws)
             rebuilt = vae.decode(latents).sample

@@ -28,8 +28,9 @@ from rrlib.rewards import RelativeReward, Rescaled
 
 @dataclass(frozen=True)
 class LocomotionPool:
-    """Algorithm 1's comparisons of two planners, made once for all rewards of the pair.
+    """Algorithm 1's comparisons of two planners, for all rewards of the pair.
 
+    They are not kept, see `store`.
     A steered robot comes where neither set of data has been, and there the reward must still say
     which way the expert would go. So what is given to the planners is spread beyond the data, and
     rollouts may be compared on, too.
@@ -55,8 +56,8 @@ class LocomotionPool:
     def __post_init__(self) -> None:
         costs.check_pool(self.plans, self.base.horizon, self.base.environment.width)
 
-    def make(self, folder: Path, device: str) -> None:
-        """Ask both models and write `comparisons.safetensors`."""
+    def load(self, folder: Path, device: str) -> Comparisons:
+        """Ask both models."""
         draws = training.stream(self.seed, "data", device)
         data = recipes.drawn(self, draws)
         width = self.base.environment.observation
@@ -68,11 +69,7 @@ class LocomotionPool:
             done = [run.split(device) for run in self.visited]
             n = self.plans // (2 * len(done))
             data = [torch.cat([x0, *(run.draw(n, draws) for run in done)]) for x0 in data]
-        recipes.compare(self, data, first_given(width), folder, device)
-
-    def load(self, folder: Path, device: str) -> Comparisons:
-        """The comparisons."""
-        return recipes.load_comparisons(self, folder, device)
+        return recipes.compared(self, data, first_given(width), device)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,9 @@ class MazeDiffuser:
 
 @dataclass(frozen=True)
 class MazePool:
-    """Algorithm 1's comparisons of a base and an expert, made once for all rewards of the pair.
+    """Algorithm 1's comparisons of a base and an expert, for all rewards of the pair.
+
+    They are not kept, see `store`.
 
     Attributes:
         plans: compared.
@@ -184,15 +186,11 @@ class MazePool:
     def __post_init__(self) -> None:
         costs.check_pool(self.plans, self.base.horizon, OBSERVATION + ACTION)
 
-    def make(self, folder: Path, device: str) -> None:
-        """Ask both models and write `comparisons.safetensors`."""
+    def load(self, folder: Path, device: str) -> Comparisons:
+        """Ask both models."""
         data = recipes.drawn(self, training.stream(self.seed, "data", device))
         given = conditioning.ends_given(OBSERVATION) if self.ends else None
-        recipes.compare(self, data, given, folder, device)
-
-    def load(self, folder: Path, device: str) -> Comparisons:
-        """The comparisons."""
-        return recipes.load_comparisons(self, folder, device)
+        return recipes.compared(self, data, given, device)
 
 
 @dataclass(frozen=True)
