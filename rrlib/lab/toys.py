@@ -10,11 +10,13 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import comparisons, training
-from rrlib.comparisons import Comparisons
+from rrlib import comparisons, extraction, training
+from rrlib.comparisons import Place, Target
 from rrlib.denoisers import Denoiser
 from rrlib.lab import recipes, store
 from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.rewards import WindowReward
+from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 
 HORIZON = 16
@@ -66,8 +68,8 @@ class ToyDiffuser:
     side: Side
     samples: int = 20_000
     channels: tuple[int, ...] = (16, 32)
-    steps: int = 4_000
-    batch: int = 128
+    steps: int = 2_500
+    batch: int = 64
     learning_rate: float = 2e-3
     seed: int = 0
 
@@ -104,13 +106,42 @@ class ToyDiffuser:
         return Denoiser(PlanNetwork(1, self.channels).to(device), scheduler)
 
 
-def pair() -> tuple[ToyDiffuser, ToyDiffuser]:
-    """Base and expert of the book."""
-    return ToyDiffuser("base"), ToyDiffuser("expert")
+@dataclass(frozen=True)
+class ToyReward:
+    """What the expert prefers, by `RelativeReward.fit` in its own settings but for those named."""
+
+    base: ToyDiffuser
+    expert: ToyDiffuser
+    pool: int = 10_000
+    target: Target = "score"
+    place: Place = "x_t"
+    steps: int = 1_500
+    batch: int = 512
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def make(self, folder: Path, device: str) -> None:
+        """Compare and fit, write `reward.safetensors`."""
+        pair = (self.base, self.expert)
+        models = [store.obtain(half, device) for half in pair]
+        data = [half.data().to(device) for half in pair]
+        found = comparisons.algorithm1(*models, *data, size=self.pool, seed=self.seed, batch=2_000)
+        network, file = self._network().to(device), folder / "reward.safetensors"
+        pool, options = found.pool(self.target, self.place), training.options(self)
+        recipes.fitted(network, pool, file, "toy reward", **options, batch=self.batch)
+        save_file(network.state_dict(), file)
+
+    def load(self, folder: Path, device: str) -> RelativeReward:
+        """The fitted reward."""
+        network = recipes.load_network(self._network(), folder / "reward.safetensors", device)
+        return RelativeReward(network, self.target, self.place)
+
+    def _network(self) -> WindowReward:
+        unit = extraction.units(self.base.blank("cpu"), self.target)
+        torch.manual_seed(self.seed)  # after `blank`, which sets a seed of its own
+        return WindowReward(1, HORIZON, unit)
 
 
-def compared(size: int, seed: int, device: str = "cpu") -> Comparisons:
-    """Both models at noised plans of their training."""
-    models = [store.obtain(half, device) for half in pair()]
-    data = [half.data().to(device) for half in pair()]
-    return comparisons.algorithm1(*models, *data, size=size, seed=seed, batch=2_000)
+def reward() -> ToyReward:
+    """The reward of the book's pair."""
+    return ToyReward(ToyDiffuser("base"), ToyDiffuser("expert"))
