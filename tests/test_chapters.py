@@ -158,6 +158,8 @@ BAD = {
         ("balls", "1", "from 2"),
         ("denoising", "51", "from 2 to 50"),
         ("n_seeds", "0", "from 1"),
+        ("particles", "1", "from 2"),
+        ("selected", "0", "from 1"),
     ],
     "16_do_you_have_to_learn_it": [
         *COMMON,
@@ -167,6 +169,9 @@ BAD = {
         ("plans", "0", "from 20"),
         ("levels", "1", "from 2"),
         ("horizon", "36", "multiple of 32"),
+        ("pictures", "398", "from 40 to 397"),
+        ("picture_levels", "1", "from 2"),
+        ("robot_steps", "0", "from 5000"),
     ],
     "17_the_reward_as_a_reward": [
         *COMMON,

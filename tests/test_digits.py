@@ -57,6 +57,8 @@ def test_base_fine_tune_and_reward_are_made_and_come_back(tmp_path, monkeypatch)
     x, t = torch.randn(5, 1, 8, 8, generator=stream(0, 1)), torch.zeros(5, dtype=torch.long)
     again = store.obtain(recipe)
     assert torch.equal(reward(x, t), again(x, t)) and reward.steps == 1000
+    means = store.obtain(replace(recipe, target="mean", place="mu_base"))
+    assert (means.target, means.place) == ("mean", "mu_base")
     held_out = recipe.compared(20, 1, held_out=True)
     assert held_out.x.shape == (20, 1, 8, 8)
     mine, other = (store.obtain(half).network.state_dict() for half in (base, expert))

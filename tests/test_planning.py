@@ -15,7 +15,7 @@ from rrlib.mazes import world as maze
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser
-from rrlib.rewards import RelativeReward
+from rrlib.rewards import RelativeReward, compose
 from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream
 
@@ -163,3 +163,32 @@ def test_the_controller_is_the_one_that_is_documented(recorded, monkeypatch):
         row = plans[:, k].astype(float)
         wanted = row[:, :2] + 10 * (row[:, 2:4] - states[:, :2]) + (row[:, 4:] - states[:, 2:])
         np.testing.assert_allclose(push, wanted, atol=1e-4)
+
+
+def test_weighted_plans_begin_where_the_ball_is_and_follow_the_sum():
+    """Of linear models: the samples are those of `sample_weighted`, told the first observation."""
+    model = Denoiser(lambda x, t: 0.5 * x, cosine_scheduler(6, clip=False))
+    parts = [
+        RelativeReward(WindowReward(6, 4, torch.ones(6), hidden=(8,)), "score", "x_t")
+        for _ in range(2)
+    ]
+    reward, first = compose(parts, (1.0, 1.0)), torch.tensor([[1.0, 2, 3, 4], [-1.0, 0, 1, 0]])
+    found = planning.weighted_plans(model, first, 8, reward, particles=5, seed=3)
+    assert found.samples.shape == (2, 5, 8, 6) and found.effective.shape == (6, 2)
+    assert torch.equal(found.samples[:, :, 0, 2:], first[:, None].expand(2, 5, 4))
+    assert_close(found.weights.sum(1), torch.ones(2).double())
+    again = planning.weighted_plans(model, first, 8, reward, particles=5, seed=3)
+    assert torch.equal(found.samples, again.samples)
+
+
+def test_a_selected_plan_is_the_best_of_the_models_own():
+    model = Denoiser(lambda x, t: 0.5 * x, cosine_scheduler(6, clip=False))
+    first, noise = torch.tensor([[1.0, 2, 3, 4], [-1.0, 0, 1, 0]]), (4, 0)
+    drawn = stream(*noise)
+    made = torch.stack([planning.plans_from(model, first, 8, drawn) for _ in range(7)])
+    worth = made.flatten(2).sum(2)
+    found = planning.selected_plans(
+        model, first, 8, stream(*noise), lambda x, t: x.flatten(1).sum(1), 7
+    )
+    assert torch.equal(found, made[worth.argmax(0), torch.arange(2)])
+    assert torch.equal(found[:, 0, 2:], first)

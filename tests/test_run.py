@@ -151,6 +151,8 @@ def test_the_graph_knows_what_shipped_files_chapters_read():
             wanted |= {"rrlib/lab/agents/policies/*", "shipped/StepDiffuser/*/*"}
         studies = re.findall(r"\.number\(\"([\w-]+)\"", code)
         wanted |= {f"results/full/{study}.json" for study in studies}
+        wanted |= {"shipped/DigitsDiffuser/*/*"} if "rrlib.lab.images.digits" in rooms else set()
+        wanted |= {"shipped/ToyDiffuser/*/*"} if "rrlib.lab.toys" in rooms else set()
         if "rrlib.lab.images.experiments" in rooms:
             wanted |= {"rrlib/images/miniature/files/**/*", "results/full/images-*.safetensors"}
         assert set(told.get(path.stem, [])) == wanted, path.stem

@@ -10,7 +10,7 @@ import pytest
 import ship_diffusers
 import yaml
 
-from rrlib.lab import keys, store
+from rrlib.lab import keys, store, toys
 from rrlib.lab.images import digits
 from rrlib.lab.locomotion import experiments as locomotion_experiments
 from rrlib.lab.mazes import experiments as maze_experiments
@@ -78,8 +78,8 @@ def test_what_the_quick_profile_asks_for_is_there():
     for chapter in ("10_locomotion_data", "11_locomotion_steering"):
         for one in locomotion_experiments.experiments(chosen(chapter), 1):
             asked += [one.base, one.expert]
-    pair = digits.reward()
-    asked += [pair.base, pair.expert]
+    for pair in (digits.reward(), toys.reward()):
+        asked += [pair.base, pair.expert]
     wanted = {store.SHIPPED / type(one).__name__ / store.key(one) for one in asked}
     assert len(wanted) > 4 and wanted <= set(PLACES)
 

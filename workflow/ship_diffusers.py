@@ -14,7 +14,7 @@ from pathlib import Path
 from rrlib import disk
 from rrlib.lab import store
 
-KINDS = ("MazeDiffuser", "LocomotionDiffuser", "DigitsDiffuser", "StepDiffuser")
+KINDS = ("MazeDiffuser", "LocomotionDiffuser", "DigitsDiffuser", "StepDiffuser", "ToyDiffuser")
 
 
 def ship(source: Path, target: Path) -> list[Path]:

@@ -11,7 +11,8 @@ from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.mazes import world as maze
 from rrlib.mazes.world import Maze
-from rrlib.plans.conditioning import given
+from rrlib.particles import Particles, sample_weighted
+from rrlib.plans.conditioning import given, hold
 from rrlib.plans.trajectories import Normaliser
 from rrlib.rewards import RelativeReward
 
@@ -47,6 +48,63 @@ def plans_from(
         reward=reward,
         guidance_scale=scale,
         num_inference_steps=num_inference_steps,
+    )
+
+
+def weighted_plans(
+    model: Denoiser,
+    first: Tensor,
+    horizon: int,
+    reward: RelativeReward,
+    *,
+    particles: int,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+) -> Particles:
+    """`plans_from` made exact for sums of rewards: N weighted plans for each ball, [n, N, H, 6].
+
+    Args:
+        model, first, horizon, num_inference_steps: see `plans_from`.
+        reward, guidance_scale: steer the model.
+        particles, seed: see `particles.sample_weighted`. The given observation does not weigh.
+    """
+    device = str(next(reward.network.parameters(), first).device)
+    told = first.to(device).repeat_interleave(particles, 0)
+    return sample_weighted(
+        given(model, told),
+        (len(first), horizon, first.shape[1] + maze.ACTION),
+        reward,
+        particles=particles,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        device=device,
+        keep=hold(told),
+        num_inference_steps=num_inference_steps,
+    )
+
+
+def selected_plans(
+    model: Denoiser,
+    first: Tensor,
+    horizon: int,
+    generator: torch.Generator,
+    reward: RelativeReward,
+    n: int,
+    num_inference_steps: int | None = None,
+) -> Tensor:
+    """Selection in guidance's place: of n unsteered plans for each ball the one of most reward.
+
+    Args:
+        model, first, horizon, generator, num_inference_steps: see `plans_from`.
+        reward: says which, at t = 0.
+        n: see `guidance.best_of`.
+    """
+    first = first.to(generator.device)
+    shape = (len(first), horizon, first.shape[1] + maze.ACTION)
+    told = given(model, first)
+    return steering.best_of(
+        told, shape, reward, n, generator, num_inference_steps=num_inference_steps
     )
 
 

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from rrlib import comparisons, extraction, training
+from rrlib.comparisons import Place, Target
 from rrlib.denoisers import Denoiser
 from rrlib.lab import recipes, store
 from rrlib.plans.rewards import WindowReward
@@ -111,11 +112,13 @@ class PixelReward(nn.Module):
 
 @dataclass(frozen=True)
 class DigitsReward:
-    """What the fine-tune prefers, by `RelativeReward.fit` in its own settings."""
+    """What the fine-tune prefers, by `RelativeReward.fit`, in its own settings as it stands."""
 
     base: DigitsDiffuser
     expert: DigitsDiffuser
     pool: int = 8_000
+    target: Target = "score"
+    place: Place = "x_t"
     steps: int = 1_500
     batch: int = 256
     learning_rate: float = 1e-3
@@ -131,7 +134,7 @@ class DigitsReward:
 
     def make(self, folder: Path, device: str) -> None:
         """Compare and fit, write `reward.safetensors`."""
-        pool = self.compared(self.pool, self.seed, False, device).pool("score", "x_t")
+        pool = self.compared(self.pool, self.seed, False, device).pool(self.target, self.place)
         network, file = self._network().to(device), folder / "reward.safetensors"
         options = training.options(self) | {"batch": self.batch}
         recipes.fitted(network, pool, file, "reward of digits", **options)
@@ -140,11 +143,11 @@ class DigitsReward:
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
         network = recipes.load_network(self._network(), folder / "reward.safetensors", device)
-        return RelativeReward(network, "score", "x_t")
+        return RelativeReward(network, self.target, self.place)
 
     def _network(self) -> PixelReward:
         torch.manual_seed(self.seed)
-        return PixelReward(PIXELS, extraction.units(self.base.blank("cpu"), "score"))
+        return PixelReward(PIXELS, extraction.units(self.base.blank("cpu"), self.target))
 
 
 def reward() -> DigitsReward:
