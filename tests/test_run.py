@@ -150,6 +150,10 @@ def test_the_graph_knows_what_shipped_files_chapters_read():
         if "rrlib.lab.agents.recipes" in rooms:
             wanted |= {"rrlib/lab/agents/policies/*", "shipped/StepDiffuser/*/*"}
         studies = re.findall(r"\.number\(\"([\w-]+)\"", code)
+        if "beside_full" in code:  # another study's, its own, or both of two
+            others = re.findall(r'\bof="([\w-]+)"', code)
+            own = re.findall(r'(\w+) = notebook.Study\("([\w-]+)"', code)
+            studies += others or [study for name, study in own if f"{name}.beside_full" in code]
         wanted |= {f"results/full/{study}.json" for study in studies}
         wanted |= {"shipped/DigitsDiffuser/*/*"} if "rrlib.lab.images.digits" in rooms else set()
         wanted |= {"shipped/ToyDiffuser/*/*"} if "rrlib.lab.toys" in rooms else set()
