@@ -119,7 +119,7 @@ class Pool:
 
         0 where both models agree at all points of a t, and where the pool has no point of it.
         """
-        squares = self.target.flatten(1).square().mean(1)
+        squares = self.target.to(wide(self.target)).flatten(1).square().mean(1)
         total = torch.zeros(steps, dtype=squares.dtype, device=squares.device)
         count = total.index_add(0, self.t, torch.ones_like(squares))
         total = total.index_add(0, self.t, squares)

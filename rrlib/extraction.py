@@ -15,6 +15,7 @@ from torch.nn import functional
 from rrlib.comparisons import Condition, Place, Pool, Target, aligned, asked, drawn, noised
 from rrlib.denoisers import Denoiser, check_beside, third_argument
 from rrlib.errors import InputError
+from rrlib.schedules import wide
 from rrlib.training import Progress, train
 
 
@@ -256,13 +257,13 @@ def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> 
     NaN where there is nothing to explain: both models agree there, or the pool has no such t.
     Ask it of a pool that the reward was not fitted to.
     """
-    left = torch.zeros(steps, dtype=pool.target.dtype, device=pool.target.device)
+    precision = wide(pool.target)  # a pool may be kept in half of it
+    left = torch.zeros(steps, dtype=precision, device=pool.target.device)
     total = left.clone()
     for rows in torch.arange(len(pool), device=pool.t.device).split(batch):
-        x = pool.x[rows].detach().requires_grad_()
+        x, target = (part[rows].detach().to(precision) for part in (pool.x, pool.target))
         seen = told(network, pool.condition, rows)
-        gradient = torch.autograd.grad(seen(x, pool.t[rows]).sum(), x)[0]
-        error = (gradient - pool.target[rows]).flatten(1).square().sum(1)
-        left.index_add_(0, pool.t[rows], error)
-        total.index_add_(0, pool.t[rows], pool.target[rows].flatten(1).square().sum(1))
+        gradient = torch.autograd.grad(seen(x.requires_grad_(), pool.t[rows]).sum(), x)[0]
+        left.index_add_(0, pool.t[rows], (gradient - target).flatten(1).square().sum(1))
+        total.index_add_(0, pool.t[rows], target.flatten(1).square().sum(1))
     return torch.where(total > 0, 1 - left / total, torch.nan)

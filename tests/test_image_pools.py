@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
+from rrlib import extraction
 from rrlib.errors import InputError
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
@@ -91,6 +93,10 @@ def test_a_pool_held_in_memory_is_the_pool_on_disk(pool, monkeypatch):
     assert disk.bytes == memory.x.nbytes + memory.target.nbytes and memory.x.dtype == torch.half
     for name in ("x", "target"):
         assert torch.equal(getattr(memory, name)[rows].float(), getattr(disk, name)[rows])
+    network = image_pairs.blank(disk.shards, [1, 4, 11], Fit(0.5, (8, 8), 1, 16, 1e-3)).network
+    shares = (extraction.explained(network, one, disk.shards.steps) for one in (memory, disk))
+    assert_close(*shares)
+    assert_close(memory.scale(disk.shards.steps), disk.scale(disk.shards.steps).float())
     monkeypatch.setattr(image_pairs, "IN_MEMORY", 10)
     assert image_pairs.held(disk) is disk
 
