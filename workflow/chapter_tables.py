@@ -20,6 +20,8 @@ INTERVALS = (
     (r"locomotion(-\w+)? .*", "bootstrap, episodes of one pair"),
     (r"images \w*accuracy", "Wilson's in full, Newcombe's of two shares in quick"),
     (r"(maze2d\S* goal_found\w*|maze2d-use \w+|image\S* .*)", "Wilson's"),
+    (r"reward-as-reward pointmaze\..*", "Wilson's, balls of one agent"),
+    (r"reward-as-reward .*", "Student's, episodes of one agent"),
     (r"(maze2d\S* logreg\w*|maze2d_choices .*)", "Student's"),
 )
 Results = dict[tuple[str, str], dict]

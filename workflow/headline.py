@@ -19,7 +19,7 @@ def table() -> str:
     rows = yaml.safe_load((ROOT / "workflow" / "headline.yaml").read_text(encoding="utf-8"))
     lines = ["| | paper | here, 95 % interval | what differs |", "|---|---|---|---|"]
     for row in rows:
-        cells = (row["what"], *map(_filled, (row["paper"], row["here"])), row["differs"])
+        cells = row["what"], *(_filled(row[name]) for name in ("paper", "here", "differs"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
