@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from rrlib.comparisons import Condition, Place, aligned
+from rrlib.comparisons import Condition, aligned
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.pools import Place
 
 
 def rotational_share(jacobians: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.comparisons import Condition, Place, Pool, Target, aligned, asked, drawn, noised
+from rrlib.comparisons import Condition, aligned, asked, drawn, noised
 from rrlib.denoisers import Denoiser, check_beside, third_argument
 from rrlib.errors import InputError
+from rrlib.pools import Place, Pool, Target
 from rrlib.schedules import wide
 from rrlib.training import Progress, train
 
@@ -257,11 +258,11 @@ def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> 
     NaN where there is nothing to explain: both models agree there, or the pool has no such t.
     Ask it of a pool that the reward was not fitted to.
     """
-    precision = wide(pool.target)  # a pool may be kept in half of it
-    left = torch.zeros(steps, dtype=precision, device=pool.target.device)
+    left = torch.zeros(steps, dtype=wide(pool.target), device=pool.target.device)
     total = left.clone()
     for rows in torch.arange(len(pool), device=pool.t.device).split(batch):
-        x, target = (part[rows].detach().to(precision) for part in (pool.x, pool.target))
+        # A pool may be kept in half precision.
+        x, target = (part[rows].detach().to(wide(part)) for part in (pool.x, pool.target))
         seen = told(network, pool.condition, rows)
         gradient = torch.autograd.grad(seen(x.requires_grad_(), pool.t[rows]).sum(), x)[0]
         left.index_add_(0, pool.t[rows], (gradient - target).flatten(1).square().sum(1))

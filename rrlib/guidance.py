@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rrlib.comparisons import Place, Target, aligned
+from rrlib.comparisons import aligned
 from rrlib.denoisers import Denoiser, between
 from rrlib.errors import InputError, check_one_of, shown
+from rrlib.pools import Place, Target
 from rrlib.rewards import RelativeReward
 from rrlib.schedules import kept_steps, narrow, wide
 

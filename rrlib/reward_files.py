@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rrlib.comparisons import Place, Target
 from rrlib.errors import InputError, shown
+from rrlib.pools import Place, Target
 from rrlib.tensor_files import halved, read_tensors, write_tensors
 
 # Where each kind of network that a file may hold is defined. Nothing else is ever imported for one.

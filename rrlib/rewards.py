@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rrlib import extraction, reward_files, training
-from rrlib.comparisons import Comparisons, Place, Target, check_kind
+from rrlib.comparisons import Comparisons
 from rrlib.denoisers import third_argument
 from rrlib.errors import InputError, shown
 from rrlib.extraction import unit_of
+from rrlib.pools import Place, Target, check_kind
 from rrlib.schedules import check_times
 
 

@@ -9,7 +9,7 @@ import tiny_pipelines
 import torch
 from small_recipes import recipes
 
-from rrlib import comparisons, extraction, guidance, particles, ratios
+from rrlib import comparisons, extraction, guidance, particles, pools, ratios
 from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.images import comparisons as image_comparisons
@@ -103,7 +103,7 @@ def line(device: str, n: int) -> ratios.Estimate:
 def explained(device: str, n: int) -> torch.Tensor:
     """n batches of held-out comparisons."""
     x, t = torch.ones(4 * n, 4, D).to(device), torch.arange(4 * n).remainder(6).to(device)
-    pool = comparisons.Pool(x, t, x)
+    pool = pools.Pool(x, t, x)
     return extraction.explained(reward(6, device).network, pool, 6, batch=4)
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from rrlib import extraction
-from rrlib.comparisons import Pool
 from rrlib.errors import InputError
 from rrlib.images import comparisons as image_extraction
 from rrlib.images import pairs as image_pairs
@@ -21,6 +20,7 @@ from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.pairs import Fit, ImageReward
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.shards import Shards
+from rrlib.pools import Pool
 from rrlib.rewards import RelativeReward
 from rrlib.training import Progress, finish, stream
 

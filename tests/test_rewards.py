@@ -6,11 +6,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from rrlib import extraction
-from rrlib.comparisons import windows
 from rrlib.errors import InputError
 from rrlib.extraction import unit_of
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
+from rrlib.pools import windows
 from rrlib.rewards import RelativeReward, Rescaled, compose
 from rrlib.training import Stack, stream
 

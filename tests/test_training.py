@@ -14,9 +14,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from rrlib import extraction
-from rrlib.comparisons import Pool
 from rrlib.errors import InputError
 from rrlib.plans.rewards import WindowReward
+from rrlib.pools import Pool
 from rrlib.tensor_files import read_tensors
 from rrlib.training import Progress, Stack, finish, stream, train
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from rrlib import extraction, metrics, training
-from rrlib.comparisons import Pool
 from rrlib.errors import InputError, shown
 from rrlib.images import comparisons as image_extraction
 from rrlib.images import pipelines
@@ -29,6 +28,7 @@ from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import ImageReward, schedule
 from rrlib.images.shards import SIDES, ShardPool, Shards
 from rrlib.metrics import Separability
+from rrlib.pools import Pool
 from rrlib.rewards import RelativeReward, load_rewards
 from rrlib.training import Progress
 
@@ -236,7 +236,7 @@ def levelled_loss(
 
     Args:
         network: of the reward.
-        x, t, target: of the batch, see `comparisons.Pool`.
+        x, t, target: of the batch, see `pools.Pool`.
         weight: of each target, [B], by whose square it counts, as in `extraction.fit`.
         of_base: whether x is on the way to an image of the base's own, bool [B].
         level: weight of squared rewards in the network's units.

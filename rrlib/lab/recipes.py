@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rrlib import comparisons, extraction, schedules, training
-from rrlib.comparisons import Comparisons, Condition, Place, Pool, Target
+from rrlib.comparisons import Comparisons, Condition
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, check_one_of
 from rrlib.lab import store
@@ -23,6 +23,7 @@ from rrlib.plans import trajectories
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.plans.windows import Windows
+from rrlib.pools import Place, Pool, Target
 from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 from rrlib.theory.sde import GaussianMixture

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rrlib import comparisons, extraction, training
-from rrlib.comparisons import Place, Target
 from rrlib.denoisers import Denoiser
 from rrlib.lab import recipes, store
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import WindowReward
+from rrlib.pools import Place, Target
 from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 

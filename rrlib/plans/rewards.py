@@ -7,9 +7,9 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from rrlib.comparisons import windows
 from rrlib.errors import InputError, check_one_of
 from rrlib.plans.networks import temporal_unet
+from rrlib.pools import windows
 from rrlib.rewards import per_step
 
 Activation = Literal["silu", "leaky_relu"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rrlib import extraction, schedules, training
-from rrlib.comparisons import Comparisons, Place, Target
+from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.locomotion.recipes import LocomotionData
@@ -23,6 +23,7 @@ from rrlib.plans import conditioning, trajectories
 from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser
+from rrlib.pools import Place, Target
 from rrlib.rewards import RelativeReward
 
 

@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from rrlib import comparisons, extraction, training
-from rrlib.comparisons import Place, Target
 from rrlib.denoisers import Denoiser
 from rrlib.lab import recipes, store
 from rrlib.plans.rewards import WindowReward
+from rrlib.pools import Place, Target
 from rrlib.rewards import RelativeReward
 
 PIXELS = 8

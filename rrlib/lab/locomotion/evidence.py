@@ -10,7 +10,6 @@ import torch
 
 from rrlib import comparisons, extraction, metrics, training
 from rrlib import diagnostics as rotation
-from rrlib.comparisons import Place, Pool
 from rrlib.lab import store
 from rrlib.lab.locomotion.recipes import LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionReward, LocomotionRollouts
@@ -18,6 +17,7 @@ from rrlib.locomotion import world as locomotion
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import first_given, given, held
 from rrlib.plans.trajectories import Trajectories
+from rrlib.pools import Place, Pool
 
 if TYPE_CHECKING:
     from rrlib.lab.notebook import Study

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from rrlib import reward_files, training
-from rrlib.comparisons import Place
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
 from rrlib.lab import store
@@ -20,6 +19,7 @@ from rrlib.locomotion import rollouts
 from rrlib.locomotion.robots import Environment
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.pools import Place
 from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import halved, read_tensors, write_tensors
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrlib import extraction, training
 from rrlib import guidance as steering
-from rrlib.comparisons import Comparisons, Place, Pool, Target
+from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.locomotion.recipes import RATES, LocomotionDiffuser, check_training
@@ -23,6 +23,7 @@ from rrlib.plans.conditioning import first_given
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
 from rrlib.plans.trajectories import Trajectories
+from rrlib.pools import Place, Pool, Target
 from rrlib.rewards import RelativeReward, Rescaled
 
 

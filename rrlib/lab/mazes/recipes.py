@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rrlib import extraction, schedules, training
-from rrlib.comparisons import Comparisons, Place, Target
+from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
@@ -19,6 +19,7 @@ from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import Activation, WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.pools import Place, Target
 from rrlib.rewards import RelativeReward
 
 # Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
