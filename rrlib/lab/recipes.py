@@ -202,3 +202,9 @@ def load_network(network: nn.Module, file: Path, device: str) -> nn.Module:
     """The network with a file's weights, frozen, on a device."""
     network.load_state_dict(load_file(file))
     return network.to(device).eval().requires_grad_(False)
+
+
+def load_denoiser(denoiser: Denoiser, folder: Path, device: str) -> Denoiser:
+    """The model with the weights of a folder's `denoiser.safetensors`, frozen, on a device."""
+    load_network(denoiser.network, folder / "denoiser.safetensors", device)
+    return denoiser

@@ -95,9 +95,7 @@ class ToyDiffuser:
 
     def load(self, folder: Path, device: str) -> Denoiser:
         """The trained model."""
-        model = self.blank(device)
-        recipes.load_network(model.network, folder / "denoiser.safetensors", device)
-        return model
+        return recipes.load_denoiser(self.blank(device), folder, device)
 
     def blank(self, device: str) -> Denoiser:
         """Before training."""

@@ -87,9 +87,7 @@ class StepDiffuser:
 
     def load(self, folder: Path, device: str) -> Denoiser:
         """The trained diffusion model."""
-        denoiser = self.blank(device)
-        recipes.load_network(denoiser.network, folder / "denoiser.safetensors", device)
-        return denoiser
+        return recipes.load_denoiser(self.blank(device), folder, device)
 
     def blank(self, device: str) -> Denoiser:
         """The model before training."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -76,10 +76,7 @@ class DigitsDiffuser:
 
     def load(self, folder: Path, device: str) -> Denoiser:
         """The trained model."""
-        model = self.blank(device)
-        model.network.load_state_dict(load_file(folder / "denoiser.safetensors"))
-        model.network.to(device).eval().requires_grad_(False)
-        return model
+        return recipes.load_denoiser(self.blank(device), folder, device)
 
     def blank(self, device: str) -> Denoiser:
         """Before training."""
