@@ -110,6 +110,21 @@ def test_a_page_is_quiet_legible_and_alone(page, address, name):
         ] == [], theme
 
 
+def test_pages_are_small(browser, address):
+    """All that a page asks for, with nothing cached, in bytes."""
+    sizes = {}
+    for name in PAGES:
+        context = browser.new_context()
+        page, found = context.new_page(), []
+        page.on("response", found.append)
+        settled(page, address + name)
+        page.wait_for_load_state("networkidle")
+        sizes[name] = sum(len(response.body()) for response in found if response.ok)
+        context.close()
+    assert sizes["book/intro.html"] <= 1.5e6
+    assert max(sizes.values()) <= 3e6, max(sizes.items(), key=lambda item: item[1])
+
+
 def test_links_lead_to_pages_and_places_that_exist():
     soups = {
         name: BeautifulSoup((HTML / name).read_text(encoding="utf-8"), "html.parser")
