@@ -9,6 +9,27 @@ document.addEventListener("DOMContentLoaded", () => {
   reach();
   addEventListener("load", reach);
   addEventListener("resize", reach);
+  // A film can be stopped, and for those who asked for less motion it begins so.
+  for (const film of document.querySelectorAll('figure > img[src^="data:image/webp"]')) {
+    const still = document.createElement("canvas");
+    const button = document.createElement("button");
+    still.setAttribute("role", "img");
+    still.setAttribute("aria-label", film.alt);
+    still.style.maxWidth = "100%";
+    const stop = (stopped) => {
+      if (stopped) {
+        [still.width, still.height] = [film.naturalWidth, film.naturalHeight];
+        still.getContext("2d").drawImage(film, 0, 0);
+      }
+      film.hidden = stopped;
+      still.hidden = !stopped;
+      button.textContent = stopped ? "Play the film" : "Stop the film";
+    };
+    button.type = "button";
+    button.addEventListener("click", () => stop(!film.hidden));
+    film.after(still, button);
+    film.decode().then(() => stop(matchMedia("(prefers-reduced-motion: reduce)").matches));
+  }
   // Entries of a bibliography are no list items, so what holds them is no list.
   for (const list of document.querySelectorAll(".citation-list[role=list]")) list.removeAttribute("role");
 });

@@ -150,6 +150,24 @@ def test_search_finds_a_chapter(page, address):
     assert any("03_conservative_projection" in link for link in found)
 
 
+def test_a_film_can_be_stopped(page, browser, address):
+    settled(page, f"{address}notebooks/06_maze_rewards.html")
+    film, button = (
+        page.locator("figure > img[src^='data:image/webp']"),
+        page.locator("figure button"),
+    )
+    assert film.is_visible() and button.text_content() == "Stop the film"
+    button.click()
+    assert not film.is_visible() and page.locator("figure > canvas").is_visible()
+    assert button.text_content() == "Play the film"
+    button.click()
+    assert film.is_visible()
+    calm = browser.new_page(reduced_motion="reduce")
+    settled(calm, f"{address}notebooks/06_maze_rewards.html")
+    assert calm.locator("figure > canvas").is_visible()
+    calm.close()
+
+
 def test_the_gaussians_of_the_page_are_the_ones_of_the_formulas(page, address):
     """The reward against SciPy's densities; the steered base at w = 1 against the expert."""
     settled(page, f"{address}book/play.html")
