@@ -103,6 +103,7 @@ def test_what_is_not_kept_is_made_when_it_is_wanted_and_remembered_until_the_nex
     assert Passing.loads == ["cpu"] and not store.folder(one).parent.exists()
     assert store.obtain(other) == [3.0, 3.0] and store.obtain(one) == found
     assert Passing.loads == ["cpu"] * 3
+    assert store.spent([one, one.of, other]) == store.spent([one.of])  # it has no manifest
     monkeypatch.setenv("RRLIB_STORE", str(store.root()) + "-other")  # of another store
     assert store.obtain(one) == found and len(Passing.loads) == 4
 
