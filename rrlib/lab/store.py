@@ -158,8 +158,8 @@ def obtain_all(recipes: Iterable[Any], device: str = "cpu") -> list[Any]:
 def spent(recipes: Iterable[Any], device: str = "cpu") -> tuple[float, float]:
     """What stored artefacts took: hours of one core, and the most memory of a GPU or process, GB.
 
-    Their parts count where they are among `recipes`, see `manifest`; what is not kept counts in what
-    was made of it.
+    Their parts count where they are among `recipes`, see `manifest`; what is not kept counts in
+    what was made of it.
     """
     made = [manifest(recipe, device) for recipe in dict.fromkeys(recipes) if _is_kept(recipe)]
     peaks = (about["cuda_peak_mb"] or about["process_peak_mb"] for about in made)
