@@ -32,6 +32,8 @@ WIDTHS = (1280, 390)  # a laptop's and a phone's, CSS pixels
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
 READY = """() => !window.MathJax || document.querySelector("mjx-container") !== null
     || !document.querySelector(".math")"""
+# A page hears of its new width before the frame after the next.
+FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # Typeset formulas hold no text of their own, and code may hold a backslash.
 TEXT = """() => {
     const copy = document.querySelector("article").cloneNode(true);
@@ -99,6 +101,7 @@ def test_a_page_is_quiet_legible_and_alone(page, address, name):
         page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
+            page.evaluate(FRAME)
             wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
             assert wide <= 0, f"{theme}, {width} px: {wide} px too wide"
         found = page.evaluate("axe.run('article', {resultTypes: ['violations'], preload: false})")
@@ -116,7 +119,7 @@ def test_pages_are_small(browser, address):
     for name in PAGES:
         context = browser.new_context()
         page, found = context.new_page(), []
-        page.on("response", found.append)
+        page.on("response", lambda response, found=found: found.append(response))
         settled(page, address + name)
         page.wait_for_load_state("networkidle")
         sizes[name] = sum(len(response.body()) for response in found if response.ok)
