@@ -65,11 +65,12 @@ class Paid(VecEnv):
     def get_attr(self, attr_name, indices=None):
         return [None] * self.num_envs  # such as `render_mode`: there is none
 
+    # A vector environment must have these two; SAC calls neither, and there is nothing behind them.
     def set_attr(self, attr_name, value, indices=None):
-        raise NotImplementedError
+        raise AttributeError(f"batched worlds have no attribute {attr_name!r} to set")
 
     def env_method(self, method_name, *args, indices=None, **kwargs):
-        raise NotImplementedError
+        raise AttributeError(f"batched worlds have no method {method_name!r}")
 
     def env_is_wrapped(self, wrapper_class, indices=None):
         return [False] * self.num_envs
