@@ -20,9 +20,9 @@ __version__ = "0.1.0"
 # Loaded when they are first asked for: torch, diffusers and simulators take seconds to import.
 _PLACES = {
     "Denoiser": "denoisers",
-    "cosine_scheduler": "schedules",
-    "flow_schedule": "schedules",
-    "edm_schedule": "schedules",
+    "cosine_scheduler": "noise.schedulers",
+    "flow_schedule": "noise.schedules",
+    "edm_schedule": "noise.schedules",
     "Comparisons": "comparisons",
     "compare": "comparisons",
     "RelativeReward": "rewards",
@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     from rrlib.guidance import best_of as best_of
     from rrlib.guidance import sample as sample
     from rrlib.images.reward_functions import reward_function as reward_function
+    from rrlib.noise.schedulers import cosine_scheduler as cosine_scheduler
+    from rrlib.noise.schedules import edm_schedule as edm_schedule
+    from rrlib.noise.schedules import flow_schedule as flow_schedule
     from rrlib.particles import Particles as Particles
     from rrlib.particles import sample_weighted as sample_weighted
     from rrlib.plans.chunks import ChunkNetwork as ChunkNetwork
@@ -106,9 +109,6 @@ if TYPE_CHECKING:
     from rrlib.rewards import load_reward as load_reward
     from rrlib.rewards import load_rewards as load_rewards
     from rrlib.rewards import save_rewards as save_rewards
-    from rrlib.schedules import cosine_scheduler as cosine_scheduler
-    from rrlib.schedules import edm_schedule as edm_schedule
-    from rrlib.schedules import flow_schedule as flow_schedule
 
 
 def __getattr__(name: str) -> object:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
+from rrlib.noise.precision import narrow, wide
 from rrlib.pools import Place, Pool, Target, check_kind
-from rrlib.schedules import narrow, wide
 from rrlib.training import stream
 
 NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from rrlib.errors import InputError, shown
-from rrlib.schedules import Schedule, check_times, narrow, wide
+from rrlib.noise.precision import narrow, wide
+from rrlib.noise.schedulers import schedule_of
+from rrlib.noise.schedules import Schedule, check_times
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from diffusers import SchedulerMixin
@@ -75,7 +77,7 @@ class Denoiser:
     @cached_property
     def schedule(self) -> Schedule:
         """The levels that it is read at, and what it is asked there."""
-        return Schedule.of(self.scheduler).scaled(self.scale)
+        return schedule_of(self.scheduler).scaled(self.scale)
 
     @property
     def steps(self) -> int:

@@ -15,8 +15,8 @@ from torch.nn import functional
 from rrlib.comparisons import Condition, aligned, asked, drawn, noised
 from rrlib.denoisers import Denoiser, check_beside, third_argument
 from rrlib.errors import InputError
+from rrlib.noise.precision import wide
 from rrlib.pools import Place, Pool, Target
-from rrlib.schedules import wide
 from rrlib.training import Progress, train
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from rrlib.comparisons import aligned
 from rrlib.denoisers import Denoiser, between
 from rrlib.errors import InputError, check_one_of, shown
+from rrlib.noise.precision import narrow, wide
+from rrlib.noise.schedules import kept_steps
 from rrlib.pools import Place, Target
 from rrlib.rewards import RelativeReward
-from rrlib.schedules import kept_steps, narrow, wide
 
 ApplyTo = Literal["mean", "x_t"]
 
@@ -83,7 +84,7 @@ def denoise(
         stop_step: the last t that is steered (the authors' t_stopgrad); 0 steers every step.
         keep: what every x_t is put through, such as `plans.conditioning.hold` of what the denoiser
             was given; None changes nothing.
-        num_inference_steps: steps taken, spaced evenly over the T (`schedules.kept_steps`); None
+        num_inference_steps: steps taken, spaced evenly over the T (`kept_steps`); None
             takes all. A longer step is steered by the same shift of x0.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of
-from rrlib.schedules import wide
+from rrlib.noise.precision import wide
 
 Target = Literal["score", "mean"]
 Place = Literal["x_t", "mu_base"]

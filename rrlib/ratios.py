@@ -16,8 +16,8 @@ from torch import Tensor
 from rrlib.comparisons import Comparisons, aligned, check_answers, check_finite, compare_at
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, check_one_of, shown
+from rrlib.noise.precision import narrow, wide
 from rrlib.rewards import RelativeReward
-from rrlib.schedules import narrow, wide
 from rrlib.training import stream
 
 Weights = Literal["variational", "unweighted"]

@@ -15,8 +15,8 @@ from rrlib.comparisons import Comparisons
 from rrlib.denoisers import third_argument
 from rrlib.errors import InputError, shown
 from rrlib.extraction import unit_of
+from rrlib.noise.schedules import check_times
 from rrlib.pools import Place, Target, check_kind
-from rrlib.schedules import check_times
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from rrlib.images import guided as images
 from rrlib.images.guided import CONFIGURATIONS, Guided
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import ImageReward
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import ends_given, first_given, given, hold
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import WindowReward
 from rrlib.rewards import RelativeReward, compose
-from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream
 
 Loop = Callable[[str, int], object]  # device, steps: does so many of them there

@@ -13,10 +13,10 @@ from rrlib.lab.agents import evidence, experiments, worths
 from rrlib.lab.agents.worlds import REPEAT, Balls, Robots
 from rrlib.locomotion import world as locomotion
 from rrlib.mazes import world as maze
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.rewards import RelativeReward
-from rrlib.schedules import cosine_scheduler
 from rrlib.theory import examples
 
 RULER = Normaliser(np.array([-2, 0, 1], "f4"), np.array([2, 4, 3], "f4"))

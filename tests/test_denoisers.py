@@ -10,9 +10,9 @@ from rrlib import guidance as steering
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.guidance import sample
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import control_loss, given, plan_loss
 from rrlib.plans.networks import ChannelsFirst, PlanNetwork, check_horizon
-from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream, train
 
 STEPS = 20

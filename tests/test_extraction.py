@@ -13,11 +13,11 @@ from rrlib import comparisons, extraction
 from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import ends_given, first_given
 from rrlib.plans.rewards import WindowReward
 from rrlib.pools import Pool
 from rrlib.rewards import RelativeReward
-from rrlib.schedules import cosine_scheduler
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
 

@@ -15,7 +15,8 @@ import rrlib
 from rrlib import comparisons, extraction
 from rrlib.denoisers import Denoiser, step_between
 from rrlib.errors import InputError
-from rrlib.schedules import Schedule, cosine_scheduler, edm_schedule, flow_schedule
+from rrlib.noise.schedulers import cosine_scheduler, schedule_of
+from rrlib.noise.schedules import edm_schedule, flow_schedule
 from rrlib.training import stream
 
 # A Gaussian N(m, diag(v)) in two dimensions, and what the best network of each kind says of it.
@@ -185,7 +186,7 @@ class Quadratic(torch.nn.Module):
 
 def test_the_levels_of_a_flow_are_those_of_diffusers():
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
-    ours = Schedule.of(theirs)
+    ours = schedule_of(theirs)
     s = theirs.sigmas.double().flip(0)
     abar = torch.tensor(ours.abar)
     assert_close(
@@ -200,7 +201,7 @@ def test_a_dpm_solver_on_flow_sigmas_is_read_as_a_flow():
     theirs = diffusers.DPMSolverMultistepScheduler(
         100, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
     )
-    assert Schedule.of(theirs).abar == flow_schedule(100, shift=3.0).abar
+    assert schedule_of(theirs).abar == flow_schedule(100, shift=3.0).abar
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -213,7 +214,7 @@ def test_edm_is_preconditioned_as_diffusers_does(prediction):
         return torch.tanh(x) + t[:, None]
 
     model = Denoiser(network, theirs)
-    table = Schedule.of(theirs)
+    table = schedule_of(theirs)
     sigma = (torch.tensor(table.rest).double() / torch.tensor(table.abar).double()).sqrt()
     assert_close(sigma[[0, -1]], torch.tensor([0.002, 80.0]).double(), rtol=1e-5, atol=0)
     for step in (0, 20, 49):
@@ -332,14 +333,14 @@ def test_what_is_given_is_seen_clean_in_the_models_own_numbers(schedule, scale):
     x0 = model.x0(torch.randn(20, 4, 3, generator=stream(0, 0)), t)
     assert torch.equal(x0[:, 0, 1:], first)
     # EDM's network sees its own numbers times c_in.
-    table = Schedule.of(schedule)
+    table = schedule_of(schedule)
     sigma2 = (torch.tensor(table.rest) / torch.tensor(table.abar))[:, None]
     c_in = (sigma2 + 0.25).rsqrt() if table.prediction == "edm" else 1.0
     assert_close(seen[0][:, 0, 1:], scale * first * c_in, rtol=1e-4, atol=1e-6)
 
 
 def test_a_pair_of_models_with_no_level_in_common_is_refused():
-    few = Schedule.of(DDPMScheduler(10, trained_betas=[1e-6] * 10, clip_sample=False))
+    few = schedule_of(DDPMScheduler(10, trained_betas=[1e-6] * 10, clip_sample=False))
     base = Denoiser(lambda x, t: x, edm_schedule(20, sigma_min=0.5, sigma_max=80.0))
     with pytest.raises(InputError, match=r"^expert: its levels \(10 steps, .*\) are not allowed"):
         rrlib.compare(base, Denoiser(lambda x, t: x, few), shape=(2,), n=100)

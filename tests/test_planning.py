@@ -12,11 +12,11 @@ from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.mazes import driving as planning
 from rrlib.mazes import world as maze
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser
 from rrlib.rewards import RelativeReward, compose
-from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream
 
 EPISODES, LENGTH = 5, 49

@@ -21,10 +21,10 @@ from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.trajectories import Normaliser
-from rrlib.schedules import cosine_scheduler
 from rrlib.training import derived_seed, stream
 
 HOPPER = locomotion.load("hopper")

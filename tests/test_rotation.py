@@ -7,8 +7,8 @@ from torch.testing import assert_close
 from rrlib import diagnostics as rotation
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import first_given, held
-from rrlib.schedules import cosine_scheduler
 from rrlib.training import stream
 
 DRAWS = stream(0, 0)

@@ -11,10 +11,11 @@ from torch.testing import assert_close
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.guidance import ExactDifference, denoise, sample
+from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.noise.schedules import kept_steps
 from rrlib.plans.conditioning import hold
 from rrlib.plans.rewards import WindowReward
 from rrlib.rewards import RelativeReward
-from rrlib.schedules import cosine_scheduler, kept_steps
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
 

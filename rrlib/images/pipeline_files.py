@@ -39,7 +39,7 @@ from rrlib.disk import read_json, reason
 from rrlib.errors import InputError, shown
 from rrlib.images.kinds import checks
 from rrlib.images.kinds.checks import SCHEDULERS, SETTINGS, ddim, is_adapter
-from rrlib.schedules import FLOWS
+from rrlib.noise.schedulers import FLOWS
 
 
 class Layout(NamedTuple):

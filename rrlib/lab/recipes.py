@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rrlib import comparisons, extraction, schedules, training
+from rrlib import comparisons, extraction, training
 from rrlib.comparisons import Comparisons, Condition
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, check_one_of
 from rrlib.lab import store
+from rrlib.noise import schedulers
 from rrlib.plans import trajectories
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
@@ -58,7 +59,7 @@ class GaussianReward:
 
     def pair(self) -> tuple[Denoiser, Denoiser]:
         """The two diffusion models, exact but for the `error`."""
-        scheduler = schedules.cosine_scheduler(self.diffusion_steps, clip=False)
+        scheduler = schedulers.cosine_scheduler(self.diffusion_steps, clip=False)
         base, expert = self.base.denoiser(scheduler), self.expert.denoiser(scheduler)
         if self.error is None:
             return base, expert

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from rrlib.schedules import cosine_scheduler
+from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.theory import examples, fields, sde
 
 

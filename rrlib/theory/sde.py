@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.schedules import Schedule
+from rrlib.noise.schedulers import schedule_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def score_denoiser(score: Callable[[Tensor, Tensor], Tensor], scheduler: DDPMSch
     Raises:
         InputError: another scheduler.
     """
-    schedule = Schedule.of(scheduler)
+    schedule = schedule_of(scheduler)
     if schedule.prediction != "sample" or schedule.clip is not None:
         raise InputError(
             f"scheduler: prediction_type={schedule.prediction!r} with clip_sample="

@@ -12,7 +12,7 @@ from torch import nn
 
 from rrlib.errors import shown
 from rrlib.images.kinds.protocol import Levels
-from rrlib.schedules import Schedule
+from rrlib.noise.schedulers import schedule_of
 
 # Schedulers of variance-preserving noise: their networks can be asked at DDIM's own steps.
 SCHEDULERS = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
@@ -117,7 +117,7 @@ def stepped(own: DDIMScheduler, steps: int) -> Levels:
     settings = {key: value for key, value in own.config.items() if key in PIXELS}
     scheduler = DDIMScheduler(**settings | {"prediction_type": "epsilon"})
     scheduler.set_timesteps(steps)
-    return Levels(scheduler, Schedule.of(own))
+    return Levels(scheduler, schedule_of(own))
 
 
 def is_adapter(name: str) -> bool:

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import extraction, schedules, training
+from rrlib import extraction, training
 from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.locomotion.recipes import LocomotionData
 from rrlib.lab.mazes.recipes import MazeData
 from rrlib.lab.recipes import Split
+from rrlib.noise import schedulers
 from rrlib.plans import conditioning, trajectories
 from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.plans.rewards import WindowReward
@@ -94,7 +95,7 @@ class StepDiffuser:
         torch.manual_seed(self.seed)
         shape = sum(self.widths), self.window, self.diffusion_steps
         network = PlanPerceptron(*shape, self.hidden, self.blocks).to(device)
-        return Denoiser(network, schedules.cosine_scheduler(self.diffusion_steps, clip=False))
+        return Denoiser(network, schedulers.cosine_scheduler(self.diffusion_steps, clip=False))
 
 
 @dataclass(frozen=True)

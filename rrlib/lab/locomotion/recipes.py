@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import schedules, training
+from rrlib import training
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import actors
 from rrlib.locomotion import world as locomotion
+from rrlib.noise import schedulers
 from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.perceptron import PlanPerceptron
@@ -173,7 +174,7 @@ class LocomotionDiffuser:
         else:
             shape = width, self.horizon, self.diffusion_steps
             network = PlanPerceptron(*shape, self.hidden, self.blocks)
-        scheduler = schedules.cosine_scheduler(self.diffusion_steps, clip=False)
+        scheduler = schedulers.cosine_scheduler(self.diffusion_steps, clip=False)
         return Denoiser(network.to(device), scheduler)
 
 

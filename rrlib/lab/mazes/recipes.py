@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import extraction, schedules, training
+from rrlib import extraction, training
 from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
 from rrlib.mazes.world import ACTION, OBSERVATION
+from rrlib.noise import schedulers
 from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import Activation, WindowReward
@@ -159,7 +160,7 @@ class MazeDiffuser:
         networks.check_horizon(self.horizon, self.channels, self.patch)
         torch.manual_seed(self.seed)
         network = PlanNetwork(OBSERVATION + ACTION, self.channels, self.patch).to(device)
-        return Denoiser(network, schedules.cosine_scheduler(self.diffusion_steps))
+        return Denoiser(network, schedulers.cosine_scheduler(self.diffusion_steps))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
-"""What a scheduler of diffusers says about a model: its noise levels, its prediction, the clip.
+"""The noise levels of a model, and what it is asked at each.
 
-Only the noise is read, so whatever samples with it (Euler, DPM-Solver, ...), a model is read as it
-was trained; a scheduler of a kind of model that has no E[x_0 | x_t] is refused when it is given.
 A pair lives on one grid of levels, by default the base's own; a model of another path or of other
 steps is asked at its own time of each level (`Schedule.at`).
 """
@@ -9,51 +7,14 @@ steps is asked at its own time of each level (`Schedule.at`).
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of, shown
-from rrlib.paths import EDM, Flow, Path, Prediction, VariancePreserving
-
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, SchedulerMixin
-
-VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
-FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-EDMS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-DISTILLED = (
-    "CMStochasticIterativeScheduler",
-    "FlowMapEulerDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-    "LCMScheduler",
-    "SCMScheduler",
-    "TCDScheduler",
-)
-
-
-def cosine_scheduler(steps: int, clip: bool = True) -> "DDPMScheduler":
-    """The cosine schedule (Nichol and Dhariwal, s = 0.008) with x0 as the network's output.
-
-    Args:
-        steps: diffusion steps T, at least 2.
-        clip: keep x0 in [-1, 1], the range of normalised plans (so do the paper's authors).
-
-    >>> cosine_scheduler(100).config.prediction_type
-    'sample'
-    """
-    if steps < 2:
-        raise InputError(f"steps={steps} is not allowed: at least 2 diffusion steps are needed.")
-    from diffusers import DDPMScheduler  # takes seconds; those who bring a schedule need none
-
-    # By name: given by position, the number would be missing from what `from_config` reads.
-    return DDPMScheduler(
-        num_train_timesteps=steps,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="sample",
-        clip_sample=clip,
-    )
+from rrlib.noise.paths import EDM, Flow, Path, Prediction, VariancePreserving
+from rrlib.noise.precision import stalls, wide
 
 
 def flow_schedule(
@@ -165,45 +126,6 @@ class Schedule:
     copies: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, scheduler: "Schedule | SchedulerMixin") -> "Schedule":
-        """Read a scheduler of diffusers; a Schedule is what it is.
-
-        Raises:
-            InputError: it is of a kind of model that cannot be read.
-        """
-        if isinstance(scheduler, Schedule):
-            return scheduler
-        config = getattr(scheduler, "config", None)
-
-        def setting(name: str, default=None):
-            return getattr(config, name, default)
-
-        name = type(scheduler).__name__
-        path = _other_path(name, setting)
-        reason = _reason(scheduler, name, setting, path)
-        if reason:
-            raise InputError(f"scheduler: {name} is not allowed: {reason}.")
-        steps, kind = setting("num_train_timesteps"), setting("prediction_type")
-        if path == "flow":
-            shift = setting("shift", setting("flow_shift", 1.0))
-            return flow_schedule(steps, 1.0 if setting("use_dynamic_shifting") else shift)
-        if path == "edm":
-            low, high, data = (float(setting(f"sigma_{part}")) for part in ("min", "max", "data"))
-            sign = -1 if kind == "v_prediction" else 1
-            return replace(edm_schedule(steps, low, high, data), path=EDM(low, high, data, sign))
-        abar = tuple(scheduler.alphas_cumprod.detach().float().tolist())
-        return cls(
-            abar,
-            tuple(1 - a for a in abar),
-            VariancePreserving(abar),
-            kind,
-            float(setting("clip_sample_range", 1.0)) if setting("clip_sample") else None,
-            setting("variance_type") == "fixed_large",
-            str(setting("beta_schedule", "its own")),
-            own=True,
-        )
-
-    @classmethod
     def on(cls, path: Path, level: Tensor, prediction: Prediction, name: str) -> "Schedule":
         """Of a model asked at the lambdas `level` [T], falling, of its own path."""
         abar, rest = (2 * level).sigmoid(), (-2 * level).sigmoid()
@@ -300,21 +222,6 @@ def kept_steps(steps: int, num_inference_steps: int) -> list[int]:
     return [round(k * (steps - 1) / gaps) for k in reversed(range(num_inference_steps))]
 
 
-def wide(like: Tensor) -> torch.dtype:
-    """The precision of `like`, but no less than float32."""
-    return torch.promote_types(like.dtype, torch.float32)
-
-
-def narrow(value: Tensor, like: Tensor) -> Tensor:
-    """`value` in half precision, if `like` is."""
-    return value.to(like.dtype) if like.dtype != wide(like) else value
-
-
-def stalls(x: Tensor) -> bool:
-    """Whether a look at a value of x would have the program wait for a device, as a GPU's would."""
-    return x.device.type != "cpu"
-
-
 def check_times(t: Tensor, steps: int) -> None:
     """Raise InputError unless t [B] are steps of the schedule (looked at on the CPU alone)."""
     if not isinstance(t, Tensor) or t.dtype.is_floating_point or t.dtype == torch.bool:
@@ -325,72 +232,3 @@ def check_times(t: Tensor, steps: int) -> None:
     if t.min() < 0 or t.max() >= steps:
         worst = int(t.min()) if t.min() < 0 else int(t.max())
         raise InputError(f"t={worst} is not allowed: steps from 0 to {steps - 1} are needed.")
-
-
-def _other_path(name: str, setting) -> Literal["flow", "edm", ""]:
-    """The kind of path that a scheduler's models have, if it is no DDPM's."""
-    if name in FLOWS or setting("use_flow_sigmas"):
-        return "flow"
-    return "edm" if name in EDMS else ""
-
-
-def _reason(scheduler, name: str, setting, path: str) -> str:
-    """Why a scheduler's model cannot be read; empty if it can."""
-    if setting("original_inference_steps") is not None or name in DISTILLED:
-        return (
-            "a distilled model leaps to the end of its path and has no E[x_0 | x_t]; the model "
-            "that it was distilled from is needed"
-        )
-    if path == "flow":
-        return _reason_of_flow(setting)
-    if path == "edm":
-        return _reason_of_edm(setting)
-    return _reason_of_table(scheduler, setting)
-
-
-def _reason_of_flow(setting) -> str:
-    if setting("prediction_type", "flow_prediction") != "flow_prediction":
-        found = shown(setting("prediction_type"))
-        return f"prediction_type={found} on a flow's levels is none: 'flow_prediction' is needed"
-    if setting("invert_sigmas"):
-        return "invert_sigmas=True turns time around; a model of noise at s = 1 is needed"
-    return ""
-
-
-def _reason_of_edm(setting) -> str:
-    if setting("prediction_type") not in ("epsilon", "v_prediction"):
-        found = shown(setting("prediction_type"))
-        return f"prediction_type={found} is none of 'epsilon', 'v_prediction', which are needed"
-    if setting("thresholding"):
-        return "thresholding=True clips x0 by each sample's own quantile; False is needed"
-    return ""
-
-
-def _reason_of_table(scheduler, setting) -> str:
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if not isinstance(table, Tensor) or table.ndim != 1 or len(table) < 2:
-        return (
-            "it has no table alphas_cumprod; a scheduler of models of x_t = sqrt(abar) x_0 + "
-            "sqrt(1 - abar) eps at whole t, such as DDPMScheduler, of a flow or of EDM, is needed"
-        )
-    kinds = ("sample", "epsilon", "v_prediction")
-    if setting("prediction_type") not in kinds:
-        allowed = ", ".join(map(repr, kinds))
-        found = shown(setting("prediction_type"))
-        return f"prediction_type={found} is none of {allowed}, one of which is needed"
-    if setting("timestep_type") == "continuous":
-        return "its model is asked at other noise levels than alphas_cumprod has: these are needed"
-    if setting("thresholding"):
-        return "thresholding=True clips x0 by each sample's own quantile; False is needed"
-    if setting("variance_type", "fixed_small") not in (None, *VARIANCES):
-        found, allowed = setting("variance_type"), ", ".join(map(repr, VARIANCES))
-        return f"variance_type={found!r} is none of {allowed}, one of which is needed"
-    inside = bool(((table[:-1] > 0) & (table[:-1] < 1)).all()) and 0 <= float(table[-1]) < 1
-    if not inside or not bool((table.diff() <= 0).all()):
-        return "its alphas_cumprod do not fall from below 1 towards 0, as is needed"
-    if float(table[-1]) == 0 and setting("prediction_type") == "epsilon":
-        return (
-            "its last step is noise alone (zero terminal SNR), where predicted noise says nothing "
-            "of x0; 'v_prediction' or 'sample' is needed"
-        )
-    return ""

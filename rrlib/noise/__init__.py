@@ -1,0 +1,1 @@
+"""Levels of noise: paths from data to it, schedules along them, schedulers of diffusers."""
