@@ -27,9 +27,9 @@ _PLACES = {
     "compare": "comparisons",
     "RelativeReward": "rewards",
     "compose": "rewards",
-    "load_reward": "rewards",
-    "load_rewards": "rewards",
-    "save_rewards": "rewards",
+    "load_reward": "reward_files",
+    "load_rewards": "reward_files",
+    "save_rewards": "reward_files",
     "sample": "guidance",
     "best_of": "guidance",
     "ExactDifference": "guidance",
@@ -104,11 +104,11 @@ if TYPE_CHECKING:
     from rrlib.ratios import line_integral as line_integral
     from rrlib.ratios import ode_difference as ode_difference
     from rrlib.ratios import path_difference as path_difference
+    from rrlib.reward_files import load_reward as load_reward
+    from rrlib.reward_files import load_rewards as load_rewards
+    from rrlib.reward_files import save_rewards as save_rewards
     from rrlib.rewards import RelativeReward as RelativeReward
     from rrlib.rewards import compose as compose
-    from rrlib.rewards import load_reward as load_reward
-    from rrlib.rewards import load_rewards as load_rewards
-    from rrlib.rewards import save_rewards as save_rewards
 
 
 def __getattr__(name: str) -> object:

@@ -6,25 +6,22 @@ They say the same thing in four ways; every conversion between them is here and 
 """
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrlib.errors import InputError, shown
+from rrlib.networks import calls
 from rrlib.noise.precision import narrow, wide
 from rrlib.noise.schedulers import schedule_of
 from rrlib.noise.schedules import Schedule, check_times
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from diffusers import SchedulerMixin
-
-TOLD = ("given", "marks", "condition")  # third arguments that are told something, default or not
-_WHOLE = re.compile("Long|Int|indices|indexing")  # how torch says that it wants integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,57 +106,12 @@ class Denoiser:
 
     def predict(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """What the network itself says, [B, ...]; `given` [B, H] is for one that is told."""
-        if not isinstance(x, Tensor):
-            kind = type(x).__name__
-            raise InputError(f"x_t: {kind} is not allowed: a torch tensor is needed.")
+        calls.check_tensor("x_t", x)
         check_times(t, self.steps)
-        told = self._told(x, given)
+        told = calls.told(self._third, self.condition, given, len(x))
         tables = self.schedule.tables(x)
         seen = x if self._plain else narrow(_at(tables.ask, t, x) * x, x)
-        try:
-            out = self.network(seen, tables.time[t], *told)
-        except (RuntimeError, IndexError) as error:
-            _check_input(self.network, x)
-            if not self.schedule.own and _WHOLE.search(str(error)):
-                raise InputError(
-                    "network: whole steps only are not allowed at the levels of another schedule: "
-                    "a network of times in between, or two models of one schedule, are needed."
-                ) from error
-            raise
-        out = getattr(out, "sample", out)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(
-                f"network: an answer of {what} to x_t of shape {tuple(x.shape)} is not allowed: "
-                "one prediction for each number is needed (of a learned variance, cut it off)."
-            )
-        return out
-
-    def _told(self, x: Tensor, given: Tensor | None) -> tuple[Tensor, ...]:
-        """The network's third argument, if it is to have one."""
-        if self.condition is not None:
-            if len(self.condition) != len(x):
-                raise InputError(
-                    f"condition of {len(self.condition)} rows is not allowed for {len(x)} samples: "
-                    "one for each is needed."
-                )
-            if self._third is None:
-                raise InputError(
-                    "condition: a network of two arguments, x_t and t, is not allowed: one that "
-                    "takes a condition as its third is needed."
-                )
-            return (self.condition,)
-        third = self._third
-        if third is None:
-            return ()
-        if third.name in ("given", "marks") or third.kind == third.VAR_POSITIONAL:
-            return () if given is None else (given,)
-        if third.default is not third.empty:
-            return ()
-        raise InputError(
-            f"condition: none is not allowed: the network's third argument, {third.name!r}, is "
-            "needed (`denoiser.told(condition)`)."
-        )
+        return calls.answer(self.network, seen, tables.time[t], told, own=self.schedule.own)
 
     @property
     def _plain(self) -> bool:
@@ -168,7 +120,7 @@ class Denoiser:
 
     @cached_property
     def _third(self) -> inspect.Parameter | None:
-        return third_argument(self.network)
+        return calls.third_argument(self.network)
 
     def answer(self, x_t: Tensor, t: Tensor) -> Tensor:
         """`x0` in no less than float32, whatever the precision of x_t: what readings start from."""
@@ -281,41 +233,6 @@ def _deviation(denoiser: Denoiser, step: Step) -> Tensor:
     if denoiser.schedule.large:
         return step.beta.sqrt() * (step.rest_before > 0)
     return (step.beta * step.rest_before / step.rest).sqrt()
-
-
-def _check_input(network: Callable, x: Tensor) -> None:
-    """Raise InputError if an error of the network's comes from the kind or the layout of x."""
-    check_beside("x_t", x, network)
-    channels = getattr(getattr(network, "config", None), "in_channels", None)
-    if channels is not None and x.ndim == 3 and x.shape[1] != channels:
-        raise InputError(
-            f"x_t of shape {tuple(x.shape)} is not allowed: {channels} channels on the second axis "
-            "are needed, or rrlib.plans.networks.ChannelsFirst(network) for plans [B, H, D]."
-        ) from None
-
-
-def check_beside(name: str, x: Any, network: Callable) -> None:
-    """Raise InputError unless x has the dtype, and is on the device, of a network's weights."""
-    parts = network.parameters() if isinstance(network, nn.Module) else ()
-    first = next((p for p in parts if p.dtype.is_floating_point), None)
-    for what in ("dtype", "device"):
-        if first is not None and str(getattr(first, what)) != str(getattr(x, what)):
-            raise InputError(
-                f"{name} of {getattr(x, what)} is not allowed: the network's own {what}, "
-                f"{getattr(first, what)}, is needed."
-            ) from None
-
-
-def third_argument(network: Callable) -> inspect.Parameter | None:
-    """A network's third argument: what is given, or a condition; None if it takes none."""
-    try:
-        found = inspect.signature(getattr(network, "forward", network)).parameters
-    except (TypeError, ValueError):  # written in C: it says nothing of its arguments
-        return None
-    third = [*found.values()][2:3] or [p for p in found.values() if p.kind == p.VAR_POSITIONAL]
-    # Others than these, with a default, mean something else (such as `return_dict`).
-    asked = (p for p in third if p.name in TOLD or p.default is p.empty)
-    return next(asked, None)
 
 
 def between(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rrlib.comparisons import Condition, aligned, asked, drawn, noised
-from rrlib.denoisers import Denoiser, check_beside, third_argument
+from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.networks.calls import check_beside, third_argument
 from rrlib.noise.precision import wide
 from rrlib.pools import Place, Pool, Target
 from rrlib.training import Progress, train

@@ -11,9 +11,10 @@ from torch import Tensor
 from rrlib.denoisers import Denoiser, between, step_between
 from rrlib.errors import InputError, shown
 from rrlib.guidance import ExactDifference, check_reward, check_scale, lengthened, shift_of_mean
+from rrlib.networks.sums import WeightedSum
 from rrlib.noise.precision import narrow, stalls
 from rrlib.noise.schedules import kept_steps
-from rrlib.rewards import RelativeReward, WeightedSum
+from rrlib.rewards import RelativeReward
 from rrlib.training import stream
 
 Reward = RelativeReward | ExactDifference

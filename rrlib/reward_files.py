@@ -1,156 +1,91 @@
-"""Files of reward networks: what is in them, and nothing of what a reward means.
+"""Rewards in files: one or several, by name."""
 
-A file is safetensors. Its text "rewards" is JSON, name -> {"about", "target", "place", "network"};
-its tensors are named "<name>/<parameter>", weights in float16 and tables as they are.
-"""
-
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
-
 from rrlib.errors import InputError, shown
-from rrlib.pools import Place, Target
-from rrlib.tensor_files import halved, read_tensors, write_tensors
-
-# Where each kind of network that a file may hold is defined. Nothing else is ever imported for one.
-KINDS = {
-    "WindowReward": "rrlib.plans.rewards",
-    "PlanValue": "rrlib.plans.rewards",
-    "ConditionalReward": "rrlib.plans.rewards",
-    "ContextReward": "rrlib.plans.rewards",
-    "PlanPotential": "rrlib.plans.perceptron",
-    "EncoderReward": "rrlib.images.rewards",
-    "WeightedSum": "rrlib.rewards",
-    "Rescaled": "rrlib.rewards",
-}
+from rrlib.networks import files
+from rrlib.rewards import RelativeReward
 
 
-TEXT = "rewards"  # its key among the texts of a file
+def save_rewards(
+    path: str | Path, rewards: Mapping[str, RelativeReward], about: Mapping[str, Mapping]
+) -> None:
+    """Write rewards, by name, to a safetensors file; weights are rounded to float16.
 
+    The file appears whole or not at all, and carries a checksum.
 
-@dataclass(frozen=True)
-class Entry:
-    """A reward as a file has it; `about` is what its user must know, as JSON has it."""
-
-    network: nn.Module
-    target: Target
-    place: Place
-    about: Mapping
-
-
-def write(path: str | Path, entries: Mapping[str, Entry]) -> None:
-    """Write rewards by name, weights rounded to float16; see `rewards.save_rewards`."""
-    tensors: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        tables = _tables(entry.network)
-        described(entry, name)  # before any weight is looked at
-        for key, value in entry.network.state_dict().items():
-            # A table is measured or computed, not learnt, and its range may be wider.
-            table = key.rpartition(".")[2] in tables
-            tensors[f"{name}/{key}"] = value.cpu() if table else halved(value, key)
-    write_tensors(path, tensors, {TEXT: header(entries)})
-
-
-def header(entries: Mapping[str, Entry]) -> str:
-    """The text of a file that says what its rewards are.
+    Args:
+        path: of the file.
+        rewards: name -> reward of a network of `networks.files.KINDS`.
+        about: name -> what its user must know, such as the range of the data (`PlanLayout.about`);
+            as JSON has it.
 
     Raises:
-        InputError: a network of another kind, or an `about` that is no JSON.
+        InputError: a reward of another network, a weight that float16 cannot hold, a name that
+            `about` lacks or has something else than JSON for, or a file that cannot be written.
     """
-    try:
-        return json.dumps({name: described(entry, name) for name, entry in entries.items()})
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"about is not allowed ({error}): what JSON can hold is needed.") from None
+    entries = {}
+    for name, reward in rewards.items():
+        if name not in about:
+            raise InputError(
+                f"about={shown(list(about))} is not allowed: an entry for the reward "
+                f"{shown(name)} is needed."
+            )
+        told = dict(about[name])
+        entries[name] = files.Entry(reward.network, reward.target, reward.place, told)
+    files.write(path, entries)
 
 
-def described(entry: Entry, name: str) -> dict:
-    """What a file says of one reward, as JSON has it; InputError for a network of another kind."""
-    about = {"about": dict(entry.about), "target": entry.target, "place": entry.place}
-    return about | {"network": _described(entry.network, name)}
+def load_rewards(path: str | Path) -> dict[str, tuple[RelativeReward, dict]]:
+    """The rewards of a file of `save_rewards`, in single precision on the CPU, and about each.
 
-
-def read(path: str | Path) -> dict[str, Entry]:
-    """The rewards of a file by name, in single precision on the CPU, frozen.
+    Returns:
+        name -> (reward, what `save_rewards` was told about it, which is also its `about`).
 
     Raises:
         InputError: there is no such file, it is damaged, of another version, or holds something
             else.
     """
-    tensors, texts = read_tensors(path)
-    found = {}
-    with blamed(path):
-        for name, entry in json.loads(texts[TEXT]).items():
-            mine = f"{name}/"
-            state = {
-                key.removeprefix(mine): value.float()
-                for key, value in tensors.items()
-                if key.startswith(mine)
-            }
-            network = _built(entry["network"], state, "")
-            network.load_state_dict(state)
-            network.eval().requires_grad_(False)
-            found[name] = Entry(network, entry["target"], entry["place"], dict(entry["about"]))
+    entries, found = files.read(path), {}
+    with files.blamed(path):
+        for name, entry in entries.items():
+            reward = RelativeReward(entry.network, entry.target, entry.place, entry.about)
+            found[name] = reward, dict(entry.about)
     return found
 
 
-@contextmanager
-def blamed(path: str | Path) -> Iterator[None]:
-    """Whatever goes wrong over what a file says becomes an InputError."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+def load_reward(path: str | Path, device: str = "cpu", name: str | None = None) -> RelativeReward:
+    """The reward of a file that `RelativeReward.save` wrote, or one of several by its name.
+
+    Args:
+        path: of the file.
+        device: where the reward shall be.
+        name: of the reward; None where the file holds one.
+
+    Raises:
+        InputError: there is no such file, it is damaged, of another version, holds several, or none
+            of this name.
+
+    >>> import rrlib, tempfile, torch
+    >>> reward = rrlib.RelativeReward(rrlib.WindowReward(3, 4, torch.ones(10)), "score", "x_t")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reward.save(f"{folder}/reward.safetensors", about={"data": "mine"})
+    ...     again = rrlib.load_reward(f"{folder}/reward.safetensors")
+    >>> again.steps, again.target, again.about
+    (10, 'score', {'data': 'mine'})
+    """
+    found = load_rewards(path)
+    if name is None and len(found) != 1:
         raise InputError(
-            f"Reward file '{path}' holds no rewards of this version of rrlib ({shown(str(error))})."
-        ) from None
-
-
-def scorer(network: nn.Module) -> str:
-    """The module that scores recorded data by a network: of plans, or of images."""
-    kinds = (KINDS.get(type(part).__name__, "") for part in network.modules())
-    images = any(kind.startswith("rrlib.images.") for kind in kinds)
-    return "rrlib.images.scoring" if images else "rrlib.plans.scoring"
-
-
-def _tables(network: nn.Module) -> set[str]:
-    return {table for part in network.modules() for table in getattr(part, "TABLES", ())}
-
-
-def _described(network: nn.Module, name: str) -> dict:
-    """What a network is built from, as JSON has it."""
-    kind = type(network).__name__
-    if KINDS.get(kind) != type(network).__module__:
+            f"Reward file '{path}' holds {len(found)} rewards: one is needed, or the name of one, "
+            f"such as {shown(next(iter(found), ''))} (`load_rewards` takes them all)."
+        )
+    if name is not None and name not in found:
         raise InputError(
-            f"reward {shown(name)} of a {kind} cannot be written: a reward of a "
-            f"{', '.join(list(KINDS)[:-1])} or {list(KINDS)[-1]} is needed."
+            f"name={shown(name)} is not allowed: one of the {len(found)} of '{path}' is needed, "
+            f"such as {shown(next(iter(found), ''))}."
         )
-    found = {"kind": kind, "shape": {k: getattr(network, k) for k in getattr(network, "SHAPE", ())}}
-    for part in getattr(network, "PARTS", ()):
-        inner = getattr(network, part)
-        found[part] = (
-            [_described(one, name) for one in inner]
-            if isinstance(inner, nn.ModuleList)
-            else _described(inner, name)
-        )
-    return found
-
-
-def _built(spec: dict, state: Mapping[str, Tensor], place: str) -> nn.Module:
-    """The network of a description; `place` is where its tensors are in the state."""
-    kind = getattr(import_module(KINDS[spec["kind"]]), spec["kind"])
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["shape"].items()}
-    given |= {table: state[f"{place}{table}"] for table in getattr(kind, "TABLES", ())}
-    for part in getattr(kind, "PARTS", ()):
-        inner = spec[part]
-        given[part] = (
-            [_built(one, state, f"{place}{part}.{k}.") for k, one in enumerate(inner)]
-            if isinstance(inner, list)
-            else _built(inner, state, f"{place}{part}.")
-        )
-    return kind(**given)
+    reward, _ = found[next(iter(found)) if name is None else name]
+    reward.network.to(device)
+    return reward

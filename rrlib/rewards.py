@@ -1,20 +1,22 @@
-"""Relative rewards: fitted to the difference of two models, read, summed, kept in a file."""
+"""Relative rewards: fitted to the difference of two models, read, summed, saved."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rrlib import extraction, reward_files, training
+from rrlib import extraction, training
 from rrlib.comparisons import Comparisons
-from rrlib.denoisers import third_argument
-from rrlib.errors import InputError, shown
+from rrlib.errors import InputError
 from rrlib.extraction import unit_of
+from rrlib.networks import files
+from rrlib.networks.calls import check_tensor
+from rrlib.networks.sums import WeightedSum, asked, per_step
 from rrlib.noise.schedules import check_times
 from rrlib.pools import Place, Target, check_kind
 
@@ -81,11 +83,10 @@ class RelativeReward:
 
         A network of a condition [B, ...] is told it; one of two arguments is the same under all.
         """
-        if not isinstance(x, Tensor):
-            raise InputError(f"x: {type(x).__name__} is not allowed: a torch tensor is needed.")
+        check_tensor("x", x)
         check_times(t, self.steps or torch.iinfo(torch.long).max)
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
-        return _asked(self.network, x.to(dtype), t, condition).to(x.dtype)
+        return asked(self.network, x.to(dtype), t, condition).to(x.dtype)
 
     def gradient(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """grad_x rho(x, t), [B, ...], detached."""
@@ -144,7 +145,7 @@ class RelativeReward:
         >>> scores.per_trajectory.shape, scores.per_step.shape
         ((2,), (350,))
         """
-        return import_module(reward_files.scorer(self.network)).score(self, data, **options)
+        return import_module(files.scorer(self.network)).score(self, data, **options)
 
     def explained_variance(self, pairs: Comparisons, batch: int = 4096) -> Tensor:
         """Share of the two models' difference that the gradient explains at each t, [T].
@@ -239,7 +240,8 @@ class RelativeReward:
         Raises:
             InputError: see `save_rewards`.
         """
-        save_rewards(path, {"reward": self}, {"reward": {**self.about, **(about or {})}})
+        told = {**self.about, **(about or {})}
+        files.write(path, {"reward": files.Entry(self.network, self.target, self.place, told)})
 
 
 def _made(
@@ -258,7 +260,7 @@ def _made(
         return make(width=pairs.x.shape[-1], unit=unit)
     context = told[0].numel()
     inner = make(width=pairs.x.shape[-1] + context, unit=unit)
-    return import_module(reward_files.KINDS["ContextReward"]).ContextReward(inner, context)
+    return import_module(files.KINDS["ContextReward"]).ContextReward(inner, context)
 
 
 def _default(x: Tensor) -> Callable[..., nn.Module]:
@@ -268,75 +270,8 @@ def _default(x: Tensor) -> Callable[..., nn.Module]:
             f"network=None is not allowed for samples of shape {tuple(x.shape[1:])}: a network "
             "(x [B, ...], t [B]) -> rho [B] is needed."
         )
-    made = import_module(reward_files.KINDS["WindowReward"]).WindowReward
+    made = import_module(files.KINDS["WindowReward"]).WindowReward
     return partial(made, window=x.shape[1] if x.ndim == 3 else 1)
-
-
-def _asked(network: nn.Module, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-    """rho, [B], told the condition if the network takes one."""
-    if third_argument(network) is None:
-        return network(x, t)
-    return network(x, t, condition)
-
-
-def per_step(network: nn.Module, plans: Tensor) -> Tensor:
-    """What a network says of each step of plans [B, H, D] at t = 0, [B, H]."""
-    own = getattr(network, "per_step", None)
-    if own is None:
-        raise InputError(
-            f"reward: {type(network).__name__} is not allowed: it values a plan as a whole, and a "
-            "WindowReward is needed to value each step."
-        )
-    return own(plans)
-
-
-class WeightedSum(nn.Module):
-    """sum_k w_k rho_k(x_t, t), [B], of several reward networks."""
-
-    SHAPE: ClassVar = ("weights",)
-    PARTS: ClassVar = ("networks",)
-
-    def __init__(self, networks: Sequence[nn.Module], weights: Sequence[float]):
-        super().__init__()
-        self.networks, self.weights = nn.ModuleList(networks), tuple(weights)
-
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The sum, [B], for x_t [B, ...] and t [B]."""
-        parts = zip(self.weights, self.networks, strict=True)
-        return sum(weight * _asked(network, x_t, t, condition) for weight, network in parts)
-
-    def per_step(self, plans: Tensor) -> Tensor:
-        """The sum of what they say of each step, [B, H]."""
-        parts = zip(self.weights, self.networks, strict=True)
-        return sum(weight * per_step(network, plans) for weight, network in parts)
-
-
-class Rescaled(nn.Module):
-    """rho(scale * y, t): a reward in coordinates y = x / scale, to be fitted in.
-
-    The gradient to y is `scale` times that to x, so L_RRF of points x / scale and targets scale * d
-    is L_RRF with each coordinate's squared error weighed by scale^2.
-
-    Args:
-        network: (x [B, ...], t [B]) -> rho [B]; it is what learns.
-        scale: of each coordinate, [...].
-    """
-
-    TABLES: ClassVar = ("scale",)
-    PARTS: ClassVar = ("network",)
-
-    def __init__(self, network: nn.Module, scale: Tensor):
-        super().__init__()
-        self.network = network
-        self.register_buffer("scale", scale.clone())
-
-    def forward(self, y: Tensor, t: Tensor) -> Tensor:
-        """rho, [B]."""
-        return self.network(y * self.scale, t)
-
-    def per_step(self, plans: Tensor) -> Tensor:
-        """What the network says of each step, [B, H]."""
-        return per_step(self.network, plans * self.scale)
 
 
 def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> RelativeReward:
@@ -369,86 +304,3 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
             "allowed: rewards of one target and one place, and a weight for each, are needed."
         )
     return RelativeReward(WeightedSum([r.network for r in rewards], weights), *kinds.pop())
-
-
-def save_rewards(
-    path: str | Path, rewards: Mapping[str, RelativeReward], about: Mapping[str, Mapping]
-) -> None:
-    """Write rewards, by name, to a safetensors file; weights are rounded to float16.
-
-    The file appears whole or not at all, and carries a checksum.
-
-    Args:
-        path: of the file.
-        rewards: name -> reward of a network of `reward_files.KINDS`.
-        about: name -> what its user must know, such as the range of the data (`PlanLayout.about`);
-            as JSON has it.
-
-    Raises:
-        InputError: a reward of another network, a weight that float16 cannot hold, a name that
-            `about` lacks or has something else than JSON for, or a file that cannot be written.
-    """
-    entries = {}
-    for name, reward in rewards.items():
-        if name not in about:
-            raise InputError(
-                f"about={shown(list(about))} is not allowed: an entry for the reward "
-                f"{shown(name)} is needed."
-            )
-        told = dict(about[name])
-        entries[name] = reward_files.Entry(reward.network, reward.target, reward.place, told)
-    reward_files.write(path, entries)
-
-
-def load_rewards(path: str | Path) -> dict[str, tuple[RelativeReward, dict]]:
-    """The rewards of a file of `save_rewards`, in single precision on the CPU, and about each.
-
-    Returns:
-        name -> (reward, what `save_rewards` was told about it, which is also its `about`).
-
-    Raises:
-        InputError: there is no such file, it is damaged, of another version, or holds something
-            else.
-    """
-    entries, found = reward_files.read(path), {}
-    with reward_files.blamed(path):
-        for name, entry in entries.items():
-            reward = RelativeReward(entry.network, entry.target, entry.place, entry.about)
-            found[name] = reward, dict(entry.about)
-    return found
-
-
-def load_reward(path: str | Path, device: str = "cpu", name: str | None = None) -> RelativeReward:
-    """The reward of a file that `RelativeReward.save` wrote, or one of several by its name.
-
-    Args:
-        path: of the file.
-        device: where the reward shall be.
-        name: of the reward; None where the file holds one.
-
-    Raises:
-        InputError: there is no such file, it is damaged, of another version, holds several, or none
-            of this name.
-
-    >>> import rrlib, tempfile, torch
-    >>> reward = rrlib.RelativeReward(rrlib.WindowReward(3, 4, torch.ones(10)), "score", "x_t")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     reward.save(f"{folder}/reward.safetensors", about={"data": "mine"})
-    ...     again = rrlib.load_reward(f"{folder}/reward.safetensors")
-    >>> again.steps, again.target, again.about
-    (10, 'score', {'data': 'mine'})
-    """
-    found = load_rewards(path)
-    if name is None and len(found) != 1:
-        raise InputError(
-            f"Reward file '{path}' holds {len(found)} rewards: one is needed, or the name of one, "
-            f"such as {shown(next(iter(found), ''))} (`load_rewards` takes them all)."
-        )
-    if name is not None and name not in found:
-        raise InputError(
-            f"name={shown(name)} is not allowed: one of the {len(found)} of '{path}' is needed, "
-            f"such as {shown(next(iter(found), ''))}."
-        )
-    reward, _ = found[next(iter(found)) if name is None else name]
-    reward.network.to(device)
-    return reward

@@ -8,10 +8,11 @@ from torch.testing import assert_close
 from rrlib import extraction
 from rrlib.errors import InputError
 from rrlib.extraction import unit_of
+from rrlib.networks.sums import Rescaled
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
 from rrlib.pools import windows
-from rrlib.rewards import RelativeReward, Rescaled, compose
+from rrlib.rewards import RelativeReward, compose
 from rrlib.training import Stack, stream
 
 WIDTH, HORIZON = 3, 12

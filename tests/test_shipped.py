@@ -15,7 +15,7 @@ from rrlib.images.miniature import weights as image_weights
 from rrlib.lab.locomotion import files as locomotion_files
 from rrlib.locomotion import actors
 from rrlib.locomotion import world as locomotion
-from rrlib.rewards import load_rewards
+from rrlib.reward_files import load_rewards
 from rrlib.tensor_files import read_tensors
 
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rrlib import reward_files
 from rrlib.command_line import inputs
 from rrlib.errors import InputError, shown
+from rrlib.networks import files
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Trajectories
-from rrlib.rewards import RelativeReward, load_rewards
+from rrlib.reward_files import load_rewards
+from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import read_tensors
 
 INDEX = "model_index.json"  # of a diffusers pipeline
@@ -47,7 +48,7 @@ def lines(path: Path, name: str | None, given: argparse.Namespace) -> Iterator[s
 
 
 def _has_rewards(path: Path) -> bool:
-    return reward_files.TEXT in read_tensors(path, allow_unchecked=True)[1]
+    return files.TEXT in read_tensors(path, allow_unchecked=True)[1]
 
 
 def _rewards(path: Path, name: str | None) -> Iterator[str]:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rrlib import disk, reward_files
+from rrlib import disk
 from rrlib.command_line import inputs
 from rrlib.errors import InputError, shown
+from rrlib.networks import files
 from rrlib.plans import scoring
 from rrlib.plans.layouts import PlanLayout
 from rrlib.rewards import RelativeReward
@@ -31,7 +32,7 @@ def run(given: argparse.Namespace) -> None:
     if given.out:
         inputs.check_out(given.out)
     reward = inputs.reward(given.reward)
-    of_images = reward_files.scorer(reward.network) == "rrlib.images.scoring"
+    of_images = files.scorer(reward.network) == "rrlib.images.scoring"
     header, rows = (images if of_images else plans)(reward, given)
     write(given.out, header, rows)
 

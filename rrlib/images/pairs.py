@@ -29,7 +29,8 @@ from rrlib.images.scoring import ImageReward, schedule
 from rrlib.images.shards import SIDES, ShardPool, Shards
 from rrlib.metrics import Separability
 from rrlib.pools import Pool
-from rrlib.rewards import RelativeReward, load_rewards
+from rrlib.reward_files import load_rewards
+from rrlib.rewards import RelativeReward
 from rrlib.training import Progress
 
 IN_MEMORY = 2**30  # bytes of a pool that is held in memory; a larger one is read as it is needed

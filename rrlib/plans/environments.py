@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from rrlib.errors import InputError, shown
+from rrlib.networks.sums import per_step
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.scoring import steps_seen
-from rrlib.rewards import RelativeReward, per_step
+from rrlib.rewards import RelativeReward
 
 
 class RelativeRewardWrapper(gym.Wrapper):

@@ -8,9 +8,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from rrlib.errors import InputError, check_one_of
+from rrlib.networks.sums import per_step
 from rrlib.plans.networks import temporal_unet
 from rrlib.pools import windows
-from rrlib.rewards import per_step
 
 Activation = Literal["silu", "leaky_relu"]
 TIME_FEATURES = 16

@@ -15,8 +15,9 @@ from rrlib import ratios
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.lab.agents.worlds import Moved
+from rrlib.networks.sums import per_step
 from rrlib.plans.trajectories import Normaliser, Trajectories
-from rrlib.rewards import RelativeReward, per_step
+from rrlib.rewards import RelativeReward
 
 Value = Callable[[np.ndarray], np.ndarray]  # rows [n, D] -> [n]
 LEVELS = 10  # noise levels at which SMILING's reward asks both models

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from rrlib import reward_files, training
+from rrlib import training
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
 from rrlib.lab import store
@@ -17,6 +17,7 @@ from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward, as_guidance
 from rrlib.locomotion import rollouts
 from rrlib.locomotion.robots import Environment
+from rrlib.networks import files
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.pools import Place
@@ -114,7 +115,7 @@ def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **
 
 
 def told(texts: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, str]:
-    """The texts of a file, with one by which `rewards.load_rewards` finds the reward, too.
+    """The texts of a file, with one by which `load_rewards` finds the reward, too.
 
     Args:
         texts: `about`, `shapes` and `guidance`.
@@ -129,8 +130,8 @@ def told(texts: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, str]:
     data = f"planner of {world.name}, data of D4RL's kind"
     named = {"base": f"{data} '{about['base_kind']}'", "expert": f"{data} 'expert'"}
     about = {"environment": world.name, "seed": about["seed"], "models": named} | layout.about()
-    entry = reward_files.Entry(reward.network, reward.target, reward.place, about)
-    return texts | {reward_files.TEXT: reward_files.header({"reward": entry})}
+    entry = files.Entry(reward.network, reward.target, reward.place, about)
+    return texts | {files.TEXT: files.header({"reward": entry})}
 
 
 def _fields(recipe: LocomotionDiffuser | LocomotionReward, names: tuple[str, ...]) -> dict:

@@ -19,12 +19,13 @@ from rrlib.lab.locomotion.recipes import RATES, LocomotionDiffuser, check_traini
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
+from rrlib.networks.sums import Rescaled
 from rrlib.plans.conditioning import first_given
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
 from rrlib.plans.trajectories import Trajectories
 from rrlib.pools import Place, Pool, Target
-from rrlib.rewards import RelativeReward, Rescaled
+from rrlib.rewards import RelativeReward
 
 
 @dataclass(frozen=True)
