@@ -31,16 +31,16 @@ _PLACES = {
     "load_rewards": "reward_files",
     "save_rewards": "reward_files",
     "sample": "guidance",
-    "best_of": "guidance",
+    "best_of": "particles",
     "ExactDifference": "guidance",
     "sample_weighted": "particles",
     "Particles": "particles",
-    "elbo_difference": "ratios",
-    "path_difference": "ratios",
-    "ode_difference": "ratios",
-    "line_integral": "ratios",
-    "level": "ratios",
-    "Estimate": "ratios",
+    "elbo_difference": "ratios.noised",
+    "path_difference": "ratios.noised",
+    "ode_difference": "ratios.integrals",
+    "line_integral": "ratios.integrals",
+    "level": "ratios.noised",
+    "Estimate": "ratios.levels",
     "rotational_share": "diagnostics",
     "difference_jacobians": "diagnostics",
     "WindowReward": "plans.rewards",
@@ -74,13 +74,13 @@ if TYPE_CHECKING:
     from rrlib.errors import DataWarning as DataWarning
     from rrlib.errors import InputError as InputError
     from rrlib.guidance import ExactDifference as ExactDifference
-    from rrlib.guidance import best_of as best_of
     from rrlib.guidance import sample as sample
     from rrlib.images.reward_functions import reward_function as reward_function
     from rrlib.noise.schedulers import cosine_scheduler as cosine_scheduler
     from rrlib.noise.schedules import edm_schedule as edm_schedule
     from rrlib.noise.schedules import flow_schedule as flow_schedule
     from rrlib.particles import Particles as Particles
+    from rrlib.particles import best_of as best_of
     from rrlib.particles import sample_weighted as sample_weighted
     from rrlib.plans.chunks import ChunkNetwork as ChunkNetwork
     from rrlib.plans.chunks import action_chunks as action_chunks
@@ -98,12 +98,12 @@ if TYPE_CHECKING:
     from rrlib.plans.scoring import TrajectoryScores as TrajectoryScores
     from rrlib.plans.trajectories import Normaliser as Normaliser
     from rrlib.plans.trajectories import Trajectories as Trajectories
-    from rrlib.ratios import Estimate as Estimate
-    from rrlib.ratios import elbo_difference as elbo_difference
-    from rrlib.ratios import level as level
-    from rrlib.ratios import line_integral as line_integral
-    from rrlib.ratios import ode_difference as ode_difference
-    from rrlib.ratios import path_difference as path_difference
+    from rrlib.ratios.integrals import line_integral as line_integral
+    from rrlib.ratios.integrals import ode_difference as ode_difference
+    from rrlib.ratios.levels import Estimate as Estimate
+    from rrlib.ratios.noised import elbo_difference as elbo_difference
+    from rrlib.ratios.noised import level as level
+    from rrlib.ratios.noised import path_difference as path_difference
     from rrlib.reward_files import load_reward as load_reward
     from rrlib.reward_files import load_rewards as load_rewards
     from rrlib.reward_files import save_rewards as save_rewards

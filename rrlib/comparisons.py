@@ -5,21 +5,19 @@ Both algorithms fill a pool of (where, t, target) once; training reads the pool 
 diffusion models again.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from rrlib.checks import pairs as checks
+from rrlib.checks.numbers import check_counts
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError, shown
+from rrlib.errors import InputError
 from rrlib.noise.precision import narrow, wide
 from rrlib.pools import Place, Pool, Target, check_kind
 from rrlib.training import stream
-
-NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at
-BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
 
 # (x_0, x_t, base, expert) -> x_t as the models are to see it, and the models told what is given;
 # see `plans.conditioning`.
@@ -101,51 +99,15 @@ def compare_at(
     bad = (~torch.isfinite(x0).flatten(1).all(1) for x0 in (found.base, found.expert))
     seen.append(torch.stack([torch.where(rows, t, -1).max() for rows in bad]))
     if len(seen) == 1:
-        check_answers(seen)
+        checks.check_answers(seen)
     return found
 
 
 @torch.no_grad()
 def asked(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
     """`compare_at` that looks at no value."""
-    mine, other = _answer("base", base, x_t, t), _answer("expert", expert, x_t, t)
+    mine, other = checks.answer("base", base, x_t, t), checks.answer("expert", expert, x_t, t)
     return Comparisons(x_t, t, mine, other, base, base.condition)
-
-
-def check_answers(seen: Sequence[Tensor]) -> None:
-    """Raise InputError unless both models' answers were finite in all batches of `compare_at`.
-
-    The one look at them: on a GPU a look waits for all that was asked, so a loop has none.
-    """
-    for name, t in zip(("base", "expert"), torch.stack(list(seen)).amax(0).tolist(), strict=True):
-        if t >= 0:
-            raise InputError(
-                f"{name}: numbers that are not finite at t={t} are not allowed: finite ones are "
-                "needed."
-            )
-
-
-# How torch says that a network and its input do not belong together.
-_SHAPES = re.compile("shape|size|channels|dimension|groups")
-
-
-def _answer(name: str, model: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
-    """The model's x0; InputError where its network is of another space."""
-    try:
-        return model.answer(x_t, t)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if not _SHAPES.search(str(error)):
-            raise
-        reason = str(error).partition("\n")[0]
-        told = model.condition
-        shape = f"{tuple(x_t.shape[1:])}"
-        shape += "" if told is None else f" under conditions of {tuple(told.shape[1:])}"
-        raise InputError(
-            f"{name}: samples of shape {shape} are not allowed by its network: "
-            f"models and data of one space are needed ({shown(reason)})."
-        ) from error
 
 
 def compare(
@@ -172,7 +134,8 @@ def compare(
         n: comparisons; without data in whole runs of both models, so rather more.
         seed: of the draws.
         shape: of one sample, where there are no data.
-        condition: see `algorithm1`.
+        condition: gives both models a part of each sample, such as `plans.conditioning.ends_given`;
+            None gives nothing.
         conditions: what networks of a condition are told: with data one row [m, ...] for each
             sample of the base's and of the expert's; without, two sets of rows to draw from.
         batch: samples per call of the models, where there are data.
@@ -189,16 +152,9 @@ def compare(
     >>> pairs.x.shape, pairs.pool("score", "x_t").target.shape
     (torch.Size([1000, 2]), torch.Size([1000, 2]))
     """
-    if not isinstance(n, int) or n < 1:
-        raise InputError(f"n={shown(n)} is not allowed: at least 1 is needed.")
+    check_counts(n=n)
+    checks.check_source(data, shape, condition)
     if data is not None:
-        if shape is not None:
-            raise InputError("shape is not allowed with data: one of the two is needed.")
-        if not isinstance(data, tuple | list) or len(data) != 2:
-            raise InputError(
-                f"data of {type(data).__name__} is not allowed: two tensors, the base's samples "
-                "and the expert's, are needed."
-            )
         return algorithm1(
             base,
             expert,
@@ -209,23 +165,10 @@ def compare(
             condition=condition,
             conditions=conditions,
         )
-    if shape is None or condition is not None:
-        raise InputError(
-            "data=None is not allowed without the shape of a sample, nor with a condition: data "
-            "are needed."
-        )
     runs = 2 * -(-n // (2 * base.steps))
     return algorithm2(
-        base, expert, shape, runs=runs, seed=seed, device=device, conditions=conditions
+        base, expert, shape or (), runs=runs, seed=seed, device=device, conditions=conditions
     )
-
-
-def check_finite(name: str, x: Tensor) -> None:
-    """Raise InputError if some number of x is not finite."""
-    if not torch.isfinite(x).all():
-        raise InputError(
-            f"{name}: numbers that are not finite are not allowed: finite ones are needed."
-        )
 
 
 def algorithm1(
@@ -245,13 +188,8 @@ def algorithm1(
     Args:
         base, expert: diffusion models of one space; t runs over the base's levels, those left out
             at which the expert was never trained.
-        base_data, expert_data: [n, ...] training samples, normalised alike.
+        base_data, expert_data, seed, batch, condition, conditions: see `compare`.
         size: comparisons N.
-        seed: of the draws.
-        batch: samples per call of the models.
-        condition: gives both models a part of each sample, such as `plans.conditioning.ends_given`;
-            None gives nothing.
-        conditions: [n, ...] each, one row for each sample; networks of a condition are told it.
 
     Raises:
         InputError: models of no common level, data or conditions that do not suit them or each
@@ -259,8 +197,10 @@ def algorithm1(
             everywhere.
     """
     expert = aligned(base, expert)
-    _check_call(base, base_data, expert_data, size, batch)
-    _check_conditions(conditions, (len(base_data), len(expert_data)), base_data.device)
+    check_counts(size=size, batch=batch)
+    checks.check_data(base_data, expert_data, base.schedule.clip)
+    counts = len(base_data), len(expert_data)
+    checks.check_conditions(conditions, counts, base_data.device)
     parts: list[Comparisons] = []
     seen: list[Tensor] = []
     for start in range(0, size, batch):
@@ -278,88 +218,19 @@ def algorithm1(
     return _join(parts, seen)
 
 
-def _check_conditions(conditions, counts: tuple[int, int] | None, device) -> None:
-    """Raise InputError unless conditions are two tensors that belong together, and to the data."""
-    if conditions is None:
-        return
-    if not isinstance(conditions, tuple | list) or len(conditions) != 2:
-        raise InputError(
-            f"conditions of {type(conditions).__name__} is not allowed: two tensors, of the base's "
-            "samples and of the expert's, are needed."
-        )
-    for place, part in enumerate(conditions):
-        if not isinstance(part, Tensor) or part.ndim < 1 or not len(part):
-            raise InputError(f"conditions: {type(part).__name__} is not allowed: tensors [m, ...].")
-        if part.shape[1:] != conditions[0].shape[1:]:
-            raise InputError(
-                f"conditions of shapes {tuple(conditions[0].shape[1:])} and "
-                f"{tuple(part.shape[1:])} are not allowed: rows of one width are needed."
-            )
-        if counts and len(part) != counts[place]:
-            raise InputError(
-                f"conditions: {len(part)} rows are not allowed for {counts[place]} samples: one "
-                "for each is needed."
-            )
-        if part.device != torch.device(device):
-            raise InputError(f"conditions on {part.device} are not allowed: {device} is needed.")
-        check_finite("conditions", part)
-
-
-def _check_call(base, base_data, expert_data, size, batch) -> None:
-    """Raise InputError unless Algorithm 1 can be run as it is asked for."""
-    for name, value in (("size", size), ("batch", batch)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={shown(value)} is not allowed: at least 1 is needed.")
-    for name, data in (("base_data", base_data), ("expert_data", expert_data)):
-        if not isinstance(data, Tensor) or not data.is_floating_point():
-            kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
-            raise InputError(f"{name} of {kind} is not allowed: a tensor of floats is needed.")
-        if data.ndim < 2 or not data.numel():
-            raise InputError(
-                f"{name} of shape {tuple(data.shape)} is not allowed: samples [n, ...] are needed."
-            )
-        for what in ("dtype", "device"):
-            mine, other = getattr(base_data, what), getattr(data, what)
-            if mine != other:
-                raise InputError(f"{name} of {other} is not allowed: the base's {mine} is needed.")
-        if data.shape[1:] != base_data.shape[1:]:
-            raise InputError(
-                f"{name}: samples of shape {tuple(data.shape[1:])} are not allowed: the base's "
-                f"{tuple(base_data.shape[1:])} is needed."
-            )
-        check_finite(name, data)
-        _check_range(name, data, base.schedule.clip)
-
-
-def _check_range(name: str, data: Tensor, clip: float | None) -> None:
-    """Raise InputError if more than a few numbers lie where a clipped x0 cannot follow."""
-    if clip is None:
-        return
-    beyond = float((data.abs() > clip * (1 + 1e-6)).double().mean())
-    if beyond > BEYOND:
-        raise InputError(
-            f"{name}: {beyond:.0%} of its numbers beyond {clip:g}, where the models clip x0, are "
-            "not allowed: normalised data, or a scheduler of clip_sample=False, are needed."
-        )
-
-
 def _join(parts: Sequence[Comparisons], seen: Sequence[Tensor]) -> Comparisons:
-    """All comparisons as one; InputError for answers that are not finite, or differ nowhere."""
-    check_answers(seen)
-    names = parts[0].tensors()
-    whole = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
-    found = Comparisons(**whole, model=parts[0].model)
-    check_differ(found.base, found.expert)
+    """`joined`; InputError for answers that are not finite, or differ nowhere."""
+    checks.check_answers(seen)
+    found = joined(parts)
+    checks.check_differ(found.base, found.expert)
     return found
 
 
-def check_differ(base: Tensor, expert: Tensor) -> None:
-    """Raise InputError if both models say the same of all points."""
-    if torch.equal(base, expert):
-        raise InputError(
-            f"expert: no difference from the base at any of {len(base)} points is not allowed: two "
-            "models that differ are needed (is it the same network twice?)."
-        )
+def joined(parts: Sequence[Comparisons]) -> Comparisons:
+    """All comparisons of one model as one."""
+    names = parts[0].tensors()
+    whole = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
+    return Comparisons(**whole, model=parts[0].model)
 
 
 @torch.no_grad()
@@ -396,22 +267,8 @@ def algorithm2(
     """
     expert = aligned(base, expert)
     first, last = expert.schedule.span
-    _check_conditions(conditions, None, device)
-    if last < base.steps - 1 and base.schedule.abar[last] > NOISE:
-        raise InputError(
-            f"expert: a noisiest level of alpha-bar {base.schedule.abar[last]:.2g} is not allowed "
-            "where samples are drawn from noise: data are needed."
-        )
-    if not isinstance(runs, int) or runs < 2 or runs % 2:
-        raise InputError(
-            f"runs={shown(runs)} is not allowed: an even number of at least 2 is needed."
-        )
-    sides = shape if isinstance(shape, tuple | list) else ()
-    if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise InputError(
-            f"shape={shown(shape)} is not allowed: the sides of one sample, as in (32, 6), are "
-            "needed."
-        )
+    checks.check_conditions(conditions, None, device)
+    checks.check_runs(base, expert, runs, shape)
     parts: list[Comparisons] = []
     seen: list[Tensor] = []
     for place, name in enumerate(("base", "expert")):
@@ -469,17 +326,5 @@ def aligned(base: Denoiser, expert: Denoiser) -> Denoiser:
             does not: their difference would hold the clipping of one.
     """
     found = expert.at(base)
-    first, last = found.schedule.span
-    if first > last:
-        raise InputError(
-            f"expert: its levels ({expert.schedule.about}) are not allowed: some of the base's "
-            f"({base.schedule.about}) are needed."
-        )
-    mine, other = base.schedule.clip, found.schedule.clip
-    if mine != other:
-        theirs, ours = ("no clip" if c is None else f"a clip at {c:g}" for c in (other, mine))
-        raise InputError(
-            f"expert: {theirs} of its x0 is not allowed: the base's scheduler has {ours}, and one "
-            "choice for both is needed (clip_sample, clip_sample_range)."
-        )
+    checks.check_levels(base, found)
     return found

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from rrlib.checks.numbers import check_step
 from rrlib.comparisons import Condition, aligned
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
 from rrlib.pools import Place
 
 
@@ -61,10 +61,7 @@ def difference_jacobians(
     (torch.Size([2, 3, 3]), 0.0)
     """
     expert = aligned(base, expert)
-    if not 0 <= step < base.steps:
-        raise InputError(
-            f"step={step} is not allowed: a step from 0 to {base.steps - 1} is needed."
-        )
+    check_step("step", step, base.steps)
     t = torch.tensor([step], device=x_t.device)
     moving = torch.ones_like(x_t[0], dtype=torch.bool) if free is None else free.to(x_t.device)
     numbers = moving.flatten().nonzero().squeeze(1)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from rrlib.comparisons import Condition, aligned, asked, drawn, noised
+from rrlib.checks.numbers import check_counts
+from rrlib.checks.rewards import check_pool, check_targets
+from rrlib.comparisons import aligned, asked, drawn, noised
 from rrlib.denoisers import Denoiser
-from rrlib.errors import InputError
-from rrlib.networks.calls import check_beside, third_argument
 from rrlib.noise.precision import wide
 from rrlib.pools import Place, Pool, Target
 from rrlib.training import Progress, train
@@ -82,37 +81,6 @@ def literal_loss(
     return loss(network, pool.x, t, pool.target)
 
 
-def discriminator_loss(
-    network: Callable[[Tensor, Tensor], Tensor],
-    base: Denoiser,
-    base_data: Tensor,
-    expert_data: Tensor,
-    n: int,
-    generator: torch.Generator,
-    condition: Condition | None = None,
-) -> Tensor:
-    """Cross-entropy of telling noised expert data from noised base data, [] : a rival estimator.
-
-    With as many of one as of the other, the best logit at (x_t, t) is log p2_t - log p1_t, the
-    relative reward itself, its constant included. It sees samples only; Algorithm 1 sees models.
-
-    Args:
-        network: (x_t, t) -> logit [n] of "expert".
-        base: its schedule noises the samples; the model is not asked.
-        base_data, expert_data: [m, ...] training samples, normalised alike.
-        n: samples drawn, half of them from each side.
-        generator: of the draws.
-        condition: puts what is given of a sample into its x_t, see `comparisons.algorithm1`.
-    """
-    x0 = drawn(base_data, expert_data, n, generator)
-    x_t, t = noised(base, x0, generator)
-    if condition:
-        x_t, _ = condition(x0, x_t)
-    is_expert = torch.arange(n, device=t.device) >= n - n // 2  # the order of `drawn`
-    logits = network(x_t, t)
-    return functional.binary_cross_entropy_with_logits(logits, is_expert.to(logits))
-
-
 def units(base: Denoiser, target: Target) -> Tensor:
     """What a unit of the network's output is worth at each t, [T].
 
@@ -157,17 +125,7 @@ def step_weights(scale: Tensor, unit: Tensor | None = None) -> Tensor:
     Raises:
         InputError: a scale is not finite, or all are 0.
     """
-    if not torch.isfinite(scale).all():
-        step = int((~torch.isfinite(scale)).nonzero()[0])
-        raise InputError(
-            f"pool: a target of {float(scale[step])} at t = {step} is not allowed: finite "
-            "differences of the two models are needed."
-        )
-    if not (scale > 0).any():
-        raise InputError(
-            "pool: targets that are all 0 are not allowed: two models that differ somewhere are "
-            "needed."
-        )
+    check_targets(scale)
     told = scale if unit is None else scale / unit.to(scale).abs()
     usual = told[(scale > 0) & (told > 1e-6 * told[scale > 0].max())].median()
     faded = (told / (1e-3 * usual)).clamp(max=1).square()
@@ -198,11 +156,13 @@ def fit(
     Raises:
         InputError: a pool that does not suit the network, or see `step_weights`.
     """
-    if batch < 1:
-        raise InputError(f"batch={batch} is not allowed: at least 1 is needed.")
-    _check_suits(network, pool)
-    steps_seen = int(pool.t.max()) + 1
+    check_counts(batch=batch)
     unit = unit_of(network)
+    check_pool(network, pool, unit)
+    for part in network.modules():
+        if unit_of(part) is not None:
+            part.fitted = getattr(pool, "kind", None)  # `RelativeReward` holds its maker to it
+    steps_seen = int(pool.t.max()) + 1
     weights = step_weights(pool.scale(steps_seen), None if unit is None else unit[:steps_seen])
 
     def batch_loss(generator: torch.Generator) -> Tensor:
@@ -218,39 +178,6 @@ def fit(
         seed=seed,
         checkpoint=checkpoint,
     )
-
-
-def _check_suits(network: nn.Module, pool: Pool) -> None:
-    """Raise InputError unless the pool can be what the network is fitted to, and note its kind."""
-    x = pool.x
-    check_beside("pool", x, network)
-    unit = unit_of(network)
-    if unit is not None and int(pool.t.max()) >= len(unit):
-        raise InputError(
-            f"pool: t={int(pool.t.max())} is not allowed: the network has units for {len(unit)} "
-            "steps, of one schedule with the pool's."
-        )
-    if isinstance(x, Tensor) and not torch.isfinite(x).all():
-        raise InputError("pool: points that are not finite are not allowed: numbers are needed.")
-    if getattr(pool, "condition", None) is not None and third_argument(network) is None:
-        raise InputError(
-            "network: one of two arguments is not allowed for models that are told a condition: "
-            "rho(x, t, condition), such as a ContextReward, is needed."
-        )
-    cut = getattr(pool, "windows", None)  # (window, strided), where windows were cut
-    for part in network.modules():
-        own = getattr(part, "windows", None)  # of a windowed reward
-        if cut and own and own != cut:
-            raise InputError(
-                f"pool: windows of {_told(*cut)} are not allowed: the network's own, of "
-                f"{_told(*own)}, are needed."
-            )
-        if unit_of(part) is not None:
-            part.fitted = getattr(pool, "kind", None)  # `RelativeReward` holds its maker to it
-
-
-def _told(window: int, strided: bool) -> str:
-    return f"{window} {'strided' if strided else 'contiguous'} steps"
 
 
 def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> Tensor:

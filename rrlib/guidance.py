@@ -9,9 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rrlib.checks.numbers import check_step
+from rrlib.checks.rewards import check_place, check_reward, check_scale
 from rrlib.comparisons import aligned
 from rrlib.denoisers import Denoiser, between
-from rrlib.errors import InputError, check_one_of, shown
+from rrlib.errors import InputError, check_one_of
 from rrlib.noise.precision import narrow, wide
 from rrlib.noise.schedules import kept_steps
 from rrlib.pools import Place, Target
@@ -97,22 +99,12 @@ def denoise(
     scales = guidance_scale.tolist() if isinstance(guidance_scale, Tensor) else [guidance_scale]
     for scale in scales:
         check_scale(scale)
-    if place is not None:
-        check_one_of("place", place, Place)
-    if reward and place not in (None, reward.place) and not force:
-        raise InputError(
-            f"place={place!r} is not allowed: this reward was fitted at {reward.place!r}; "
-            "say force=True to take its gradient elsewhere."
-        )
+    check_place(place, reward, force)
     check_one_of("apply_to", apply_to, ApplyTo)
     at: Place = place or (reward.place if reward else "x_t")
     if apply_to == "x_t" and at == "mu_base":
         raise InputError("apply_to='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
-    if not 0 <= stop_step < denoiser.steps:
-        raise InputError(
-            f"stop_step={stop_step} is not allowed: a step from 0 to {denoiser.steps - 1} is "
-            "needed."
-        )
+    check_step("stop_step", stop_step, denoiser.steps)
     taken = denoiser.steps if num_inference_steps is None else num_inference_steps
     steps = kept_steps(denoiser.steps, taken)
     if isinstance(guidance_scale, Tensor):
@@ -121,25 +113,6 @@ def denoise(
     if reward and any(scales):
         guide = _Guide(reward, guidance_scale, at, apply_to, stop_step)
     return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
-
-
-def check_reward(denoiser: Denoiser, reward: RelativeReward | ExactDifference) -> None:
-    """Raise InputError unless a reward can steer a denoiser: one schedule, scores that it has."""
-    if reward.steps not in (None, denoiser.steps):
-        raise InputError(
-            f"reward: {reward.steps} diffusion steps are not allowed: it was fitted on another "
-            f"schedule than the denoiser's of {denoiser.steps}, and one for both is needed."
-        )
-    if reward.target == "score":
-        denoiser.mean_per_score(torch.zeros(1, dtype=torch.long), torch.zeros(1))
-
-
-def check_scale(scale: float) -> None:
-    """Raise InputError unless it is a guidance scale."""
-    if not 0 <= scale < float("inf"):
-        raise InputError(
-            f"guidance_scale={scale} is not allowed: a finite number of at least 0 is needed."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,69 +220,3 @@ def sample(
         num_inference_steps=num_inference_steps,
     )
     return deque(steps, maxlen=1).pop()[1]
-
-
-def best_of(
-    denoiser: Denoiser,
-    shape: tuple[int, ...],
-    reward: Callable[[Tensor, Tensor], Tensor],
-    n: int,
-    generator: torch.Generator | None = None,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    keep: Callable[[Tensor], Tensor] | None = None,
-    num_inference_steps: int | None = None,
-) -> Tensor:
-    """Selection in guidance's place: of n unsteered samples each, the one of most reward at t = 0.
-
-    It takes n times `num_inference_steps` calls of the model for each sample and n of the reward,
-    no gradient; steered sampling takes `num_inference_steps` of the model and as many gradients. So
-    n samples of T / n steps cost the model what a steered one of T steps does. No sample is one
-    that the base would not draw.
-
-    Args:
-        denoiser: the base.
-        shape: of all samples together, (B, ...).
-        reward: (x [B, ...], t [B]) -> [B], such as a RelativeReward.
-        n: samples to choose from, for each of the B; drawn one after another.
-        generator, seed, device, dtype, keep, num_inference_steps: see `sample`.
-
-    Raises:
-        InputError: n below 1, a reward of another schedule, one that does not value each sample,
-            and see `sample`.
-
-    >>> import rrlib
-    >>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
-    >>> rrlib.best_of(base, (4, 2), lambda x, t: x.sum(1), 8, num_inference_steps=5).shape
-    torch.Size([4, 2])
-    """
-    if not isinstance(n, int) or n < 1:
-        raise InputError(f"n={shown(n)} is not allowed: at least 1 is needed.")
-    if isinstance(reward, RelativeReward):
-        check_reward(denoiser, reward)
-    if generator is None:
-        generator = torch.Generator(device).manual_seed(seed)
-    for k in range(n):
-        x = sample(
-            denoiser,
-            shape,
-            generator,
-            dtype=dtype,
-            keep=keep,
-            num_inference_steps=num_inference_steps,
-        )
-        with torch.no_grad():
-            value = reward(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
-        if value.shape != x.shape[:1]:
-            raise InputError(
-                f"reward: values of shape {tuple(value.shape)} are not allowed: one for each of "
-                f"{len(x)} samples is needed."
-            )
-        if k == 0:
-            best, most = x, value
-        better = value > most
-        best = torch.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, best)
-        most = torch.maximum(value, most)
-    return best

@@ -1,4 +1,4 @@
-"""Weighted guidance: particles that make steered sampling exact for every scale, and for sums."""
+"""Several samples in one's place: weighted, which makes guidance exact, or the best of them."""
 
 import os
 from collections.abc import Callable
@@ -8,9 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rrlib.checks.numbers import check_counts
+from rrlib.checks.rewards import check_reward, check_scale
 from rrlib.denoisers import Denoiser, between, step_between
 from rrlib.errors import InputError, shown
-from rrlib.guidance import ExactDifference, check_reward, check_scale, lengthened, shift_of_mean
+from rrlib.guidance import ExactDifference, lengthened, sample, shift_of_mean
 from rrlib.networks.sums import WeightedSum
 from rrlib.noise.precision import narrow, stalls
 from rrlib.noise.schedules import kept_steps
@@ -139,6 +141,71 @@ def sample_weighted(
         draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x = keep(narrow(mean + deviation * draw, x))
     return Particles(x.unflatten(0, (-1, particles)), logs.softmax(1), torch.stack(sizes))
+
+
+def best_of(
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    reward: Callable[[Tensor, Tensor], Tensor],
+    n: int,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    num_inference_steps: int | None = None,
+) -> Tensor:
+    """Selection in guidance's place: of n unsteered samples each, the one of most reward at t = 0.
+
+    It takes n times `num_inference_steps` calls of the model for each sample and n of the reward,
+    no gradient; steered sampling takes `num_inference_steps` of the model and as many gradients. So
+    n samples of T / n steps cost the model what a steered one of T steps does. No sample is one
+    that the base would not draw.
+
+    Args:
+        denoiser: the base.
+        shape: of all samples together, (B, ...).
+        reward: (x [B, ...], t [B]) -> [B], such as a RelativeReward.
+        n: samples to choose from, for each of the B; drawn one after another.
+        generator, seed, device, dtype, keep, num_inference_steps: see `sample`.
+
+    Raises:
+        InputError: n below 1, a reward of another schedule, one that does not value each sample,
+            and see `sample`.
+
+    >>> import rrlib
+    >>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
+    >>> rrlib.best_of(base, (4, 2), lambda x, t: x.sum(1), 8, num_inference_steps=5).shape
+    torch.Size([4, 2])
+    """
+    check_counts(n=n)
+    if isinstance(reward, RelativeReward):
+        check_reward(denoiser, reward)
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(seed)
+    for k in range(n):
+        x = sample(
+            denoiser,
+            shape,
+            generator,
+            dtype=dtype,
+            keep=keep,
+            num_inference_steps=num_inference_steps,
+        )
+        with torch.no_grad():
+            value = reward(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+        if value.shape != x.shape[:1]:
+            raise InputError(
+                f"reward: values of shape {tuple(value.shape)} are not allowed: one for each of "
+                f"{len(x)} samples is needed."
+            )
+        if k == 0:
+            best, most = x, value
+        better = value > most
+        best = torch.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, best)
+        most = torch.maximum(value, most)
+    return best
 
 
 def _parts(reward: Reward, scale: float) -> list[tuple[float, Reward]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rrlib import extraction, training
+from rrlib.checks.rewards import check_fitted, check_plans, check_summands
 from rrlib.comparisons import Comparisons
 from rrlib.errors import InputError
 from rrlib.extraction import unit_of
@@ -18,7 +19,7 @@ from rrlib.networks import files
 from rrlib.networks.calls import check_tensor
 from rrlib.networks.sums import WeightedSum, asked, per_step
 from rrlib.noise.schedules import check_times
-from rrlib.pools import Place, Target, check_kind
+from rrlib.pools import Place, Target
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,7 @@ class RelativeReward:
     about: Mapping = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        check_kind(self.target, self.place)
-        for part in self.network.modules() if isinstance(self.network, nn.Module) else ():
-            for name, mine, fitted in zip(
-                ("target", "place"),
-                (self.target, self.place),
-                getattr(part, "fitted", None) or (self.target, self.place),
-                strict=True,
-            ):
-                if mine != fitted:
-                    raise InputError(
-                        f"{name}={mine!r} is not allowed: the network was fitted to a pool of "
-                        f"{name}={fitted!r}, which is needed."
-                    )
+        check_fitted(self.network, self.target, self.place)
 
     @property
     def steps(self) -> int | None:
@@ -113,10 +102,7 @@ class RelativeReward:
         >>> reward.per_step(torch.zeros(2, 32, 4), torch.zeros(2, 32, 2)).shape
         torch.Size([2, 32])
         """
-        for name, part in (("states", states), ("actions", actions)):
-            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-            if not isinstance(part, Tensor) or part.ndim != 3 or part.shape[:2] != states.shape[:2]:
-                raise InputError(f"{name}: {shape} is not allowed: tensors [B, H, ...] are needed.")
+        check_plans(states, actions)
         plans = torch.cat([actions, states], -1)
         dtype = next((p.dtype for p in self.network.parameters()), plans.dtype)
         with torch.no_grad():
@@ -291,16 +277,6 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
     >>> both(torch.zeros(5, 8, 3), torch.zeros(5, dtype=torch.long)).shape
     torch.Size([5])
     """
-    lengths = {reward.steps for reward in rewards if reward.steps is not None}
-    if len(lengths) > 1:
-        raise InputError(
-            f"rewards: of {' and '.join(map(str, sorted(lengths)))} diffusion steps are not "
-            "allowed: rewards of one schedule are needed."
-        )
-    kinds = {(reward.target, reward.place) for reward in rewards}
-    if len(kinds) != 1 or len(weights) != len(rewards):
-        raise InputError(
-            f"rewards: {len(rewards)} of kinds {sorted(kinds)} with {len(weights)} weights are not "
-            "allowed: rewards of one target and one place, and a weight for each, are needed."
-        )
-    return RelativeReward(WeightedSum([r.network for r in rewards], weights), *kinds.pop())
+    check_summands(rewards, weights)
+    networks = [reward.network for reward in rewards]
+    return RelativeReward(WeightedSum(networks, weights), rewards[0].target, rewards[0].place)

@@ -9,7 +9,7 @@ import tiny_pipelines
 import torch
 from small_recipes import recipes
 
-from rrlib import comparisons, extraction, guidance, particles, pools, ratios
+from rrlib import comparisons, extraction, guidance, particles, pools
 from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.images import comparisons as image_comparisons
@@ -21,6 +21,8 @@ from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import ends_given, first_given, given, hold
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import WindowReward
+from rrlib.ratios import integrals, levels
+from rrlib.ratios import noised as ratios
 from rrlib.rewards import RelativeReward, compose
 from rrlib.training import stream
 
@@ -78,7 +80,7 @@ def exact(device: str, n: int) -> torch.Tensor:
 
 def chosen(device: str, n: int) -> torch.Tensor:
     """The best of n."""
-    return guidance.best_of(model(4, device), (3, H, D), reward(4, device), n, device=device)
+    return particles.best_of(model(4, device), (3, H, D), reward(4, device), n, device=device)
 
 
 def weighted(device: str, n: int) -> particles.Particles:
@@ -88,16 +90,16 @@ def weighted(device: str, n: int) -> particles.Particles:
     return particles.sample_weighted(model(n, device), (3, H, D), both, **options)
 
 
-def ratio(way, device: str, n: int) -> ratios.Estimate:
+def ratio(way, device: str, n: int) -> levels.Estimate:
     """At n levels, two rows at a time."""
     x = torch.randn(2, H, D, generator=stream(0, 0)).to(device)
     return way(model(n, device), model(n, device, 1), x, batch=2)
 
 
-def line(device: str, n: int) -> ratios.Estimate:
+def line(device: str, n: int) -> levels.Estimate:
     """At n places of each line."""
     x = torch.randn(2, H, D, generator=stream(0, 0)).to(device)
-    return ratios.line_integral(model(4, device), model(4, device, 1), x, steps=n, batch=2)
+    return integrals.line_integral(model(4, device), model(4, device, 1), x, steps=n, batch=2)
 
 
 def explained(device: str, n: int) -> torch.Tensor:
@@ -168,7 +170,7 @@ LOOPS: dict[str, Loop] = {
     "weighted particles": weighted,
     "bounds": partial(ratio, ratios.elbo_difference),
     "paths": partial(ratio, ratios.path_difference),
-    "flows": partial(ratio, ratios.ode_difference),
+    "flows": partial(ratio, integrals.ode_difference),
     "lines": line,
     "digits": digits_sampled,
     "images": drawn,

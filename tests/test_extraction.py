@@ -17,6 +17,7 @@ from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import ends_given, first_given
 from rrlib.plans.rewards import WindowReward
 from rrlib.pools import Pool
+from rrlib.ratios import discriminator
 from rrlib.rewards import RelativeReward
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
@@ -850,7 +851,7 @@ def test_algorithm2_names_a_number_of_runs_that_cannot_be_halved(runs):
 def test_the_discriminators_loss_is_the_mean_cross_entropy():
     base, _ = plan_pair()
     network, data = reward(3), (plans(9, 3), plans(5, 4))
-    ours = extraction.discriminator_loss(network, base, *data, 7, stream(6, 0))
+    ours = discriminator.discriminator_loss(network, base, *data, 7, stream(6, 0))
     generator = stream(6, 0)
     x_t, t = comparisons.noised(base, comparisons.drawn(*data, 7, generator), generator)
     share = network(x_t, t).sigmoid()  # of "expert"; the last 3 of 7 are the expert's
@@ -868,7 +869,7 @@ def test_the_discriminator_sees_the_first_observation_as_it_is(width):
         seen.append(x)
         return x.sum((1, 2))
 
-    extraction.discriminator_loss(
+    discriminator.discriminator_loss(
         network, base, *data, 7, stream(6, 0), condition=first_given(width)
     )
     generator = stream(6, 0)
@@ -891,7 +892,7 @@ def test_the_log_ratio_has_the_least_cross_entropy():
         return log_ratio(gaussian((-1, 0)), gaussian((1, 0)), x, abar[t])
 
     def entropy(logit):
-        return float(extraction.discriminator_loss(logit, base, *data, 100_000, stream(1, 0)))
+        return float(discriminator.discriminator_loss(logit, base, *data, 100_000, stream(1, 0)))
 
     best = entropy(truth)
     for worse in (lambda x, t: 1.2 * truth(x, t), lambda x, t: 0.8 * truth(x, t),

@@ -32,6 +32,7 @@ from rrlib.locomotion import world as locomotion
 from rrlib.plans import conditioning, trajectories
 from rrlib.plans.conditioning import held
 from rrlib.plans.trajectories import Trajectories
+from rrlib.ratios import discriminator
 from rrlib.rewards import RelativeReward
 
 DATA = LocomotionData("hopper", "random", 500, seed=4), LocomotionData("hopper", "expert", 700)
@@ -103,7 +104,7 @@ def calls(monkeypatch):
     record(training, "train", first_loss)
     record(extraction, "fit")
     record(conditioning, "control_loss")
-    record(extraction, "discriminator_loss")
+    record(discriminator, "discriminator_loss")
     record(comparisons, "algorithm1", lambda *a, **k: Comparisons(*[torch.zeros(1)] * 4))
     record(rollouts, "play")
     record(rollouts, "planner")

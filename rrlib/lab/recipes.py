@@ -25,6 +25,7 @@ from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.plans.windows import Windows
 from rrlib.pools import Place, Pool, Target
+from rrlib.ratios import discriminator
 from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 from rrlib.theory.sde import GaussianMixture
@@ -93,7 +94,7 @@ class GaussianReward:
             data = [x0.float().to(device) for x0 in self._data()]
 
             def loss(draws: torch.Generator) -> Tensor:
-                return extraction.discriminator_loss(network, base, *data, self.batch, draws)
+                return discriminator.discriminator_loss(network, base, *data, self.batch, draws)
 
             fitted(network, loss, file, "discriminator on Gaussians", **options)
         else:

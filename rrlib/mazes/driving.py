@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rrlib import guidance as steering
+from rrlib import particles
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.mazes import world as maze
@@ -98,12 +99,12 @@ def selected_plans(
     Args:
         model, first, horizon, generator, num_inference_steps: see `plans_from`.
         reward: says which, at t = 0.
-        n: see `guidance.best_of`.
+        n: see `particles.best_of`.
     """
     first = first.to(generator.device)
     shape = (len(first), horizon, first.shape[1] + maze.ACTION)
     told = given(model, first)
-    return steering.best_of(
+    return particles.best_of(
         told, shape, reward, n, generator, num_inference_steps=num_inference_steps
     )
 

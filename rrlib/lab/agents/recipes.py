@@ -25,6 +25,7 @@ from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Normaliser
 from rrlib.pools import Place, Target
+from rrlib.ratios import discriminator
 from rrlib.rewards import RelativeReward
 
 
@@ -181,7 +182,7 @@ class StepDiscriminator:
         data = recipes.drawn(self, training.stream(self.seed, "data", device))
 
         def loss(draws: torch.Generator) -> Tensor:
-            return extraction.discriminator_loss(network, base, *data, self.batch, draws)
+            return discriminator.discriminator_loss(network, base, *data, self.batch, draws)
 
         file = folder / "reward.safetensors"
         recipes.fitted(network, loss, file, "discriminator of steps", **training.options(self))

@@ -11,12 +11,12 @@ from itertools import count
 import numpy as np
 import torch
 
-from rrlib import ratios
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.lab.agents.worlds import Moved
 from rrlib.networks.sums import per_step
 from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.ratios import noised
 from rrlib.rewards import RelativeReward
 
 Value = Callable[[np.ndarray], np.ndarray]  # rows [n, D] -> [n]
@@ -46,7 +46,7 @@ def smiling(base: Denoiser, expert: Denoiser, normaliser: Normaliser, seed: int)
         plans = torch.from_numpy(normaliser.normalise(rows.astype(np.float32)))[:, None]
         options = {"weights": "unweighted", "steps": LEVELS, "probes": 1, "batch": 8192}
         with torch.no_grad():
-            found = ratios.elbo_difference(base, expert, plans, **options, seed=next(calls))
+            found = noised.elbo_difference(base, expert, plans, **options, seed=next(calls))
         return found.value.numpy()
 
     return value

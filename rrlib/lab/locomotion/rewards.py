@@ -25,6 +25,7 @@ from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
 from rrlib.plans.trajectories import Trajectories
 from rrlib.pools import Place, Pool, Target
+from rrlib.ratios import discriminator
 from rrlib.rewards import RelativeReward
 
 
@@ -164,7 +165,7 @@ class LocomotionDiscriminator:
         file, label = folder / "reward.safetensors", f"discriminator {self.base.environment.name}"
 
         def loss(draws: torch.Generator) -> Tensor:
-            return extraction.discriminator_loss(network, base, *data, self.batch, draws, given)
+            return discriminator.discriminator_loss(network, base, *data, self.batch, draws, given)
 
         recipes.fitted(network, loss, file, label, **training.options(self))
         save_file(network.state_dict(), file)

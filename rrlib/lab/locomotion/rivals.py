@@ -14,7 +14,7 @@ from rrlib.lab.locomotion.experiments import LocomotionExperiment, experiments
 from rrlib.lab.locomotion.recipes import LocomotionDiffuser
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import given
-from rrlib.ratios import Estimate
+from rrlib.ratios.levels import Estimate
 
 FRESH_SEED = 1_000  # added to the seed of the data that a diffuser learned from
 

@@ -1,0 +1,128 @@
+"""What all log ratios share: the levels that are visited, how models are asked, the errors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rrlib.checks.numbers import check_counts, check_finite, check_samples
+from rrlib.comparisons import Comparisons, aligned, compare_at, joined
+from rrlib.denoisers import Denoiser
+from rrlib.errors import InputError, shown
+from rrlib.noise.precision import wide
+from rrlib.training import stream
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Numbers, and how far each may be off by the draws that it was made from.
+
+    Attributes:
+        value: [B], or [] of a single number; in the samples' precision, but float32 at least.
+        standard_error: of each value; NaN where there is nothing to tell it from: a single probe,
+            or no draws at all. It says nothing of errors that all draws share: too few steps, or
+            models that are wrong.
+        calls: how often each sample went through a network, both models together.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    calls: int
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Noise levels that are visited, from the least on, [K] each; none of noise alone."""
+
+    t: Tensor
+    abar: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(cls, base: Denoiser, expert: Denoiser, samples: Tensor, steps: int | None) -> "Levels":
+        """`steps` of the base's levels that the expert knows, spaced evenly; None takes all."""
+        first, last = expert.schedule.span
+        most = last + 1 - first
+        if steps is not None and not (isinstance(steps, int) and 2 <= steps <= most):
+            raise InputError(
+                f"steps={shown(steps)} is not allowed: a number from 2 to {most}, the steps "
+                "that both models know, is needed."
+            )
+        t = torch.linspace(first, last, steps or most, dtype=torch.float64)
+        t = t.round().long().to(samples.device)
+        like = samples.new_empty(len(t))
+        abar, rest = base.abar(t, like), base.rest(t, like)
+        return cls(t[abar > 0], abar[abar > 0], rest[abar > 0])
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal over noise."""
+        return self.abar / self.rest
+
+    @property
+    def nats(self) -> Tensor:
+        """Weights of 1/2 int ... dSNR at the levels, see `elbo_difference`."""
+        halves = -self.snr.log().diff() / 2
+        none = halves.new_zeros(1)
+        widths = torch.cat([none, halves]) + torch.cat([halves, none])
+        widths[0] += 1  # errors fall like 1 / SNR^2 beyond the first level
+        return self.snr * widths / 2
+
+
+def checked(base: Denoiser, expert: Denoiser, samples: Tensor, **counts: int) -> Denoiser:
+    """The expert at the base's levels; InputError, before anything is begun, if it cannot be."""
+    for name, model in (("base", base), ("expert", expert)):
+        if getattr(model, "schedule", None) is None:
+            raise InputError(
+                f"{name}: {type(model).__name__} is not allowed: a model with a schedule, a "
+                "rrlib.Denoiser, is needed."
+            )
+    expert = aligned(base, expert)
+    check_samples("samples", samples)
+    check_finite("samples", samples)
+    check_counts(**counts)
+    t = torch.zeros(1, dtype=torch.long, device=samples.device)
+    compare_at(base, expert, samples[:1], t)  # models of another space say so here
+    return expert
+
+
+def asked(
+    base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor, batch: int, seen: list[Tensor]
+) -> Comparisons:
+    """Both models about x_t [N, ...] at t [N], a batch at a time; `seen` is to be checked."""
+    pairs = zip(x_t.split(batch), t.split(batch), strict=True)
+    return joined([compare_at(base, expert, *pair, seen) for pair in pairs])
+
+
+def beside(table: Tensor, like: Tensor) -> Tensor:
+    """A number for each of the first axis, [K, 1, ...], to multiply `like` [K, ...]."""
+    return table.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def inner(a: Tensor, b: Tensor, count: int) -> Tensor:
+    """<a, b> of each row, [K, count], of K times `count` rows; float32 at least."""
+    return (a.to(wide(a)) * b).flatten(1).sum(1).reshape(-1, count)
+
+
+def repeated(
+    one: Callable[[Tensor, torch.Generator], Tensor],
+    samples: Tensor,
+    few: int,
+    probes: int,
+    seed: int,
+) -> Tensor:
+    """`one` of a few samples at a time, [probes, B], each time with draws of its own."""
+    device = str(samples.device)
+    parts = []
+    for k, x in enumerate(samples.split(few)):
+        draws = [stream(seed, f"probe {probe} of {k}", device) for probe in range(probes)]
+        parts.append(torch.stack([one(x, generator) for generator in draws]))
+    return torch.cat(parts, 1)
+
+
+def summary(draws: Tensor, calls: int) -> Estimate:
+    """The mean over the first axis and its standard error; NaN of a single draw."""
+    n = len(draws)
+    error = draws.std(0) / n**0.5 if n > 1 else torch.full_like(draws[0], torch.nan)
+    return Estimate(draws.mean(0), error, calls)
