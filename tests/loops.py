@@ -14,8 +14,9 @@ from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.images import comparisons as image_comparisons
 from rrlib.images import guided as images
-from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.guided import Guided
 from rrlib.images.rewards import EncoderReward
+from rrlib.images.safety import CONFIGURATIONS
 from rrlib.images.scoring import ImageReward
 from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import ends_given, first_given, given, hold

@@ -250,8 +250,6 @@ def session(chapter: str, **given: object) -> SimpleNamespace:
 
 
 CHECKS_MODELS_OR_FILES = {
-    "mazes.check_parameters",
-    "locomotion.check_parameters",
     "world = image_experiments.world",
 }
 

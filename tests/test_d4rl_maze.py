@@ -9,6 +9,7 @@ from test_data_files import as_d4rl
 from rrlib.errors import DataWarning
 from rrlib.lab import store
 from rrlib.lab.mazes import experiments
+from rrlib.mazes import recordings
 from rrlib.mazes import world as maze
 
 CHOSEN = SimpleNamespace(
@@ -28,7 +29,7 @@ def test_the_goal_is_found_with_the_bases_data_from_d4rls_file(tmp_path):
                 file[key] = array
     path = str(tmp_path / "maze2d-umaze-v1.hdf5")
     with pytest.warns(DataWarning, match="positions as D4RL's maze2d has them"):
-        maze.read(world, path)
+        recordings.read(world, path)
     (e,) = experiments.experiments(SimpleNamespace(**vars(CHOSEN), dataset_path=path), 1, 500)
     (found,) = e.judge(store.obtain(e.rewards), e.samples(200, 1_500, 1), 1)
     assert found.distance <= 0.5  # half a cell; by chance in one case of nine

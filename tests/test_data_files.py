@@ -11,9 +11,12 @@ import pytest
 
 from rrlib.errors import DataWarning, InputError
 from rrlib.lab import store
+from rrlib.lab.locomotion import presets as locomotion_presets
 from rrlib.lab.locomotion import recipes as locomotion_recipes
+from rrlib.lab.mazes import presets as maze_presets
 from rrlib.lab.mazes import recipes as maze_recipes
 from rrlib.locomotion import world as locomotion
+from rrlib.mazes import recordings
 from rrlib.mazes import world as maze
 from rrlib.plans import trajectories as tr
 
@@ -86,7 +89,7 @@ def test_a_good_file_is_read_without_a_word(write):
 
 
 def read_maze(path):
-    return maze.read(UMAZE, path)
+    return recordings.read(UMAZE, path)
 
 
 def read_hopper(path):
@@ -279,7 +282,7 @@ def test_d4rls_coordinates_are_recognised_said_and_converted(write, name, shift)
     world = maze.load(name)
     data = maze.make_trajectories(world, 40, 300, seed=1)
     content = as_d4rl(world, data, shift)
-    found, (sentence,) = said(maze.read, world, write(content))
+    found, (sentence,) = said(recordings.read, world, write(content))
     assert_same(found, vars(data), but=("observations", "actions"))
     np.testing.assert_allclose(found.observations, data.observations, atol=1e-6)
     np.testing.assert_array_equal(found.actions, data.actions)
@@ -379,10 +382,10 @@ def test_a_single_episode_is_refused_when_parameters_are_checked(write, timeouts
         path = write(content)
         if world == "maze":
             chosen = SimpleNamespace(maze=("umaze",), n_goals=1, goal=None, dataset_path=path)
-            maze.check_parameters(chosen)
+            maze_presets.check_data(chosen)
         else:
             chosen = SimpleNamespace(environment=("hopper",), base_path=path, expert_path=path)
-            locomotion.check_parameters(chosen)
+            locomotion_presets.check_data(chosen)
 
     for world in ("maze", "hopper"):
         content = arrays(world)

@@ -22,10 +22,11 @@ from rrlib.errors import InputError
 from rrlib.images import guided as images
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
-from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.guided import Guided
 from rrlib.images.kinds.choice import kind_of
 from rrlib.images.pairs import Fit
 from rrlib.images.pipeline_digest import digest
+from rrlib.images.safety import CONFIGURATIONS
 from rrlib.training import finish, stream
 
 STEPS, SCALE = 3, 4.0

@@ -15,10 +15,11 @@ from rrlib.errors import InputError
 from rrlib.images import comparisons as image_extraction
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
-from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.guided import Guided
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.pairs import Fit, ImageReward
 from rrlib.images.rewards import EncoderReward
+from rrlib.images.safety import CONFIGURATIONS
 from rrlib.images.shards import Shards
 from rrlib.pools import Pool
 from rrlib.rewards import RelativeReward

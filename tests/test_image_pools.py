@@ -10,12 +10,12 @@ from rrlib import extraction
 from rrlib.errors import InputError
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
-from rrlib.images.guided import CONFIGURATIONS
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
 from rrlib.images.miniature import weights as image_weights
 from rrlib.images.miniature.pipeline import Size
 from rrlib.images.pairs import Fit
+from rrlib.images.safety import CONFIGURATIONS
 from rrlib.lab import store
 from rrlib.lab.images import pools as image_pools
 from rrlib.lab.images.pools import Elsewhere, ImagePool, PoolReward, PoolRival, Shipped

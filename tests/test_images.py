@@ -27,8 +27,10 @@ from torch.testing import assert_close
 from rrlib.errors import InputError
 from rrlib.images import guided as images
 from rrlib.images import pipelines
-from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.guided import Guided
 from rrlib.images.miniature import pipeline as miniature
+from rrlib.images.prompts import read_prompts
+from rrlib.images.safety import CONCEPT, CONFIGURATIONS, SafeGuidance, safe_direction
 from rrlib.training import stream
 
 WORDS = ("red", "blue", "circle", "square", "cross")
@@ -66,7 +68,7 @@ def test_safe_guidance_is_that_of_diffusers(pipeline, name):
         parts = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.unet)
         peer = StableDiffusionPipelineSafe(*parts, pipeline.scheduler, None, None)
         peer.set_progress_bar_config(disable=True)
-        assert peer.safety_concept == images.CONCEPT
+        assert peer.safety_concept == CONCEPT
         peer.safety_concept = "cross"
         found = []
         guided = Guided(pipeline, 20, 7.5, CONFIGURATIONS[name], "cross")
@@ -96,10 +98,10 @@ def test_plain_guidance_is_that_of_diffusers(pipeline):
 
 
 def test_the_direction_of_safe_guidance_by_hand():
-    safety = images.SafeGuidance(0, 2.0, 0.1, 0.5, 0.75)
+    safety = SafeGuidance(0, 2.0, 0.1, 0.5, 0.75)
     empty, prompt = torch.zeros(3), torch.tensor([0.0, 0.0, 0.5])
     concept, momentum = torch.tensor([0.2, 4.0, 0.1]), torch.tensor([1.0, 2.0, 4.0])
-    direction, after = images.safe_direction(safety, empty, prompt, concept, momentum)
+    direction, after = safe_direction(safety, empty, prompt, concept, momentum)
     # Apart by -0.2, -4 and 0.4: in part, in full, and not at all (above the threshold).
     expected = torch.tensor([0.2 * 0.4 + 0.5, 4.0 + 1.0, 0.0 + 2.0])
     assert_close(direction, expected)
@@ -124,7 +126,7 @@ def test_a_sampler_meets_the_denoiser_contract(pipeline):
 
 
 def test_a_denoiser_knows_whether_its_step_is_of_the_warm_up(pipeline):
-    guided = Guided(pipeline, 10, 4.0, images.SafeGuidance(3, 5000, 1.0, 0.5, 0.7), "cross")
+    guided = Guided(pipeline, 10, 4.0, SafeGuidance(3, 5000, 1.0, 0.5, 0.7), "cross")
     plain = Guided(pipeline, 10, 4.0)
     texts = guided.condition(PROMPTS)
     x, t = noise(guided), torch.tensor([500, 500])
@@ -362,10 +364,10 @@ def test_a_pair_shares_latents_and_schedule(pipeline):
 def test_prompts_are_read_as_i2p_has_them(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text('prompt,categories,sd_seed\n"a, b\nc",x,1\nd,y,2\n', encoding="utf-8")
-    assert pipelines.read_prompts(path) == ["a, b\nc", "d"]
+    assert read_prompts(path) == ["a, b\nc", "d"]
     # To the letter: a byte order mark is none, line ends within quotes and blanks are kept.
     path.write_bytes('\ufeffprompt,x\r\n" a ""b""\r\nc ",1\r\n\r\né "5",2\r\n'.encode())
-    assert pipelines.read_prompts(path) == [' a "b"\r\nc ', 'é "5"']
+    assert read_prompts(path) == [' a "b"\r\nc ', 'é "5"']
 
 
 @pytest.mark.parametrize(
@@ -390,14 +392,14 @@ def test_a_line_of_prompts_that_cannot_be_read_is_named(tmp_path, content, messa
     path = tmp_path / "prompts.csv"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
-        pipelines.read_prompts(path)
+        read_prompts(path)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 400
 
 
 def test_what_is_no_file_of_prompts_is_named(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path, "a red circle, " * 100, "a\0b"):
         with pytest.raises(InputError, match=r"is not allowed: a CSV file in UTF-8"):
-            pipelines.read_prompts(path)
+            read_prompts(path)
 
 
 def test_prompts_must_fit_the_tokenizer(pipeline):

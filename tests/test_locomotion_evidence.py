@@ -12,7 +12,7 @@ from scipy import stats
 from rrlib import comparisons, extraction, training
 from rrlib.errors import InputError
 from rrlib.lab import store
-from rrlib.lab.locomotion import evidence
+from rrlib.lab.locomotion import evidence, intervals, searches
 from rrlib.lab.locomotion import presets as locomotion_sizes
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
@@ -37,19 +37,19 @@ BASE, EXPERT = (LocomotionDiffuser(data, **SMALL) for data in DATA)
 
 
 def test_uses_start_elsewhere_and_seeds_of_a_use_differ():
-    uses = evidence.SELECTION, evidence.REPORT, evidence.STUDY
-    seeds = {evidence.rollouts(BASE, CHOSEN, use).seed for use in uses}
+    uses = searches.SELECTION, searches.REPORT, searches.STUDY
+    seeds = {searches.rollouts(BASE, CHOSEN, use).seed for use in uses}
     other = LocomotionDiffuser(DATA[0], **SMALL, seed=1)
-    seeds |= {evidence.rollouts(other, CHOSEN, use).seed for use in uses}
+    seeds |= {searches.rollouts(other, CHOSEN, use).seed for use in uses}
     assert len(seeds) == 6
-    one = evidence.rollouts(BASE, CHOSEN, evidence.REPORT, EXPERT, weight=0.3, until=2)
+    one = searches.rollouts(BASE, CHOSEN, searches.REPORT, EXPERT, weight=0.3, until=2)
     assert (one.guide, one.weight, one.until, one.executed, one.denoising) == (EXPERT, 0.3, 2, 2, 3)
 
 
 def test_a_search_plays_as_many_as_it_is_told_and_a_report_all():
-    played = {use: evidence.rollouts(BASE, CHOSEN, use).episodes for use in ("report", "selection")}
+    played = {use: searches.rollouts(BASE, CHOSEN, use).episodes for use in ("report", "selection")}
     assert played == {"report": 3, "selection": 2}
-    assert evidence.rollouts(BASE, CHOSEN, evidence.STUDY, executed=7).executed == 7
+    assert searches.rollouts(BASE, CHOSEN, searches.STUDY, executed=7).executed == 7
 
 
 def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
@@ -57,14 +57,14 @@ def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
     best = {BASE: 1.0, other: 2.0}
 
     def scores(played, device):
-        assert played.seed == evidence.rollouts(played.base, CHOSEN, evidence.SELECTION).seed
+        assert played.seed == searches.rollouts(played.base, CHOSEN, searches.SELECTION).seed
         assert (played.place, played.guide) == ("x_t", EXPERT)
         apart = np.array(played.weight) - best[played.base]
         return np.stack([np.zeros(3), -2 * apart**2 - 2 * played.until], 1).ravel()
 
     monkeypatch.setattr(evidence, "scores", scores)
     pairs = [(BASE, EXPERT), (other, EXPERT)]
-    found = evidence.choose(pairs, (0.25, 1.5, 3.0), (2, 0), CHOSEN, place="x_t")
+    found = searches.choose(pairs, (0.25, 1.5, 3.0), (2, 0), CHOSEN, place="x_t")
     assert (found.weight, found.until) == (1.5, 0)
     assert len(found.tried) == 6
     assert found.tried[3.0, 2] == -(4 + 1) / 2 - 2
@@ -81,7 +81,7 @@ def test_a_search_tries_every_method_with_the_seeds_that_have_it(monkeypatch):
     at = {"place": "x_t"}
     pairs = [(BASE, {"a": (EXPERT, at), "b": (BASE, at)}), (other, {"a": (EXPERT, at)})]
     chosen = SimpleNamespace(**vars(CHOSEN) | {"weights": (1.0, 2.0), "untils": (3,)})
-    found = evidence.search(pairs, chosen)
+    found = searches.search(pairs, chosen)
     assert {m: one.guidance for m, one in found.items()} == {
         "a": {"weight": 1.0, "until": 3},
         "b": {"weight": 2.0, "until": 3},
@@ -92,7 +92,7 @@ def test_a_search_tries_every_method_with_the_seeds_that_have_it(monkeypatch):
 
 def test_forms_are_those_that_the_sampler_takes():
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1)
-    found = evidence.reward_forms(reward, CHOSEN)
+    found = searches.reward_forms(reward, CHOSEN)
     assert {form: guide.place for form, (guide, _) in found.items()} == {
         "mu_base": "mu_base",
         "x_t": "x_t",
@@ -100,26 +100,26 @@ def test_forms_are_those_that_the_sampler_takes():
     }
     assert found["authors"][1] == {"place": "x_t", "onto": "x_t"}
     tried = {"one": {(1.0, 0): 3.0, (2.0, 0): 1.0}, "other": {(1.0, 0): 2.0, (2.0, 0): 4.0}}
-    choices = {form: evidence.Choice(1.0, 0, scores) for form, scores in tried.items()}
-    assert evidence.best(choices) == "other"
+    choices = {form: searches.Choice(1.0, 0, scores) for form, scores in tried.items()}
+    assert searches.best(choices) == "other"
 
 
 def test_a_reward_is_fitted_again_to_where_the_one_before_led():
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1)
     chosen = SimpleNamespace(**vars(CHOSEN) | {"rounds": 2})
-    found, how = evidence.reward_forms(reward, chosen)["visited"]
+    found, how = searches.reward_forms(reward, chosen)["visited"]
     assert how == {"place": "mu_base"}
     first, second = found.pool.visited
     assert first.guide == reward and second.guide.pool.visited == (first,)
     assert (first.weight, first.place, first.base) == (1.0, "mu_base", BASE)
-    others = [evidence.rollouts(BASE, CHOSEN, use) for use in (evidence.SELECTION, evidence.REPORT)]
+    others = [searches.rollouts(BASE, CHOSEN, use) for use in (searches.SELECTION, searches.REPORT)]
     assert len({run.seed for run in (first, second, *others)}) == 4
 
 
 def test_a_bootstrapped_mean_has_students_interval():
     rng = np.random.default_rng(0)
     drawn = rng.normal(5, 2, size=400)
-    value, low, high = evidence.bootstrap({"a": [drawn]}, lambda m: m["a"])
+    value, low, high = intervals.bootstrap({"a": [drawn]}, lambda m: m["a"])
     wanted = stats.t.interval(0.95, 399, drawn.mean(), stats.sem(drawn))
     assert value == drawn.mean()
     # An interval of 90 or 97 % would be 0.03 or 0.02 away at either end.
@@ -130,7 +130,7 @@ def test_an_interval_is_not_made_to_hold_the_value():
     """|mean| of numbers whose mean is 0: nearly every draw lies above it."""
     drawn = np.random.default_rng(0).normal(size=400)
     drawn -= drawn.mean()
-    value, low, high = evidence.bootstrap({"a": [drawn]}, lambda m: np.abs(m["a"]))
+    value, low, high = intervals.bootstrap({"a": [drawn]}, lambda m: np.abs(m["a"]))
     one = stats.norm.ppf([0.5125, 0.9875]) * stats.sem(drawn)
     assert value == pytest.approx(0, abs=1e-12)
     assert_allclose((low, high), one, atol=0.005)
@@ -139,21 +139,21 @@ def test_an_interval_is_not_made_to_hold_the_value():
 
 @pytest.mark.parametrize("scores", [[5.0], [5.0, 5.0]])
 def test_what_does_not_vary_has_no_interval(scores):
-    value, *interval = evidence.bootstrap({"a": [np.array(scores)]}, lambda m: m["a"])
+    value, *interval = intervals.bootstrap({"a": [np.array(scores)]}, lambda m: m["a"])
     assert value == 5 and np.isnan(interval).all()
 
 
 def test_seeds_count_the_same_and_share_no_draws():
     few, many = np.array([0.0, 2.0]), np.full(10, 3.0)
-    value, low, high = evidence.bootstrap({"a": [few, many]}, lambda m: m["a"])
+    value, low, high = intervals.bootstrap({"a": [few, many]}, lambda m: m["a"])
     assert value == 2.0
     assert (low, high) == (1.5, 2.5)
-    ratio = evidence.bootstrap({"a": [many], "b": [few + 1]}, lambda m: m["b"] / m["a"])
+    ratio = intervals.bootstrap({"a": [many], "b": [few + 1]}, lambda m: m["b"] / m["a"])
     assert_allclose(ratio, (2 / 3, 1 / 3, 1.0))
 
 
 def test_a_number_is_written_with_its_interval():
-    found = evidence.Number(2.04, 1, 3)
+    found = intervals.Number(2.04, 1, 3)
     assert f"{found:.1f}" == "2.0 (1.0 to 3.0)"
     assert found.entry == {"value": 2.04, "ci": [1, 3]}
 
@@ -161,17 +161,17 @@ def test_a_number_is_written_with_its_interval():
 def test_a_mean_of_episodes_has_students_interval():
     drawn = np.random.default_rng(0).normal(5, 2, size=12)
     wanted = stats.t.interval(0.95, 11, drawn.mean(), stats.sem(drawn))
-    value, *interval = evidence.mean(drawn)
+    value, *interval = intervals.mean(drawn)
     assert value == drawn.mean()
     assert_allclose(interval, wanted)
-    row = evidence.row(drawn)
+    row = intervals.row(drawn)
     assert row["episodes"] == 12 and row["score"] == value
     assert [row["score_low"], row["score_high"]] == interval
 
 
-def compared(**scores) -> evidence.Comparison:
+def compared(**scores) -> intervals.Comparison:
     """Constant scores of two seeds by way, an environment "a" and another with twice of them."""
-    return evidence.Comparison(
+    return intervals.Comparison(
         {
             (name, way, seed): np.full(4, factor * (value + seed))
             for name, factor in (("a", 1.0), ("b", 2.0))
@@ -204,9 +204,9 @@ def test_a_comparison_has_the_interval_of_its_bootstrap():
     rng = np.random.default_rng(0)
     base, expert = rng.normal(2, 1, 20), rng.normal(5, 1, 20)
     scores = {("a", "base", 0): base, ("a", "expert", 0): expert}
-    found = evidence.Comparison(scores, seed=3).gain("a", "expert")
+    found = intervals.Comparison(scores, seed=3).gain("a", "expert")
     drawn = {"base": [base], "expert": [expert]}
-    assert found == evidence.bootstrap(drawn, lambda m: 100 * (m["expert"] / m["base"] - 1), 3)
+    assert found == intervals.bootstrap(drawn, lambda m: 100 * (m["expert"] / m["base"] - 1), 3)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
 def test_what_is_explained_along_rollouts_is_asked_of_their_own_plans(own_store):
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
     other = replace(reward, place="x_t")
-    run = evidence.rollouts(BASE, CHOSEN, evidence.REPORT)
+    run = searches.rollouts(BASE, CHOSEN, searches.REPORT)
     found = evidence.explained_along([reward, other], run, 30, seed=4)
     plans = run.split().draw(60, training.stream(4, "along"))
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
@@ -283,10 +283,10 @@ def test_the_first_action_s_error_is_asked_of_held_out_plans(own_store):
 
 
 def test_several_rollouts_are_played_and_scored(own_store):
-    runs = {use: evidence.rollouts(BASE, CHOSEN, use) for use in ("report", "study")}
-    found = evidence.play(SimpleNamespace(obtain_all=store.obtain_all), runs)
+    runs = {use: searches.rollouts(BASE, CHOSEN, use) for use in ("report", "study")}
+    found = searches.play(SimpleNamespace(obtain_all=store.obtain_all), runs)
     assert {use: values.shape for use, values in found.items()} == {"report": (3,), "study": (3,)}
-    assert_allclose(found["study"], evidence.scores(runs["study"]))
+    assert_allclose(found["study"], searches.scores(runs["study"]))
 
 
 def test_other_data_keeps_the_coordinates(own_store):

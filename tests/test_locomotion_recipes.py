@@ -249,11 +249,11 @@ def test_a_chapter_asks_for_a_pair_per_environment_and_seed():
 def test_a_file_for_several_environments_is_refused(tmp_path):
     chosen = SimpleNamespace(**vars(CHOSEN) | {"base_path": str(tmp_path / "mine.hdf5")})
     with pytest.raises(InputError, match="environment = hopper,walker2d is not allowed"):
-        locomotion.check_parameters(chosen)
+        locomotion_sizes.check_data(chosen)
 
 
 def test_policies_of_another_mujoco_are_refused_before_anything_is_made(monkeypatch):
-    locomotion.check_parameters(CHOSEN)
+    locomotion_sizes.check_data(CHOSEN)
     monkeypatch.setattr(locomotion.mujoco, "__version__", "3.9.1")
     with pytest.raises(InputError, match=r"mujoco = 3\.9\.1 differs from"):
-        locomotion.check_parameters(CHOSEN)
+        locomotion_sizes.check_data(CHOSEN)

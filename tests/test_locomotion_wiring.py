@@ -15,7 +15,7 @@ from rrlib import diagnostics as rotation
 from rrlib import guidance as steering
 from rrlib.comparisons import Comparisons
 from rrlib.lab import recipes, store
-from rrlib.lab.locomotion import evidence
+from rrlib.lab.locomotion import evidence, searches
 from rrlib.lab.locomotion import experiments as locomotion_experiments
 from rrlib.lab.locomotion import presets as locomotion_sizes
 from rrlib.lab.locomotion import recipes as locomotion_recipes
@@ -397,8 +397,8 @@ def test_rollouts_of_a_use_are_as_the_parameters_say():
     chosen = SimpleNamespace(
         episodes=30, search=5, steps=77, executed=2, denoising=3, version=4, workers=1
     )
-    found = evidence.rollouts(
-        BASE, chosen, evidence.REPORT, REWARD, weight=0.3, until=2, onto="x_t"
+    found = searches.rollouts(
+        BASE, chosen, searches.REPORT, REWARD, weight=0.3, until=2, onto="x_t"
     )
     wanted = {"episodes": 30, "steps": 77, "executed": 2, "denoising": 3, "version": 4}
     wanted |= {
@@ -411,7 +411,7 @@ def test_rollouts_of_a_use_are_as_the_parameters_say():
     }
     assert {k: getattr(found, k) for k in wanted} == wanted
     assert found.seed == training.derived_seed(9, "report") % 2**31
-    assert evidence.rollouts(BASE, chosen, evidence.SELECTION).episodes == 5
+    assert searches.rollouts(BASE, chosen, searches.SELECTION).episodes == 5
 
 
 def test_what_is_asked_of_held_out_plans(calls, monkeypatch):
@@ -480,6 +480,6 @@ def test_scores_are_asked_of_the_device_and_environment(monkeypatch):
         return {"returns": np.array([-20.272305, 3234.3])}
 
     monkeypatch.setattr(store, "obtain", obtain)
-    found = evidence.scores(PLAYED, "cuda")
+    found = searches.scores(PLAYED, "cuda")
     np.testing.assert_allclose(found, [0, 100], atol=1e-9)
     assert asked == ["cuda"]

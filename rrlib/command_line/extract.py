@@ -47,7 +47,8 @@ def of_pipelines(given: argparse.Namespace) -> None:
     """The reward of two text-to-image pipelines, by Algorithm 2."""
     from rrlib.images import pairs
     from rrlib.images.guided import Guided
-    from rrlib.images.pipelines import load_pipeline, read_prompts
+    from rrlib.images.pipelines import load_pipeline
+    from rrlib.images.prompts import read_prompts
 
     _refuse(given, "data", "layout", "horizon", "window", of="planners")
     if given.prompts:

@@ -96,11 +96,11 @@ def recorded(
         return found
     chosen = tuple(filter(None, keys.split(",")))
     if about.get("maze") and not chosen and not filter_key:
-        from rrlib.mazes import world  # MuJoCo takes seconds
+        from rrlib.mazes import recordings, world  # MuJoCo takes seconds
 
         widths = world.OBSERVATION, world.ACTION
         if str(about["maze"]) in world.LAYOUTS and widths == (layout.observations, layout.actions):
-            return world.read(world.load(str(about["maze"])), path)
+            return recordings.read(world.load(str(about["maze"])), path)
     widths = layout.observations, layout.actions
     return trajectories.read(path, *widths, observation_keys=chosen, filter_key=filter_key)
 

@@ -24,6 +24,7 @@ from rrlib.images import comparisons as image_extraction
 from rrlib.images import pipelines
 from rrlib.images.guided import Guided
 from rrlib.images.pipeline_digest import digest
+from rrlib.images.prompts import check_prompts
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import ImageReward, schedule
 from rrlib.images.shards import SIDES, ShardPool, Shards
@@ -105,7 +106,7 @@ def compare(
     if base.model.tokenizers:
         image_extraction.check_texts(prompts)
     for sampler in (base, expert):  # before the first of many hours
-        texts = pipelines.check_prompts(sampler.pipeline, prompts, truncate)
+        texts = check_prompts(sampler.pipeline, prompts, truncate)
     image_extraction.check_batch(batch, texts)
     options = {"batch": batch, "seed": seed, "truncate": truncate}
     return _compared(base, expert, texts, Path(folder), options)

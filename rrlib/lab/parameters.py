@@ -1,6 +1,5 @@
 """A chapter's parameters: what each may be, and one sentence when it is not."""
 
-import ast
 import difflib
 import math
 import os
@@ -11,14 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 from rrlib import disk  # results imports host, so its settings are in time
 from rrlib.errors import InputError, shown
-from rrlib.lab import results
+from rrlib.lab import given, results
 from rrlib.lab.costs import Cost
-
-_CHECKED = object()  # no parameter can be this
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,13 @@ def check(
     absolute path, the other rules the value as it is).
     Raises InputError, one sentence, on the first value or name that is not allowed.
     """
-    given = _given(names, rules)
-    unknown = sorted(set(given) - set(rules))
+    found = given.given(names, rules)
+    unknown = sorted(set(found) - set(rules))
     if unknown:
         close = difflib.get_close_matches(unknown[0], rules, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise InputError(
-            f"{unknown[0][:80]}={shown(given[unknown[0]])} is not allowed: the parameters here are "
+            f"{unknown[0][:80]}={shown(found[unknown[0]])} is not allowed: the parameters here are "
             f"{', '.join(rules)}{hint}."
         )
     values, beyond = {}, []
@@ -85,45 +82,13 @@ def check(
             f"{', '.join(asked)} are not allowed together: smaller ones are needed (they would "
             f"take {cost(chosen)}; {excess})."
         )
-    names["_parameters_checked"] = _CHECKED
+    names["_parameters_checked"] = given.CHECKED
     return chosen
 
 
 def _refused(name: str, value: object, rule: Rule, reason: str) -> InputError:
     why = f" ({reason})" if reason else ""
     return InputError(f"{name}={shown(value)} is not allowed: {rule.allowed} is needed{why}.")
-
-
-def _given(names: Mapping[str, object], rules: Mapping[str, Rule]) -> dict[str, object]:
-    """What papermill set, by its cell in IPython's history; else all that it may have set."""
-    history = next((h for h in map(names.get, ("In", "_ih")) if isinstance(h, list)), [])
-    if "check(" in str(history[-1:]):
-        cells = [cell for cell in history if str(cell).startswith("# Parameters\n")]
-        return {
-            target.id: _literal(node.value, names[target.id])
-            for cell in cells
-            for node in ast.parse(cell).body
-            for target in getattr(node, "targets", ())
-            if isinstance(target, ast.Name)
-        }
-    if names.get("_parameters_checked") is _CHECKED:
-        return {}
-    return {name: v for name, v in names.items() if name in rules or _may_be_injected(name, v)}
-
-
-def _literal(node: ast.expr, otherwise: object) -> object:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:  # papermill writes float('nan')
-        return otherwise
-
-
-def _may_be_injected(name: str, value: object) -> bool:
-    if re.fullmatch(r"__\w+__|_+(i*|[iod]h|i?\d+)", name):  # Python's and IPython's own
-        return False
-    if name in ("In", "Out"):
-        return not isinstance(value, list | dict)
-    return not (isinstance(value, ModuleType) or callable(value))
 
 
 def shared(**own: Rule) -> dict[str, Rule]:

@@ -7,7 +7,6 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from types import SimpleNamespace
 
 import gymnasium as gym
 import mujoco
@@ -16,7 +15,7 @@ import numpy as np
 from rrlib.errors import InputError, shown, warn
 from rrlib.locomotion import actors
 from rrlib.locomotion.actors import Actor
-from rrlib.locomotion.robots import ENVIRONMENTS, Environment, load
+from rrlib.locomotion.robots import ENVIRONMENTS, Environment
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Trajectories
 
@@ -176,25 +175,6 @@ def _played(
     columns = [np.stack(column, axis=1) for column in zip(*steps, strict=True)]  # [n, steps, ...]
     kept = np.arange(len(steps)) < lengths[:, None]
     return [column[kept] for column in columns]
-
-
-def check_parameters(chosen: SimpleNamespace) -> None:
-    """Raise InputError unless the data that a chapter's parameters ask for can be had.
-
-    Args:
-        chosen: checked parameters `environment` (names), `base_path` and `expert_path`.
-    """
-    paths = [path for path in (chosen.base_path, chosen.expert_path) if path]
-    if paths and len(chosen.environment) > 1:
-        raise InputError(
-            f"environment = {','.join(chosen.environment)} is not allowed with a data file of "
-            "one: name one environment."
-        )
-    for name in chosen.environment:
-        for path in paths:
-            trajectories.check_episodes(read(load(name), path), path)
-        if len(paths) < 2:
-            actors.check_version(load(name))
 
 
 def check_set(kind: str, transitions: int) -> None:

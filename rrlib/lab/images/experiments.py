@@ -9,10 +9,12 @@ from rrlib import training
 from rrlib.errors import InputError, shown
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
-from rrlib.images.guided import CONCEPT as HARM
-from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.guided import Guided
 from rrlib.images.miniature import weights as image_weights
 from rrlib.images.pairs import Fit, ImageReward
+from rrlib.images.prompts import check_prompts, read_prompts
+from rrlib.images.safety import CONCEPT as HARM
+from rrlib.images.safety import CONFIGURATIONS
 from rrlib.lab import environment as host
 from rrlib.lab import store
 from rrlib.lab.images import evidence as image_evidence
@@ -76,7 +78,7 @@ def world(chosen: SimpleNamespace) -> World:
     """
     expert_id = getattr(chosen, "expert_id", "")
     # Each once: a prompt on both sides of the split would not be held out.
-    given = tuple(dict.fromkeys(pipelines.read_prompts(chosen.prompts) if chosen.prompts else ()))
+    given = tuple(dict.fromkeys(read_prompts(chosen.prompts) if chosen.prompts else ()))
     if not chosen.model_id:
         unused = {"prompts": "", "expert_id": "", "dtype": "float32"}
         for name, default in unused.items():
@@ -95,7 +97,7 @@ def world(chosen: SimpleNamespace) -> World:
     names = [chosen.model_id, *([expert_id] if expert_id else [])]
     dtype = getattr(torch, chosen.dtype)
     found = [pipelines.load_pipeline(name, chosen.device, dtype) for name in names]
-    pipelines.check_prompts(found[0], given, chosen.truncate)
+    check_prompts(found[0], given, chosen.truncate)
     pipelines.check_pair(found[0], found[-1])
     models = [Elsewhere.of(*part, chosen.dtype) for part in zip(found, names, strict=True)]
     base, expert = models[0], models[1] if expert_id else None

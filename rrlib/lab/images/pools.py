@@ -13,11 +13,12 @@ from rrlib import training
 from rrlib.errors import InputError, shown
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
-from rrlib.images.guided import CONFIGURATIONS, Guided
+from rrlib.images.guided import Guided
 from rrlib.images.miniature import scenes
 from rrlib.images.miniature import weights as image_weights
 from rrlib.images.pairs import Fit, ImageReward
 from rrlib.images.pipeline_digest import digest
+from rrlib.images.safety import CONFIGURATIONS
 from rrlib.images.shards import Shards
 from rrlib.lab import recipes, store
 from rrlib.lab.images.recipes import MiniDiffusion

@@ -92,7 +92,7 @@ def check(chosen: SimpleNamespace) -> None:
         chosen: checked parameters `environment` (names), `size`, `executed` (actions carried out
             of a plan, at most its horizon), `denoising` (steps of its sampling, 2 to T), and, where
             a chapter has it, `untils` (steps of the schedule down to which plans are steered);
-            `base_path` and `expert_path`, see `world.check_parameters`.
+            `base_path` and `expert_path`, see `check_data`.
     """
     executed, denoising = chosen.executed, chosen.denoising
     for name in chosen.environment:
@@ -114,9 +114,29 @@ def check(chosen: SimpleNamespace) -> None:
                     f"untils={until} is not allowed: steps from 0 to {last}, the last of "
                     f"size = '{chosen.size}', are needed."
                 )
-    from rrlib.locomotion import world  # MuJoCo takes seconds
+    check_data(chosen)
 
-    world.check_parameters(chosen)
+
+def check_data(chosen: SimpleNamespace) -> None:
+    """Raise InputError unless the data that a chapter's parameters ask for can be had.
+
+    Args:
+        chosen: checked parameters `environment` (names), `base_path` and `expert_path`.
+    """
+    from rrlib.locomotion import actors, world  # MuJoCo takes seconds
+    from rrlib.plans import trajectories
+
+    paths = [path for path in (chosen.base_path, chosen.expert_path) if path]
+    if paths and len(chosen.environment) > 1:
+        raise InputError(
+            f"environment = {','.join(chosen.environment)} is not allowed with a data file of "
+            "one: name one environment."
+        )
+    for name in chosen.environment:
+        for path in paths:
+            trajectories.check_episodes(world.read(world.load(name), path), path)
+        if len(paths) < 2:
+            actors.check_version(world.load(name))
 
 
 def cost(asked: SimpleNamespace) -> Cost:

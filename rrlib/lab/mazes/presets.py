@@ -104,9 +104,22 @@ def check(chosen: SimpleNamespace) -> None:
             f"size='{chosen.size}', is needed."
         )
     if hasattr(chosen, "goal"):
-        from rrlib.mazes import world  # MuJoCo takes seconds
+        check_data(chosen)
 
-        world.check_parameters(chosen)
+
+def check_data(chosen: SimpleNamespace) -> None:
+    """Raise InputError unless goals and data file fit every chosen maze.
+
+    Args:
+        chosen: a chapter's `maze` (names), `n_goals`, `goal` (or None) and `dataset_path` (or "").
+    """
+    from rrlib.mazes import recordings, world  # MuJoCo takes seconds
+    from rrlib.plans import trajectories
+
+    for name in chosen.maze:
+        world.goals(world.load(name), chosen.n_goals, chosen.goal)
+        if path := chosen.dataset_path:
+            trajectories.check_episodes(recordings.read(world.load(name), path), path)
 
 
 def cost(asked: SimpleNamespace) -> Cost:

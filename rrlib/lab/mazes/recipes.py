@@ -13,6 +13,7 @@ from rrlib.comparisons import Comparisons
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
+from rrlib.mazes import recordings
 from rrlib.mazes import world as maze
 from rrlib.mazes.world import ACTION, OBSERVATION
 from rrlib.noise import schedulers
@@ -69,7 +70,7 @@ class MazeData:
 
 @dataclass(frozen=True)
 class MazeFile:
-    """Somebody else's trajectories of a maze: a file that `mazes.world.read` takes."""
+    """Somebody else's trajectories of a maze: a file that `mazes.recordings.read` takes."""
 
     maze: str
     sha256: str
@@ -82,11 +83,12 @@ class MazeFile:
         Raises:
             InputError: the file cannot be used, or its positions do not fit the maze.
         """
-        return cls(maze_name, *recipes.recorded(partial(maze.read, maze.load(maze_name)), path))
+        read = partial(recordings.read, maze.load(maze_name))
+        return cls(maze_name, *recipes.recorded(read, path))
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
-        recipes.keep(self, maze.read(maze.load(self.maze), self.path), folder)
+        recipes.keep(self, recordings.read(maze.load(self.maze), self.path), folder)
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""

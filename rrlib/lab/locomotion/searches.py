@@ -1,0 +1,174 @@
+"""Rollouts of a chapter, and the search for the guidance scale and the last steered step."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rrlib import training
+from rrlib.lab import store
+from rrlib.lab.locomotion.recipes import LocomotionDiffuser
+from rrlib.lab.locomotion.rewards import LocomotionReward, LocomotionRollouts
+from rrlib.locomotion import world as locomotion
+
+if TYPE_CHECKING:
+    from rrlib.lab.notebook import Study
+
+Guide = LocomotionReward | LocomotionDiffuser | None  # or any other guide of LocomotionRollouts
+
+SELECTION, REPORT, STUDY = "selection", "report", "study"  # uses of rollouts, with seeds of its own
+
+
+def rollouts(
+    base: LocomotionDiffuser, chosen: SimpleNamespace, use: str, guide: Guide = None, **guidance
+) -> LocomotionRollouts:
+    """Rollouts as a chapter's parameters have them.
+
+    Args:
+        base: the planner.
+        chosen: checked `episodes` (for SELECTION `search`, so many per candidate), `steps`,
+            `executed`, `denoising`, `version` and `workers`.
+        use: SELECTION, REPORT or STUDY; other uses start elsewhere.
+        guide: what steers, see `LocomotionRollouts`.
+        guidance: weight, place, onto, until.
+    """
+    names = "episodes", "steps", "executed", "denoising", "version", "workers"
+    options = {name: getattr(chosen, name) for name in names}
+    if use == SELECTION:
+        options["episodes"] = chosen.search
+    seed = training.derived_seed(base.seed, use) % 2**31
+    return LocomotionRollouts(base, guide, seed=seed, **options | guidance)
+
+
+def scores(played: LocomotionRollouts, device: str = "cpu") -> np.ndarray:
+    """Normalised scores of the episodes, [n]; plays them first if they have not been."""
+    returns = store.obtain(played, device)["returns"]
+    return locomotion.normalised_score(played.base.environment, returns)
+
+
+def play(study: "Study", runs: Mapping[Hashable, LocomotionRollouts]) -> dict[Hashable, np.ndarray]:
+    """`scores` of a chapter's rollouts by name, all of them played first."""
+    found = study.obtain_all(runs.values())
+    return {
+        name: locomotion.normalised_score(run.base.environment, one["returns"])
+        for (name, run), one in zip(runs.items(), found, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search over guidance scales and late stops found.
+
+    Attributes:
+        weight, until: the best by mean score.
+        tried: (weight, until) -> mean score of every candidate.
+    """
+
+    weight: float
+    until: int
+    tried: dict[tuple[float, int], float]
+
+    @property
+    def guidance(self) -> dict[str, float | int]:
+        """The best, as `rollouts` takes it."""
+        return {"weight": self.weight, "until": self.until}
+
+
+def choose(
+    pairs: Sequence[tuple[LocomotionDiffuser, Guide]],
+    weights: Sequence[float],
+    untils: Sequence[int],
+    chosen: SimpleNamespace,
+    **guidance,
+) -> Choice:
+    """The scale and the last steered step with the best score, on seeds that report nothing.
+
+    Args:
+        pairs: planner and guide of every seed of one environment; their mean scores are averaged.
+        weights, untils: all combinations are tried.
+        chosen, guidance: see `rollouts`.
+    """
+    tried = {}
+    for until in untils:
+        steered = guidance | {"weight": tuple(weights), "until": until}
+        played = [rollouts(base, chosen, SELECTION, g, **steered) for base, g in pairs]
+        found = [scores(p, chosen.device).reshape(len(weights), -1).mean(1) for p in played]
+        means = np.mean(found, axis=0)
+        tried |= {(w, until): float(m) for w, m in zip(weights, means, strict=True)}
+    weight, until = max(tried, key=tried.get)
+    return Choice(weight, until, tried)
+
+
+def search(
+    pairs: Sequence[tuple[LocomotionDiffuser, Mapping[str, tuple[Guide, dict]]]],
+    chosen: SimpleNamespace,
+) -> dict[str, Choice]:
+    """`choose` for every method of the first pair, over the `weights` and `untils` of a chapter.
+
+    Args:
+        pairs: planner, and method -> guide and guidance, of every seed of one environment; a method
+            is tried with the seeds that have it.
+        chosen: see `rollouts`; `weights` and `untils`.
+    """
+    found = {}
+    for method, (_, how) in pairs[0][1].items():
+        guides = [(base, methods[method][0]) for base, methods in pairs if method in methods]
+        found[method] = choose(guides, chosen.weights, chosen.untils, chosen, **how)
+    return found
+
+
+def forms(reward: Guide, at_x_t: Guide) -> dict[str, tuple[Guide, dict[str, str]]]:
+    """The ways in which a gradient may steer: "mu_base", "x_t" and "authors".
+
+    Args:
+        reward: taken at the base's mean and added to it; or, as in the authors' code, taken at x_t
+            and added to x_t before the mean is computed.
+        at_x_t: taken at x_t and added to the mean (Eq. 5).
+
+    Returns:
+        form -> guide, and the guidance that `rollouts` takes.
+    """
+    return {
+        "mu_base": (reward, {"place": "mu_base"}),
+        "x_t": (at_x_t, {"place": "x_t"}),
+        "authors": (reward, {"place": "x_t", "onto": "x_t"}),
+    }
+
+
+def reward_forms(
+    reward: LocomotionReward, chosen: SimpleNamespace
+) -> dict[str, tuple[Guide, dict[str, str]]]:
+    """`forms` of an extracted reward; "x_t" has one that was fitted there.
+
+    With `rounds` there is one more, "visited": as "mu_base", but fitted to what it led to as well.
+    """
+    found = forms(reward, replace(reward, place="x_t"))
+    if chosen.rounds:
+        found["visited"] = visited(reward, chosen), {"place": "mu_base"}
+    return found
+
+
+def visited(reward: LocomotionReward, chosen: SimpleNamespace) -> LocomotionReward:
+    """The reward fitted anew, in `rounds`, to a pool that has been where it leads.
+
+    In each round the base is steered by the reward of the round before, with w = 1, and what the
+    robots did is added to the plans on which the two planners are compared (as in DAgger, Ross et
+    al. 2011, with the planners in the place of its expert). No score or return is looked at.
+
+    Args:
+        reward: of the plans of both data sets alone.
+        chosen: see `rollouts`; `rounds`, how many.
+    """
+    found, runs = reward, ()
+    for k in range(chosen.rounds):
+        steered = {"weight": 1.0, "place": "mu_base"}
+        runs += (rollouts(reward.pool.base, chosen, f"visited {k}", found, **steered),)
+        found = replace(reward, pool=replace(reward.pool, visited=runs))
+    return found
+
+
+def best(choices: Mapping[str, Choice]) -> str:
+    """The form whose choice scored best on the selection seeds."""
+    return max(choices, key=lambda form: max(choices[form].tried.values()))
