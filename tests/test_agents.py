@@ -11,7 +11,7 @@ from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.lab.agents import evidence, experiments, worths
 from rrlib.lab.agents.worlds import REPEAT, Balls, Robots
-from rrlib.locomotion import world as locomotion
+from rrlib.locomotion import robots
 from rrlib.mazes import world as maze
 from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.rewards import WindowReward
@@ -125,8 +125,8 @@ def test_a_shipped_agent_is_whole_and_says_who_paid_it(name):
     assert (card["world"], card["teacher"]) == (world, teacher)
     assert teacher in experiments.TEACHERS and card["shipped"] <= card["steps"]
     assert ("wages" in card) == (teacher != "true")
-    width = 2 if world == "pointmaze" else locomotion.load(world).action
-    seen = 4 if world == "pointmaze" else locomotion.load(world).observation
+    width = 2 if world == "pointmaze" else robots.load(world).action
+    seen = 4 if world == "pointmaze" else robots.load(world).observation
     actions = policy.act(np.zeros((3, seen), "f4"))
     assert actions.shape == (3, width) and (np.abs(actions) <= 1).all()
 

@@ -113,9 +113,10 @@ def test_a_file_of_ten_thousand_plans(reward, tmp_path):
 
 
 def test_robots_are_scored(tmp_path):
+    from rrlib.locomotion import robots
     from rrlib.locomotion import world as locomotion
 
-    made = locomotion.make_trajectories(locomotion.load("hopper"), "medium-replay", 2_000)
+    made = locomotion.make_trajectories(robots.load("hopper"), "medium-replay", 2_000)
     tr.write_hdf5(tmp_path / "hopper.hdf5", made)
     models = str(FULL / "locomotion-models.safetensors")
     out = str(tmp_path / "a.csv")

@@ -15,6 +15,7 @@ from rrlib.lab.locomotion import presets as locomotion_presets
 from rrlib.lab.locomotion import recipes as locomotion_recipes
 from rrlib.lab.mazes import presets as maze_presets
 from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.locomotion import robots
 from rrlib.locomotion import world as locomotion
 from rrlib.mazes import recordings
 from rrlib.mazes import world as maze
@@ -93,7 +94,7 @@ def read_maze(path):
 
 
 def read_hopper(path):
-    return locomotion.read(locomotion.load("hopper"), path)
+    return locomotion.read(robots.load("hopper"), path)
 
 
 @pytest.mark.parametrize("form", ["f2", "f8", ">f4", ">f8", "longdouble"])
@@ -405,9 +406,9 @@ def test_terminals_are_ends(write):
     assert_same(found, content | {"timeouts": np.zeros(M, bool)})
 
 
-def robots(name, lengths):
+def episodes_of(name, lengths):
     """A robot's file of these episodes: each starts standing still, or nearly so."""
-    world, rng = locomotion.load(name), np.random.default_rng(0)
+    world, rng = robots.load(name), np.random.default_rng(0)
     m, starts = sum(lengths), np.cumsum([0, *lengths[:-1]])
     observations = rng.normal(0, 0.3, (m, world.observation))
     observations[starts] = rng.uniform(-0.005, 0.005, (len(lengths), world.observation))
@@ -434,7 +435,7 @@ def robots(name, lengths):
     ],
 )
 def test_robots_episodes_end_as_in_the_environment(write, name, lengths, marked):
-    world, content = robots(name, lengths)
+    world, content = episodes_of(name, lengths)
     ends = np.zeros_like(content["timeouts"])
     ends[np.cumsum(lengths)[marked] - 1] = True
     found, sentences = said(locomotion.read, world, write(content, timeouts=ends))
@@ -447,7 +448,9 @@ def test_robots_episodes_end_as_in_the_environment(write, name, lengths, marked)
 
 
 def test_a_robot_that_fell_is_cut_from_its_fall(write):
-    world, content = robots("halfcheetah", [300, 1000, 1000, 500])  # its starts are not looked for
+    world, content = episodes_of(
+        "halfcheetah", [300, 1000, 1000, 500]
+    )  # its starts are not looked for
     terminals = np.zeros(2_800, bool)
     terminals[299] = True
     found, _ = said(locomotion.read, world, write(content, terminals=terminals, timeouts=None))
@@ -455,7 +458,7 @@ def test_a_robot_that_fell_is_cut_from_its_fall(write):
 
 
 def test_a_height_that_is_no_robots_is_told_of_and_another_robots_is_refused(write):
-    world, content = robots("halfcheetah", [500, 400])
+    world, content = episodes_of("halfcheetah", [500, 400])
     content["observations"][:, 0] -= 0.8
     found, sentences = said(locomotion.read, world, write(content))
     assert found.n_episodes == 2
@@ -466,7 +469,7 @@ def test_a_height_that_is_no_robots_is_told_of_and_another_robots_is_refused(wri
 
 
 def test_real_resets_are_recognised_without_any_mark(write):
-    data = locomotion.make_trajectories(locomotion.load("hopper"), "random", 1_000)
+    data = locomotion.make_trajectories(robots.load("hopper"), "random", 1_000)
     blank = np.zeros(len(data.actions), bool)
     content = data.arrays() | {"terminals": blank, "timeouts": blank}
     found, _ = said(read_hopper, write(content))

@@ -18,8 +18,7 @@ from torch.testing import assert_close
 from rrlib import comparisons, extraction, training
 from rrlib.errors import InputError
 from rrlib.lab import store
-from rrlib.locomotion import rollouts
-from rrlib.locomotion import world as locomotion
+from rrlib.locomotion import robots, rollouts
 from rrlib.mazes import driving
 from rrlib.plans.conditioning import given
 from rrlib.plans.trajectories import Normaliser
@@ -101,7 +100,7 @@ def test_what_is_made_there_is_what_the_cpu_makes(name):
 
 @inside
 def test_a_robot_waits_twice_for_a_plan():
-    robot = locomotion.load("hopper")
+    robot = robots.load("hopper")
     width = robot.width
     ruler = Normaliser(np.full(width, -1, "f4"), np.full(width, 1, "f4"))
     with accelerator() as mode:

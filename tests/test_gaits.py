@@ -8,13 +8,12 @@ import pytest
 from matplotlib.animation import AbstractMovieWriter
 from numpy.testing import assert_allclose
 
-from rrlib.locomotion import gaits
-from rrlib.locomotion import world as locomotion
+from rrlib.locomotion import gaits, robots
 
 
 def episode(name: str, steps: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Observations, centres [n, limbs, 2] and radii of the limbs as the simulator has them."""
-    world = gym.make(f"{locomotion.load(name).gymnasium}-v5")
+    world = gym.make(f"{robots.load(name).gymnasium}-v5")
     observation, _ = world.reset(seed=0)
     rng, seen, centres = np.random.default_rng(0), [], []
     model, data = world.unwrapped.model, world.unwrapped.data
@@ -27,10 +26,10 @@ def episode(name: str, steps: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndar
     return np.array(seen), np.array(centres), model.geom_size[1:, 0].copy()
 
 
-@pytest.mark.parametrize("name", locomotion.ENVIRONMENTS)
+@pytest.mark.parametrize("name", robots.ENVIRONMENTS)
 def test_limbs_are_where_the_simulator_has_them(name):
     observations, centres, radii = episode(name)
-    found = gaits.outlines(locomotion.load(name), observations)
+    found = gaits.outlines(robots.load(name), observations)
     assert found.shape[:2] == centres.shape[:2]
     mine = found.mean(2)
     assert_allclose(mine[0], centres[0], atol=1e-6)
@@ -42,7 +41,7 @@ def test_limbs_are_where_the_simulator_has_them(name):
 
 
 def test_a_robot_gets_as_far_as_its_speed_says():
-    hopper = locomotion.load("hopper")
+    hopper = robots.load("hopper")
     observations = np.tile(np.eye(1, 11), (5, 1)) * 1.25
     observations[:, 5] = 2.0  # m/s, of steps of 8 ms
     x = gaits.outlines(hopper, observations)[:, 0, :, 0].mean(1)
@@ -50,7 +49,7 @@ def test_a_robot_gets_as_far_as_its_speed_says():
 
 
 def test_strips_show_an_episode_to_its_end():
-    hopper = locomotion.load("hopper")
+    hopper = robots.load("hopper")
     observations, *_ = episode("hopper", 6)
     found = gaits.outlines(hopper, observations)
     _, axes = plt.subplots(1, 3)
@@ -76,7 +75,7 @@ class Frames(AbstractMovieWriter):
 
 def test_films_show_each_episode_to_its_end_and_follow_the_robot(tmp_path):
     observations, *_ = episode("hopper", 6)
-    found = gaits.outlines(locomotion.load("hopper"), observations)
+    found = gaits.outlines(robots.load("hopper"), observations)
     figure, axes = plt.subplots(1, 2)
     episodes = found, found[:3]
     film = gaits.animate(figure, axes, episodes, ["C0", "C1"], every=2)

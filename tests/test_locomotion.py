@@ -15,24 +15,24 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 from rrlib.errors import InputError
 from rrlib.lab import store
 from rrlib.lab.locomotion.recipes import LocomotionData
-from rrlib.locomotion import actors
+from rrlib.locomotion import actors, robots
 from rrlib.locomotion import world as locomotion
 from rrlib.locomotion.actors import Policy
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Trajectories
 
-SHIPPED = [name for name in locomotion.ENVIRONMENTS if (actors.POLICIES / f"{name}.json").exists()]
+SHIPPED = [name for name in robots.ENVIRONMENTS if (actors.POLICIES / f"{name}.json").exists()]
 PREDICTIONS = Path(__file__).with_name("predictions.json")  # by sbx, see workflow/train_policies.py
-every_environment = pytest.mark.parametrize("name", list(locomotion.ENVIRONMENTS))
+every_environment = pytest.mark.parametrize("name", list(robots.ENVIRONMENTS))
 every_shipped = pytest.mark.parametrize("name", SHIPPED)
 
 
 def card(name: str) -> dict:
-    return actors.card(locomotion.load(name))
+    return actors.card(robots.load(name))
 
 
 def random_data(name: str, transitions: int = 300, seed: int = 0) -> Trajectories:
-    return locomotion.make_trajectories(locomotion.load(name), "random", transitions, seed)
+    return locomotion.make_trajectories(robots.load(name), "random", transitions, seed)
 
 
 def same(one: Trajectories, other: Trajectories) -> bool:
@@ -52,7 +52,7 @@ def same(one: Trajectories, other: Trajectories) -> bool:
     ],
 )
 def test_score_is_d4rls(name, random, expert):
-    world = locomotion.load(name)
+    world = robots.load(name)
     returns = np.array([random, expert, (random + expert) / 2])
     np.testing.assert_allclose(locomotion.normalised_score(world, returns), (0, 100, 50))
 
@@ -61,7 +61,7 @@ def test_scores_are_of_episodes():
     ends = np.array([0, 0, 1, 0, 1, 0], dtype=bool)
     rewards = np.array([1, 2, 3, 4, 5, 6], dtype="f4")
     data = Trajectories(np.zeros((6, 11)), np.zeros((6, 3)), rewards, ends, np.zeros(6, bool))
-    world = locomotion.load("hopper")
+    world = robots.load("hopper")
     expected = locomotion.normalised_score(world, np.array([6, 9, 6]))
     np.testing.assert_allclose(locomotion.scores(world, data), expected)
 
@@ -124,7 +124,7 @@ def test_an_actors_deviation_is_clipped_as_sacs(log_std, deviation):
 def test_actor_predicts_what_sbx_does(name):
     found = json.loads(PREDICTIONS.read_text(encoding="utf-8"))[name]
     for policy, expected in zip(
-        actors.load_policies(locomotion.load(name)), found["actions"], strict=True
+        actors.load_policies(robots.load(name)), found["actions"], strict=True
     ):
         np.testing.assert_allclose(policy.act(found["observations"]), expected, atol=2e-6)
 
@@ -132,7 +132,7 @@ def test_actor_predicts_what_sbx_does(name):
 @every_shipped
 def test_card_tells_of_its_policies(name):
     told = card(name)
-    policies = actors.load_policies(locomotion.load(name))
+    policies = actors.load_policies(robots.load(name))
     assert len(told["snapshots"]) == len(policies)
     steps = [snapshot["steps"] for snapshot in told["snapshots"]]
     assert steps == sorted(steps) and steps[-1] <= told["steps"]
@@ -146,7 +146,7 @@ def test_policies_together_are_small():
 @every_shipped
 def test_expert_scores_what_its_card_says(name):
     told = card(name)["sets"]["expert"]
-    world = locomotion.load(name)
+    world = robots.load(name)
     scores = locomotion.scores(world, locomotion.make_trajectories(world, "expert", 4_000, seed=7))
     assert len(scores) >= 4
     # The card's interval is of its mean; these are few.
@@ -160,7 +160,7 @@ def test_expert_scores_what_its_card_says(name):
 @every_environment
 def test_transitions_are_the_simulators_own(name):
     """Every step, from the state it was made in: none crosses a reset, none is lost."""
-    world, data = locomotion.load(name), random_data(name, 900)
+    world, data = robots.load(name), random_data(name, 900)
     simulator = locomotion.simulators(world, 1).envs[0].unwrapped
     simulator.reset(seed=0)
     checked = 0
@@ -183,7 +183,7 @@ def test_transitions_are_the_simulators_own(name):
 @every_environment
 def test_an_episode_replays_in_a_fresh_environment(name):
     """The first simulator's first episode: same seed, same actions, same observations."""
-    world, data = locomotion.load(name), random_data(name, seed=3)
+    world, data = robots.load(name), random_data(name, seed=3)
     # From one simulator: the seed is the generator's first number.
     seed = int(np.random.default_rng(3).integers(2**31))
     with locomotion._known_warnings_ignored():
@@ -200,7 +200,7 @@ def test_an_episode_replays_in_a_fresh_environment(name):
 
 @every_environment
 def test_layout(name):
-    world = locomotion.load(name)
+    world = robots.load(name)
     data = random_data(name, 9_000)  # two simulators
     assert data.observations.shape == (len(data.rewards), world.observation)
     assert data.actions.shape == (len(data.rewards), world.action)
@@ -218,9 +218,9 @@ def test_layout(name):
 
 
 def test_random_actions_score_near_zero():
-    for name in locomotion.ENVIRONMENTS:
+    for name in robots.ENVIRONMENTS:
         data = random_data(name, 4_000)
-        assert abs(locomotion.scores(locomotion.load(name), data).mean()) < 2
+        assert abs(locomotion.scores(robots.load(name), data).mean()) < 2
 
 
 def test_same_seed_same_bytes():
@@ -231,13 +231,13 @@ def test_same_seed_same_bytes():
 @pytest.mark.slow
 @every_shipped
 def test_same_seed_same_bytes_of_policies(name):
-    world = locomotion.load(name)
+    world = robots.load(name)
     sets = [locomotion.make_trajectories(world, "medium-replay", 400, s) for s in (1, 1, 2)]
     assert same(sets[0], sets[1]) and not same(sets[0], sets[2])
 
 
 def test_replay_shares_transitions_among_the_snapshots(monkeypatch):
-    world = locomotion.load("halfcheetah")  # never falls, so that episodes are equally long
+    world = robots.load("halfcheetah")  # never falls, so that episodes are equally long
     policies = tuple(constant(value, world) for value in (-0.5, 0.1, 0.6))
     monkeypatch.setattr(actors, "load_policies", lambda _: policies)
     means = {}
@@ -250,7 +250,7 @@ def test_replay_shares_transitions_among_the_snapshots(monkeypatch):
     np.testing.assert_allclose(means["expert"], np.tanh([0.6, 0.6]), atol=1e-3)
 
 
-def constant(mean: float, world: locomotion.Environment) -> Policy:
+def constant(mean: float, world: robots.Environment) -> Policy:
     bias = np.repeat(np.array([mean, -6], dtype="f4"), world.action)
     return Policy(((np.zeros((world.observation, len(bias)), dtype="f4"), bias),))
 
@@ -260,10 +260,10 @@ def constant(mean: float, world: locomotion.Environment) -> Policy:
 
 def test_version_4_is_as_said():
     rewards = {}
-    for name in locomotion.ENVIRONMENTS:
+    for name in robots.ENVIRONMENTS:
         for version in (4, 5):
             data = locomotion.collect(
-                locomotion.load(name), steady(name), 60, np.random.default_rng(0), version
+                robots.load(name), steady(name), 60, np.random.default_rng(0), version
             )
             rewards[name, version] = data.rewards[: data.bounds[0, 1]]
     np.testing.assert_array_equal(rewards["halfcheetah", 4], rewards["halfcheetah", 5])
@@ -274,11 +274,11 @@ def test_version_4_is_as_said():
 
 
 def steady(name: str) -> locomotion.Actor:
-    return lambda x: np.full((len(x), locomotion.load(name).action), 0.3, dtype="f4")
+    return lambda x: np.full((len(x), robots.load(name).action), 0.3, dtype="f4")
 
 
 def mujoco_friction(version: int) -> tuple[float, float]:
-    model = locomotion.simulators(locomotion.load("walker2d"), 1, version).envs[0].unwrapped.model
+    model = locomotion.simulators(robots.load("walker2d"), 1, version).envs[0].unwrapped.model
     return tuple(
         round(float(model.geom(foot).friction[0]), 3) for foot in ("foot_geom", "foot_left_geom")
     )
@@ -286,7 +286,7 @@ def mujoco_friction(version: int) -> tuple[float, float]:
 
 def test_making_simulators_writes_no_log(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    locomotion.simulators(locomotion.load("halfcheetah"), 1)
+    locomotion.simulators(robots.load("halfcheetah"), 1)
     assert list(tmp_path.iterdir()) == []
     assert mujoco.get_mju_user_warning() is None
 
@@ -299,17 +299,17 @@ def test_reads_its_own_files_and_no_others(name, tmp_path):
     data = random_data(name)
     trajectories.write_hdf5(tmp_path / "data.hdf5", data)
     path = str(tmp_path / "data.hdf5")
-    assert same(locomotion.read(locomotion.load(name), path), data)
-    for other in set(locomotion.ENVIRONMENTS) - {name}:
+    assert same(locomotion.read(robots.load(name), path), data)
+    for other in set(robots.ENVIRONMENTS) - {name}:
         with pytest.raises(InputError, match=r"observations' of shape|episodes start at height"):
-            locomotion.read(locomotion.load(other), path)
+            locomotion.read(robots.load(other), path)
 
 
 def test_reads_minari(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     data = random_data("hopper")
     trajectories.write_minari("mujoco/hopper/random-v0", data, "Random actions.")
-    assert same(locomotion.read(locomotion.load("hopper"), "mujoco/hopper/random-v0"), data)
+    assert same(locomotion.read(robots.load("hopper"), "mujoco/hopper/random-v0"), data)
 
 
 def test_rewards_missing(tmp_path):
@@ -320,13 +320,13 @@ def test_rewards_missing(tmp_path):
         for key, array in arrays.items():
             file[key] = array
     with pytest.raises(InputError, match="lacks the key '/rewards'"):
-        locomotion.read(locomotion.load("hopper"), str(tmp_path / "data.hdf5"))
+        locomotion.read(robots.load("hopper"), str(tmp_path / "data.hdf5"))
 
 
 def test_bad_input(tmp_path, monkeypatch):
-    hopper = locomotion.load("hopper")
+    hopper = robots.load("hopper")
     with pytest.raises(InputError, match="environment = 'ant' is unknown: allowed are halfcheetah"):
-        locomotion.load("ant")
+        robots.load("ant")
     with pytest.raises(InputError, match="kind = 'best' is unknown: allowed are random"):
         locomotion.make_trajectories(hopper, "best", 10)
     with pytest.raises(InputError, match="transitions = -5 is out of range: allowed is 1 or more"):
@@ -340,7 +340,7 @@ def test_bad_input(tmp_path, monkeypatch):
 
 @every_shipped
 def test_damaged_policies_and_another_mujoco(name, tmp_path, monkeypatch):
-    world = locomotion.load(name)
+    world = robots.load(name)
     monkeypatch.setattr(mujoco, "__version__", "1.50.1")
     with pytest.raises(InputError, match=r"mujoco = 1\.50\.1 differs from the"):
         actors.load_policies(world)
@@ -369,7 +369,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 def test_a_damaged_card_is_named_in_one_sentence(tmp_path, monkeypatch):
     """300 damages: each is refused, or changes nothing that the card says (white space)."""
-    hopper, rng = locomotion.load("hopper"), np.random.default_rng(0)
+    hopper, rng = robots.load("hopper"), np.random.default_rng(0)
     file, said = actors.policy_file(hopper), card("hopper")
     whole = file.with_suffix(".json").read_bytes()
     monkeypatch.setattr(actors, "POLICIES", tmp_path)
@@ -391,7 +391,7 @@ def test_a_damaged_card_is_named_in_one_sentence(tmp_path, monkeypatch):
 
 
 def test_a_card_is_what_was_written(tmp_path, monkeypatch):
-    hopper, said = locomotion.load("hopper"), card("hopper")
+    hopper, said = robots.load("hopper"), card("hopper")
     file = actors.policy_file(hopper)
     monkeypatch.setattr(actors, "POLICIES", tmp_path)
     shutil.copy(file, tmp_path)

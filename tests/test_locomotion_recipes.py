@@ -21,11 +21,12 @@ from rrlib.lab.locomotion.rewards import (
     LocomotionReward,
     LocomotionRollouts,
 )
+from rrlib.locomotion import robots
 from rrlib.locomotion import world as locomotion
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import first_given, given, held
 
-HOPPER = locomotion.load("hopper")
+HOPPER = robots.load("hopper")
 DATA = LocomotionData("hopper", "random", 2_000), LocomotionData("hopper", "expert", 2_000)
 SMALL = {"ruler": DATA, "horizon": 8, "hidden": 32, "blocks": 1, "diffusion_steps": 5}
 BASE = LocomotionDiffuser(DATA[0], **SMALL, steps=200)

@@ -27,7 +27,7 @@ from rrlib.lab.locomotion.rewards import (
     LocomotionReward,
     LocomotionRollouts,
 )
-from rrlib.locomotion import rollouts
+from rrlib.locomotion import robots, rollouts
 from rrlib.locomotion import world as locomotion
 from rrlib.plans import conditioning, trajectories
 from rrlib.plans.conditioning import held
@@ -311,7 +311,7 @@ def test_a_planner_holds_the_observation_and_passes_guidance_on(monkeypatch):
         "apply_to": "x_t",
     }
     options |= {"stop_step": 2, "num_inference_steps": 3}
-    plan = rollouts.planner(base, normaliser, locomotion.load("hopper"), 4, draws, **options)
+    plan = rollouts.planner(base, normaliser, robots.load("hopper"), 4, draws, **options)
     observations = np.random.default_rng(1).normal(size=(3, 11)).astype("f4")
     plan(observations, np.arange(3))
     ((model, shape, generator, got),) = seen
@@ -378,8 +378,8 @@ def test_the_defaults_that_results_rest_on():
     assert (LocomotionPool(BASE, EXPERT).spread, LocomotionReward(POOL).first_action) == (0.5, 10.0)
     assert LocomotionRollouts(BASE).steps == 1_000 and LocomotionRollouts(BASE).version == 5
     sizes = locomotion_sizes.sizes
-    assert [sizes("paper", n).horizon for n in locomotion.ENVIRONMENTS] == [4, 32, 32]
-    assert [sizes("paper", n).diffusion_steps for n in locomotion.ENVIRONMENTS] == [20] * 3
+    assert [sizes("paper", n).horizon for n in robots.ENVIRONMENTS] == [4, 32, 32]
+    assert [sizes("paper", n).diffusion_steps for n in robots.ENVIRONMENTS] == [20] * 3
     assert sizes("paper", "halfcheetah").diffuser["channels"] == (32, 128, 256)
     assert sizes("paper", "hopper").diffuser["channels"] == (32, 64, 128, 256)
     wide = {"hidden": 256, "blocks": 2, "batch": 256}

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from rrlib import guidance as steering
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.locomotion import rollouts
+from rrlib.locomotion import robots, rollouts
 from rrlib.locomotion import world as locomotion
 from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import given, hold
@@ -27,7 +27,7 @@ from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.trajectories import Normaliser
 from rrlib.training import derived_seed, stream
 
-HOPPER = locomotion.load("hopper")
+HOPPER = robots.load("hopper")
 GAINS = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
 
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import rrlib
 from rrlib.errors import DataWarning, InputError
+from rrlib.locomotion import robots
 from rrlib.locomotion import world as locomotion
 from rrlib.mazes import world as maze
 from rrlib.networks.sums import Rescaled, WeightedSum
@@ -257,7 +258,7 @@ def test_a_shipped_maze_reward_scores_recorded_balls_of_any_length():
 
 def test_the_shipped_robots_reward_scores_recorded_runs():
     found = rrlib.load_reward(FULL / "locomotion-models.safetensors")
-    world = locomotion.load("hopper")
+    world = robots.load("hopper")
     for kind in ("medium-replay", "expert"):
         data = locomotion.make_trajectories(world, kind, 3_000)
         assert np.isfinite(found.score(data).per_step).all()

@@ -13,8 +13,7 @@ from rrlib.errors import InputError
 from rrlib.images import pairs as image_pairs
 from rrlib.images.miniature import weights as image_weights
 from rrlib.lab.locomotion import files as locomotion_files
-from rrlib.locomotion import actors
-from rrlib.locomotion import world as locomotion
+from rrlib.locomotion import actors, robots
 from rrlib.reward_files import load_rewards
 from rrlib.tensor_files import read_tensors
 
@@ -65,10 +64,10 @@ def test_a_shipped_file_that_is_cut_or_renamed_inside_is_refused(path, tmp_path)
         READERS[path](tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("name", locomotion.ENVIRONMENTS)
+@pytest.mark.parametrize("name", robots.ENVIRONMENTS)
 def test_policies_with_one_wrong_bit_are_refused(name, tmp_path, monkeypatch):
     """Their cards have the sha256 of the whole file."""
-    world = locomotion.load(name)
+    world = robots.load(name)
     content = actors.policy_file(world).read_bytes()
     shutil.copy(actors.policy_file(world).with_suffix(".json"), tmp_path)
     monkeypatch.setattr(actors, "POLICIES", tmp_path)

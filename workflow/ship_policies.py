@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from rrlib import disk
-from rrlib.locomotion import actors
+from rrlib.locomotion import actors, robots
 from rrlib.locomotion import world as locomotion
 from rrlib.locomotion.actors import Actor, Policy
-from rrlib.locomotion.world import Environment
+from rrlib.locomotion.robots import Environment
 
 MEDIUM = 40.0  # normalised score; D4RL's medium policies have 42 to 62
 SNAPSHOTS = 11  # at most, of the replay
@@ -114,8 +114,8 @@ def ship(environment: Environment, run: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("environment", choices=list(locomotion.ENVIRONMENTS))
+    parser.add_argument("environment", choices=list(robots.ENVIRONMENTS))
     parser.add_argument("--runs", type=Path, default=Path("_run/policies"))
     chosen = parser.parse_args()
-    world = locomotion.load(chosen.environment)
+    world = robots.load(chosen.environment)
     ship(world, chosen.runs / f"{world.gymnasium}-v5")

@@ -19,7 +19,8 @@ from rrlib import guidance as steering
 from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.locomotion import world as locomotion
-from rrlib.locomotion.world import HORIZON, Environment
+from rrlib.locomotion.robots import Environment
+from rrlib.locomotion.world import HORIZON
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.trajectories import Normaliser, Trajectories
 from rrlib.training import derived_seed

@@ -14,7 +14,7 @@ from rrlib.errors import InputError
 from rrlib.lab.agents.experiments import GOAL, MAZE
 from rrlib.lab.agents.worlds import REPEAT
 from rrlib.lab.mazes.recipes import LENGTHS
-from rrlib.locomotion import rollouts
+from rrlib.locomotion import robots, rollouts
 from rrlib.locomotion import world as locomotion
 from rrlib.locomotion.actors import Actor, Policy
 from rrlib.mazes import driving, scores
@@ -89,7 +89,7 @@ def judged(positions: np.ndarray) -> BallsPlayed:
 
 def play_robots(name: str, actor: Actor, n: int, seed: int, steps: int) -> np.ndarray:
     """Normalised scores of n episodes of an actor, [n]; the starts are those of planners' too."""
-    world = locomotion.load(name)
+    world = robots.load(name)
 
     def plan(observations: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         return actor(observations)[:, None]

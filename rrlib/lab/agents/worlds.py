@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rrlib.locomotion import robots
 from rrlib.locomotion import world as locomotion
 from rrlib.mazes import world as maze
 
@@ -89,7 +90,7 @@ class Robots:
     """Walking robots, as Gymnasium has them."""
 
     def __init__(self, name: str, n: int):
-        environment = locomotion.load(name)
+        environment = robots.load(name)
         self.n, self.widths = n, (environment.action, environment.observation)
         self.simulators = locomotion.simulators(environment, n)
 

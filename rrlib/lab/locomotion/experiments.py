@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from rrlib.lab.locomotion.presets import sizes
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser, LocomotionFile
 from rrlib.lab.locomotion.rewards import LocomotionDiscriminator, LocomotionPool, LocomotionReward
-from rrlib.locomotion import world as locomotion
+from rrlib.locomotion import robots
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LocomotionExperiment:
     discriminator: LocomotionDiscriminator
 
     @property
-    def world(self) -> locomotion.Environment:
+    def world(self) -> robots.Environment:
         """The environment."""
         return self.base.environment
 

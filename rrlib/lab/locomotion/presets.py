@@ -123,7 +123,7 @@ def check_data(chosen: SimpleNamespace) -> None:
     Args:
         chosen: checked parameters `environment` (names), `base_path` and `expert_path`.
     """
-    from rrlib.locomotion import actors, world  # MuJoCo takes seconds
+    from rrlib.locomotion import actors, robots, world  # MuJoCo takes seconds
     from rrlib.plans import trajectories
 
     paths = [path for path in (chosen.base_path, chosen.expert_path) if path]
@@ -134,9 +134,9 @@ def check_data(chosen: SimpleNamespace) -> None:
         )
     for name in chosen.environment:
         for path in paths:
-            trajectories.check_episodes(world.read(world.load(name), path), path)
+            trajectories.check_episodes(world.read(robots.load(name), path), path)
         if len(paths) < 2:
-            actors.check_version(world.load(name))
+            actors.check_version(robots.load(name))
 
 
 def cost(asked: SimpleNamespace) -> Cost:

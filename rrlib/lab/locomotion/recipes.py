@@ -12,7 +12,7 @@ from rrlib import training
 from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
-from rrlib.locomotion import actors
+from rrlib.locomotion import actors, robots
 from rrlib.locomotion import world as locomotion
 from rrlib.noise import schedulers
 from rrlib.plans import conditioning, networks, trajectories
@@ -46,7 +46,7 @@ class LocomotionData:
 
     def __post_init__(self) -> None:
         locomotion.check_set(self.kind, self.transitions)
-        world = locomotion.load(self.environment)
+        world = robots.load(self.environment)
         steps = costs.number(self.transitions)
         size = 12 * steps * (world.width + 2) / 1e9  # each is kept, stacked and joined
         costs.check(size, steps / RATES[world.name] / 3600, transitions=self.transitions)
@@ -56,7 +56,7 @@ class LocomotionData:
     def make(self, folder: Path, device: str) -> None:
         """Simulate and write `trajectories.hdf5` in D4RL's layout."""
         seed = training.derived_seed(self.seed, f"{self.environment} {self.kind}")
-        world = locomotion.load(self.environment)
+        world = robots.load(self.environment)
         made = locomotion.make_trajectories(world, self.kind, self.transitions, seed)
         trajectories.write_hdf5(folder / "trajectories.hdf5", made)
 
@@ -83,12 +83,12 @@ class LocomotionFile:
         Raises:
             InputError: the file cannot be used, or is another environment's.
         """
-        read = partial(locomotion.read, locomotion.load(environment))
+        read = partial(locomotion.read, robots.load(environment))
         return cls(environment, *recipes.recorded(read, path))
 
     def make(self, folder: Path, device: str) -> None:
         """Check and copy the trajectories into `trajectories.hdf5`."""
-        recipes.keep(self, locomotion.read(locomotion.load(self.environment), self.path), folder)
+        recipes.keep(self, locomotion.read(robots.load(self.environment), self.path), folder)
 
     def load(self, folder: Path, device: str) -> Trajectories:
         """The trajectories."""
@@ -96,7 +96,7 @@ class LocomotionFile:
 
 
 def _load(environment: str, folder: Path) -> Trajectories:
-    world = locomotion.load(environment)
+    world = robots.load(environment)
     return trajectories.load(folder / "trajectories.hdf5", world.observation, world.action)
 
 
@@ -134,9 +134,9 @@ class LocomotionDiffuser:
         check_training(self.environment, self.horizon, self)
 
     @property
-    def environment(self) -> locomotion.Environment:
+    def environment(self) -> robots.Environment:
         """Whose plans they are."""
-        return locomotion.load(self.data.environment)
+        return robots.load(self.data.environment)
 
     @cached_property
     def normaliser(self) -> Normaliser:
@@ -178,7 +178,7 @@ class LocomotionDiffuser:
         return Denoiser(network.to(device), scheduler)
 
 
-def check_training(environment: locomotion.Environment, horizon: int, recipe) -> None:
+def check_training(environment: robots.Environment, horizon: int, recipe) -> None:
     """Raise InputError if training a recipe's network of these plans would take too much."""
     shape = {"batch": recipe.batch, "horizon": horizon}
     if recipe.channels:
