@@ -51,7 +51,7 @@ _PLACES = {
     "action_chunks": "plans.chunks",
     "chunk_loss": "plans.chunks",
     "from_lerobot": "plans.chunks",
-    "Normaliser": "plans.trajectories",
+    "Normaliser": "plans.normalisers",
     "PlanLayout": "plans.layouts",
     "TrajectoryScores": "plans.scoring",
     "RelativeRewardWrapper": "plans.environments",
@@ -92,11 +92,11 @@ if TYPE_CHECKING:
     from rrlib.plans.environments import RelativeRewardWrapper as RelativeRewardWrapper
     from rrlib.plans.layouts import PlanLayout as PlanLayout
     from rrlib.plans.networks import ChannelsFirst as ChannelsFirst
+    from rrlib.plans.normalisers import Normaliser as Normaliser
     from rrlib.plans.rewards import ContextReward as ContextReward
     from rrlib.plans.rewards import PlanValue as PlanValue
     from rrlib.plans.rewards import WindowReward as WindowReward
     from rrlib.plans.scoring import TrajectoryScores as TrajectoryScores
-    from rrlib.plans.trajectories import Normaliser as Normaliser
     from rrlib.plans.trajectories import Trajectories as Trajectories
     from rrlib.ratios.integrals import line_integral as line_integral
     from rrlib.ratios.integrals import ode_difference as ode_difference

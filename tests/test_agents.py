@@ -14,8 +14,9 @@ from rrlib.lab.agents.worlds import REPEAT, Balls, Robots
 from rrlib.locomotion import robots
 from rrlib.mazes import world as maze
 from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import WindowReward
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.trajectories import Trajectories
 from rrlib.rewards import RelativeReward
 from rrlib.theory import examples
 

@@ -21,7 +21,7 @@ from rrlib.lab import store
 from rrlib.locomotion import robots, rollouts
 from rrlib.mazes import driving
 from rrlib.plans.conditioning import given
-from rrlib.plans.trajectories import Normaliser
+from rrlib.plans.normalisers import Normaliser
 from rrlib.training import stream
 
 inside = pytest.mark.skipif(INSIDE not in os.environ, reason="run in a process of its own")

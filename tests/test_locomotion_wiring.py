@@ -29,7 +29,7 @@ from rrlib.lab.locomotion.rewards import (
 )
 from rrlib.locomotion import robots, rollouts
 from rrlib.locomotion import world as locomotion
-from rrlib.plans import conditioning, trajectories
+from rrlib.plans import conditioning, normalisers, trajectories
 from rrlib.plans.conditioning import held
 from rrlib.plans.trajectories import Trajectories
 from rrlib.ratios import discriminator
@@ -300,7 +300,7 @@ def test_a_planner_holds_the_observation_and_passes_guidance_on(monkeypatch):
 
     monkeypatch.setattr(steering, "sample", sample)
     monkeypatch.setattr(rollouts, "given", lambda model, first: (model, first))
-    normaliser = trajectories.Normaliser(np.full(14, -2, "f4"), np.full(14, 4, "f4"))
+    normaliser = normalisers.Normaliser(np.full(14, -2, "f4"), np.full(14, 4, "f4"))
     draws, base = training.stream(0, 0), BASE.blank("cpu")
     reward = RelativeReward(REWARD.blank(), "mean", "mu_base")
     options = {

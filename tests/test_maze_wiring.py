@@ -24,7 +24,8 @@ from rrlib.lab.mazes.recipes import (
 )
 from rrlib.mazes import world as maze
 from rrlib.plans import conditioning, trajectories
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 
 RULER, SHOWN = MazeData("umaze", None, 30, 40, 2), MazeData("umaze", (3.0, 1.0), 25, 40, 6)
 FIT = {"steps": 17, "batch": 5, "learning_rate": 0.03, "seed": 9}

@@ -14,8 +14,8 @@ from rrlib.mazes import driving as planning
 from rrlib.mazes import world as maze
 from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import WindowReward
-from rrlib.plans.trajectories import Normaliser
 from rrlib.rewards import RelativeReward, compose
 from rrlib.training import stream
 

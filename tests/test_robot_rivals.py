@@ -11,7 +11,8 @@ import rrlib
 from rrlib.lab.locomotion import rivals
 from rrlib.lab.locomotion.rivals import Episodes, numbers
 from rrlib.plans.conditioning import given
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 from rrlib.training import stream
 
 WIDTH = 2

@@ -24,7 +24,7 @@ from rrlib.locomotion import world as locomotion
 from rrlib.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.networks import PlanNetwork
-from rrlib.plans.trajectories import Normaliser
+from rrlib.plans.normalisers import Normaliser
 from rrlib.training import derived_seed, stream
 
 HOPPER = robots.load("hopper")

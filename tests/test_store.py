@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from rrlib import disk
 from rrlib.errors import InputError
 from rrlib.lab import environment as host
-from rrlib.lab import keys, store
+from rrlib.lab import keys, meters, store
 
 ROOT = Path(__file__).resolve().parent.parent
 # Children that begin where this process is: they need not import torch first.
@@ -255,7 +255,7 @@ def test_the_kind_of_device_is_in_the_key_and_not_its_number(monkeypatch):
 def test_what_a_chapter_made_on_a_gpu_is_found_when_it_is_wanted_on_the_cpu(monkeypatch):
     seen = []
     monkeypatch.setattr(host, "device_name", lambda device: device)
-    monkeypatch.setattr(store, "_cuda_peak", lambda device, restart=False: 0)
+    monkeypatch.setattr(meters, "_cuda_peak", lambda device, restart=False: 0)
     make = Number.make
     monkeypatch.setattr(Number, "make", lambda self, *to: (seen.append(to[1]), make(self, *to)))
     monkeypatch.setenv("RRLIB_DEVICE", "cuda")
@@ -630,7 +630,7 @@ def test_a_manifest_that_is_not_there_is_one_sentence():
 def test_seconds_are_the_processors_and_an_artefacts_own(monkeypatch):
     """A part has a manifest of its own, and a wait for another process is nobody's."""
     now = [0.0]
-    monkeypatch.setattr(store, "_clock", lambda: now[0])
+    monkeypatch.setattr(meters, "_clock", lambda: now[0])
 
     def make(self, folder, device):
         now[0] += 1
@@ -654,8 +654,8 @@ def test_seconds_are_the_processors_and_an_artefacts_own(monkeypatch):
 def test_the_clock_is_the_processors_own_and_its_childrens(monkeypatch):
     times = os.times_result([5.0, 6.0, 0.25, 0.5, 1e9])  # user, system, children's, wall
     monkeypatch.setattr(os, "times", lambda: times)
-    monkeypatch.setattr(store.time, "process_time", lambda: 11.0)
-    assert store._clock() == 11.75
+    monkeypatch.setattr(meters.time, "process_time", lambda: 11.0)
+    assert meters._clock() == 11.75
 
 
 def test_memory_of_a_gpu_is_what_was_held_while_it_was_made(monkeypatch):
@@ -680,7 +680,7 @@ def test_memory_of_a_gpu_is_what_was_held_while_it_was_made(monkeypatch):
         hold(3), hold(-3)
         save_file({"value": torch.tensor(self.value)}, folder / "number.safetensors")
 
-    monkeypatch.setattr(store, "_cuda_peak", cuda_peak)
+    monkeypatch.setattr(meters, "_cuda_peak", cuda_peak)
     monkeypatch.setattr(host, "device_name", lambda device: device)
     monkeypatch.setattr(Pair, "make", make)
     monkeypatch.setattr(Pair, "load", lambda *_: None)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.preprocessing import MinMaxScaler
 
 from rrlib.errors import InputError
+from rrlib.plans import normalisers
 from rrlib.plans import trajectories as tr
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
@@ -367,21 +368,21 @@ def joined(*sets: tr.Trajectories) -> np.ndarray:
 
 def test_normaliser_is_min_max_over_all_sets():
     base, expert = make(seed=1), make(seed=2)
-    normaliser = tr.Normaliser.fit(base, expert)
+    normaliser = normalisers.Normaliser.fit(base, expert)
     rows = joined(base, expert)
     expected = MinMaxScaler((-1, 1)).fit(rows)
     found = normaliser.normalise(rows)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected.transform(rows), atol=1e-6)
     np.testing.assert_allclose(normaliser.denormalise(found), rows, atol=1e-6)
-    alone = tr.Normaliser.fit(base).normalise(rows)
+    alone = normalisers.Normaliser.fit(base).normalise(rows)
     assert not np.allclose(alone, found, atol=1e-2)  # one set alone gives another normaliser
 
 
 def test_a_constant_coordinate_goes_to_zero_and_back():
     data = make()
     data.observations[:, 1] = 3.5
-    normaliser = tr.Normaliser.fit(data)
+    normaliser = normalisers.Normaliser.fit(data)
     plans = tr.cut(data, tr.windows(data, 3), 3)
     found = normaliser.normalise(plans)
     np.testing.assert_array_equal(found[..., 3], 0)
@@ -391,7 +392,7 @@ def test_a_constant_coordinate_goes_to_zero_and_back():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tensors_are_normalised_like_arrays_and_keep_their_gradients(dtype):
     data = make()
-    normaliser = tr.Normaliser.fit(data)
+    normaliser = normalisers.Normaliser.fit(data)
     plans = tr.cut(data, tr.windows(data, 3), 3)
     tensor = torch.from_numpy(plans).to(dtype).requires_grad_()
     found = normaliser.normalise(tensor)
@@ -405,8 +406,8 @@ def test_tensors_are_normalised_like_arrays_and_keep_their_gradients(dtype):
 
 
 def test_normaliser_survives_safetensors(tmp_path):
-    normaliser = tr.Normaliser.fit(make())
+    normaliser = normalisers.Normaliser.fit(make())
     save_file(normaliser.to_arrays(), tmp_path / "n.safetensors")
-    again = tr.Normaliser(**load_file(tmp_path / "n.safetensors"))
+    again = normalisers.Normaliser(**load_file(tmp_path / "n.safetensors"))
     plans = joined(make(seed=3))
     np.testing.assert_array_equal(again.normalise(plans), normaliser.normalise(plans))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rrlib.lab.recipes import Split
-from rrlib.plans import trajectories
+from rrlib.plans import normalisers, trajectories
 from rrlib.plans.trajectories import Trajectories
 from rrlib.plans.windows import Windows
 from rrlib.training import stream
@@ -22,7 +22,7 @@ def some(lengths: tuple[int, ...]) -> Trajectories:
 
 
 @pytest.mark.parametrize("lengths", [(9, 30, 12), (3, 8, 2, 40), (5,), (1, 1)])
-@pytest.mark.parametrize("ruler", [trajectories.Normaliser.fit, trajectories.standardiser])
+@pytest.mark.parametrize("ruler", [normalisers.Normaliser.fit, normalisers.standardiser])
 def test_windows_are_those_that_are_cut_and_normalised(lengths, ruler):
     data, horizon, n = some(lengths), 8, 500
     normaliser = ruler(data)
@@ -37,6 +37,6 @@ def test_windows_are_those_that_are_cut_and_normalised(lengths, ruler):
 
 def test_windows_on_the_cpu_copy_no_data():
     data = some((20, 30))
-    found = Windows.of(data, trajectories.Normaliser.fit(data), 4, "cpu")
+    found = Windows.of(data, normalisers.Normaliser.fit(data), 4, "cpu")
     assert np.shares_memory(found.observations.numpy(), data.observations)
     assert np.shares_memory(found.actions.numpy(), data.actions)

@@ -21,7 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ACCEPTED = ROOT / "tests" / "recipe_code.json"
 COMMAND = "python workflow/recipe_code.py"
 # They keep what is made and do not shape it.
-KEEPERS = {"lab.store", "lab.keys", "lab.environment", "disk", "tensor_files", "errors"}
+KEEPERS = {
+    "lab.store",
+    "lab.meters",
+    "lab.keys",
+    "lab.environment",
+    "disk",
+    "tensor_files",
+    "errors",
+}
 # What a Python's parser adds, or leaves out, without a change of meaning.
 UNIMPORTANT = {"type_params", "type_comment", "kind", "ctx", "type_ignores"}
 ANNOTATIONS = {"annotation", "returns"}

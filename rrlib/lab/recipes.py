@@ -21,8 +21,9 @@ from rrlib.errors import InputError, check_one_of
 from rrlib.lab import store
 from rrlib.noise import schedulers
 from rrlib.plans import trajectories
+from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import WindowReward
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.trajectories import Trajectories
 from rrlib.plans.windows import Windows
 from rrlib.pools import Place, Pool, Target
 from rrlib.ratios import discriminator
@@ -106,8 +107,7 @@ class GaussianReward:
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
-        network = load_network(self._network(), folder / "reward.safetensors", device)
-        return RelativeReward(network, self.target, self.place)
+        return load_reward(self._network(), folder, device, self.target, self.place)
 
     def _data(self) -> tuple[Tensor, Tensor]:
         draws = training.stream(self.seed, "data")
@@ -204,6 +204,18 @@ def load_network(network: nn.Module, file: Path, device: str) -> nn.Module:
     """The network with a file's weights, frozen, on a device."""
     network.load_state_dict(load_file(file))
     return network.to(device).eval().requires_grad_(False)
+
+
+def load_reward(
+    network: nn.Module,
+    folder: Path,
+    device: str,
+    target: Target = "score",
+    place: Place = "x_t",
+) -> RelativeReward:
+    """The reward with the weights of a folder's `reward.safetensors`, frozen, on a device."""
+    network = load_network(network, folder / "reward.safetensors", device)
+    return RelativeReward(network, target, place)
 
 
 def load_denoiser(denoiser: Denoiser, folder: Path, device: str) -> Denoiser:

@@ -131,8 +131,7 @@ class ToyReward:
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
-        network = recipes.load_network(self._network(), folder / "reward.safetensors", device)
-        return RelativeReward(network, self.target, self.place)
+        return recipes.load_reward(self._network(), folder, device, self.target, self.place)
 
     def _network(self) -> WindowReward:
         unit = extraction.units(self.base.blank("cpu"), self.target)

@@ -22,7 +22,8 @@ from rrlib.locomotion import world as locomotion
 from rrlib.locomotion.robots import Environment
 from rrlib.locomotion.world import HORIZON
 from rrlib.plans.conditioning import given, hold
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 from rrlib.training import derived_seed
 
 # Observations [n, do] and whose they are [n] (numbers of episodes) -> actions [n, k, da].

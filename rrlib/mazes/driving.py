@@ -14,7 +14,7 @@ from rrlib.mazes import world as maze
 from rrlib.mazes.world import Maze
 from rrlib.particles import Particles, sample_weighted
 from rrlib.plans.conditioning import given, hold
-from rrlib.plans.trajectories import Normaliser
+from rrlib.plans.normalisers import Normaliser
 from rrlib.rewards import RelativeReward
 
 # The controller that keeps the ball on its plan: plans are 0.01 s a step, so it can be stiff.

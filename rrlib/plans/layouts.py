@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from rrlib.errors import InputError, shown, warn
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 
 PARTS = "actions", "observations"
 FAR = 1.5  # from the middle of a number's range, in halves of it; few of its own data are there

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rrlib.plans import trajectories
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from rrlib import training
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.locomotion.recipes import LocomotionData
 from rrlib.locomotion.actors import Actor
-from rrlib.plans import trajectories
-from rrlib.plans.trajectories import Normaliser
+from rrlib.plans import normalisers
+from rrlib.plans.normalisers import Normaliser
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClonedPolicy:
     def make(self, folder: Path, device: str) -> None:
         """Train the network, write `policy.safetensors`."""
         data = store.obtain(self.data)
-        ruler = trajectories.standardiser(data)
+        ruler = normalisers.standardiser(data)
         rows = np.concatenate([data.actions, data.observations], 1)
         wide = data.actions.shape[1]
         seen = torch.from_numpy(ruler.normalise(rows)[:, wide:]).to(device)

@@ -20,10 +20,10 @@ from rrlib.lab.locomotion.recipes import LocomotionData
 from rrlib.lab.mazes.recipes import MazeData
 from rrlib.lab.recipes import Split
 from rrlib.noise import schedulers
-from rrlib.plans import conditioning, trajectories
+from rrlib.plans import conditioning, normalisers, trajectories
+from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.plans.rewards import WindowReward
-from rrlib.plans.trajectories import Normaliser
 from rrlib.pools import Place, Target
 from rrlib.ratios import discriminator
 from rrlib.rewards import RelativeReward
@@ -62,7 +62,7 @@ class StepDiffuser:
     @cached_property
     def normaliser(self) -> Normaliser:
         """Of its windows."""
-        return trajectories.standardiser(*(store.obtain(data) for data in self.ruler))
+        return normalisers.standardiser(*(store.obtain(data) for data in self.ruler))
 
     def split(self) -> Split:
         """Its windows, a tenth of the episodes held out."""
@@ -152,8 +152,7 @@ class StepReward:
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
         network = blank(self.pool.base, self)
-        recipes.load_network(network, folder / "reward.safetensors", device)
-        return RelativeReward(network, self.target, self.place)
+        return recipes.load_reward(network, folder, device, self.target, self.place)
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,7 @@ class StepDiscriminator:
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """Its logit as a reward."""
-        network = blank(self.base, self)
-        recipes.load_network(network, folder / "reward.safetensors", device)
-        return RelativeReward(network, "score", "x_t")
+        return recipes.load_reward(blank(self.base, self), folder, device)
 
 
 def check_fit(recipe: StepReward | StepDiscriminator) -> None:

@@ -15,7 +15,8 @@ from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.lab.agents.worlds import Moved
 from rrlib.networks.sums import per_step
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 from rrlib.ratios import noised
 from rrlib.rewards import RelativeReward
 

@@ -19,7 +19,8 @@ from rrlib.locomotion import rollouts
 from rrlib.locomotion.robots import Environment
 from rrlib.networks import files
 from rrlib.plans.layouts import PlanLayout
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 from rrlib.pools import Place
 from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import halved, read_tensors, write_tensors

@@ -15,10 +15,11 @@ from rrlib.lab.recipes import Split
 from rrlib.locomotion import actors, robots
 from rrlib.locomotion import world as locomotion
 from rrlib.noise import schedulers
-from rrlib.plans import conditioning, networks, trajectories
+from rrlib.plans import conditioning, networks, normalisers, trajectories
 from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.perceptron import PlanPerceptron
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.trajectories import Trajectories
 
 RATES = {"halfcheetah": 20_000, "hopper": 8_000, "walker2d": 7_000}  # MuJoCo's steps a second
 
@@ -141,7 +142,7 @@ class LocomotionDiffuser:
     @cached_property
     def normaliser(self) -> Normaliser:
         """Of its plans; all that rollouts need of the data, which take a second to read."""
-        return trajectories.standardiser(*(store.obtain(data) for data in self.ruler))
+        return normalisers.standardiser(*(store.obtain(data) for data in self.ruler))
 
     def split(self) -> Split:
         """Its plans, a tenth of the episodes held out."""

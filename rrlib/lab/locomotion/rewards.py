@@ -121,8 +121,7 @@ class LocomotionReward:
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """The fitted reward."""
-        network = recipes.load_network(self.blank(), folder / "reward.safetensors", device)
-        return RelativeReward(network, self.target, self.place)
+        return recipes.load_reward(self.blank(), folder, device, self.target, self.place)
 
     def blank(self) -> ConditionalReward:
         """The network before training."""
@@ -172,8 +171,7 @@ class LocomotionDiscriminator:
 
     def load(self, folder: Path, device: str) -> RelativeReward:
         """Its logit as a reward."""
-        network = recipes.load_network(self.blank(), folder / "reward.safetensors", device)
-        return RelativeReward(network, "score", "x_t")
+        return recipes.load_reward(self.blank(), folder, device)
 
     def blank(self) -> ConditionalReward:
         """The network before training."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rrlib import metrics
 from rrlib.mazes.world import Maze
-from rrlib.plans.trajectories import Normaliser
+from rrlib.plans.normalisers import Normaliser
 from rrlib.rewards import RelativeReward
 
 

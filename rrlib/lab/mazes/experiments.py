@@ -13,7 +13,8 @@ from rrlib.lab.mazes.recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, M
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
 from rrlib.plans.layouts import PlanLayout
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 from rrlib.rewards import RelativeReward
 
 SHAPE = (

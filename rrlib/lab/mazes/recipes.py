@@ -19,8 +19,9 @@ from rrlib.mazes.world import ACTION, OBSERVATION
 from rrlib.noise import schedulers
 from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
+from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import Activation, WindowReward
-from rrlib.plans.trajectories import Normaliser, Trajectories
+from rrlib.plans.trajectories import Trajectories
 from rrlib.pools import Place, Target
 from rrlib.rewards import RelativeReward
 
