@@ -62,7 +62,7 @@ def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
         apart = np.array(played.weight) - best[played.base]
         return np.stack([np.zeros(3), -2 * apart**2 - 2 * played.until], 1).ravel()
 
-    monkeypatch.setattr(evidence, "scores", scores)
+    monkeypatch.setattr(searches, "scores", scores)
     pairs = [(BASE, EXPERT), (other, EXPERT)]
     found = searches.choose(pairs, (0.25, 1.5, 3.0), (2, 0), CHOSEN, place="x_t")
     assert (found.weight, found.until) == (1.5, 0)
@@ -77,7 +77,7 @@ def test_a_search_tries_every_method_with_the_seeds_that_have_it(monkeypatch):
         apart = np.array(played.weight) - (1.0 if played.guide == EXPERT else 2.0)
         return np.repeat(100 * played.base.seed - apart**2, 2)
 
-    monkeypatch.setattr(evidence, "scores", scores)
+    monkeypatch.setattr(searches, "scores", scores)
     at = {"place": "x_t"}
     pairs = [(BASE, {"a": (EXPERT, at), "b": (BASE, at)}), (other, {"a": (EXPERT, at)})]
     chosen = SimpleNamespace(**vars(CHOSEN) | {"weights": (1.0, 2.0), "untils": (3,)})
