@@ -19,30 +19,30 @@ __version__ = "0.1.0"
 
 # Loaded when they are first asked for: torch, diffusers and simulators take seconds to import.
 _PLACES = {
-    "Denoiser": "denoisers",
-    "cosine_scheduler": "noise.schedulers",
-    "flow_schedule": "noise.schedules",
-    "edm_schedule": "noise.schedules",
-    "Comparisons": "comparisons",
-    "compare": "comparisons",
-    "RelativeReward": "rewards",
-    "compose": "rewards",
-    "load_reward": "reward_files",
-    "load_rewards": "reward_files",
-    "save_rewards": "reward_files",
-    "sample": "guidance",
-    "best_of": "particles",
-    "ExactDifference": "guidance",
-    "sample_weighted": "particles",
-    "Particles": "particles",
-    "elbo_difference": "ratios.noised",
-    "path_difference": "ratios.noised",
-    "ode_difference": "ratios.integrals",
-    "line_integral": "ratios.integrals",
-    "level": "ratios.noised",
-    "Estimate": "ratios.levels",
-    "rotational_share": "diagnostics",
-    "difference_jacobians": "diagnostics",
+    "Denoiser": "method.denoisers",
+    "cosine_scheduler": "method.noise.schedulers",
+    "flow_schedule": "method.noise.schedules",
+    "edm_schedule": "method.noise.schedules",
+    "Comparisons": "method.comparisons",
+    "compare": "method.comparisons",
+    "RelativeReward": "method.rewards",
+    "compose": "method.rewards",
+    "load_reward": "method.reward_files",
+    "load_rewards": "method.reward_files",
+    "save_rewards": "method.reward_files",
+    "sample": "method.guidance",
+    "best_of": "estimators.particles",
+    "ExactDifference": "method.guidance",
+    "sample_weighted": "estimators.particles",
+    "Particles": "estimators.particles",
+    "elbo_difference": "estimators.noised",
+    "path_difference": "estimators.noised",
+    "ode_difference": "estimators.integrals",
+    "line_integral": "estimators.integrals",
+    "level": "estimators.noised",
+    "Estimate": "estimators.levels",
+    "rotational_share": "estimators.diagnostics",
+    "difference_jacobians": "estimators.diagnostics",
     "WindowReward": "plans.rewards",
     "ContextReward": "plans.rewards",
     "PlanValue": "plans.rewards",
@@ -66,22 +66,33 @@ _PLACES = {
 __all__ = ["__version__", *_PLACES]
 
 if TYPE_CHECKING:
-    from rrlib.comparisons import Comparisons as Comparisons
-    from rrlib.comparisons import compare as compare
-    from rrlib.denoisers import Denoiser as Denoiser
-    from rrlib.diagnostics import difference_jacobians as difference_jacobians
-    from rrlib.diagnostics import rotational_share as rotational_share
     from rrlib.errors import DataWarning as DataWarning
     from rrlib.errors import InputError as InputError
-    from rrlib.guidance import ExactDifference as ExactDifference
-    from rrlib.guidance import sample as sample
+    from rrlib.estimators.diagnostics import difference_jacobians as difference_jacobians
+    from rrlib.estimators.diagnostics import rotational_share as rotational_share
+    from rrlib.estimators.integrals import line_integral as line_integral
+    from rrlib.estimators.integrals import ode_difference as ode_difference
+    from rrlib.estimators.levels import Estimate as Estimate
+    from rrlib.estimators.noised import elbo_difference as elbo_difference
+    from rrlib.estimators.noised import level as level
+    from rrlib.estimators.noised import path_difference as path_difference
+    from rrlib.estimators.particles import Particles as Particles
+    from rrlib.estimators.particles import best_of as best_of
+    from rrlib.estimators.particles import sample_weighted as sample_weighted
     from rrlib.images.reward_functions import reward_function as reward_function
-    from rrlib.noise.schedulers import cosine_scheduler as cosine_scheduler
-    from rrlib.noise.schedules import edm_schedule as edm_schedule
-    from rrlib.noise.schedules import flow_schedule as flow_schedule
-    from rrlib.particles import Particles as Particles
-    from rrlib.particles import best_of as best_of
-    from rrlib.particles import sample_weighted as sample_weighted
+    from rrlib.method.comparisons import Comparisons as Comparisons
+    from rrlib.method.comparisons import compare as compare
+    from rrlib.method.denoisers import Denoiser as Denoiser
+    from rrlib.method.guidance import ExactDifference as ExactDifference
+    from rrlib.method.guidance import sample as sample
+    from rrlib.method.noise.schedulers import cosine_scheduler as cosine_scheduler
+    from rrlib.method.noise.schedules import edm_schedule as edm_schedule
+    from rrlib.method.noise.schedules import flow_schedule as flow_schedule
+    from rrlib.method.reward_files import load_reward as load_reward
+    from rrlib.method.reward_files import load_rewards as load_rewards
+    from rrlib.method.reward_files import save_rewards as save_rewards
+    from rrlib.method.rewards import RelativeReward as RelativeReward
+    from rrlib.method.rewards import compose as compose
     from rrlib.plans.chunks import ChunkNetwork as ChunkNetwork
     from rrlib.plans.chunks import action_chunks as action_chunks
     from rrlib.plans.chunks import chunk_loss as chunk_loss
@@ -98,17 +109,6 @@ if TYPE_CHECKING:
     from rrlib.plans.rewards import WindowReward as WindowReward
     from rrlib.plans.scoring import TrajectoryScores as TrajectoryScores
     from rrlib.plans.trajectories import Trajectories as Trajectories
-    from rrlib.ratios.integrals import line_integral as line_integral
-    from rrlib.ratios.integrals import ode_difference as ode_difference
-    from rrlib.ratios.levels import Estimate as Estimate
-    from rrlib.ratios.noised import elbo_difference as elbo_difference
-    from rrlib.ratios.noised import level as level
-    from rrlib.ratios.noised import path_difference as path_difference
-    from rrlib.reward_files import load_reward as load_reward
-    from rrlib.reward_files import load_rewards as load_rewards
-    from rrlib.reward_files import save_rewards as save_rewards
-    from rrlib.rewards import RelativeReward as RelativeReward
-    from rrlib.rewards import compose as compose
 
 
 def __getattr__(name: str) -> object:

@@ -9,22 +9,22 @@ import tiny_pipelines
 import torch
 from small_recipes import recipes
 
-from rrlib import comparisons, extraction, guidance, particles, pools
-from rrlib.comparisons import Comparisons
-from rrlib.denoisers import Denoiser
+from rrlib.estimators import integrals, levels, particles
+from rrlib.estimators import noised as ratios
 from rrlib.images import comparisons as image_comparisons
 from rrlib.images import guided as images
 from rrlib.images.guided import Guided
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.safety import CONFIGURATIONS
 from rrlib.images.scoring import ImageReward
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method import comparisons, extraction, guidance, pools
+from rrlib.method.comparisons import Comparisons
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.schedulers import cosine_scheduler
+from rrlib.method.rewards import RelativeReward, compose
 from rrlib.plans.conditioning import ends_given, first_given, given, hold
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import WindowReward
-from rrlib.ratios import integrals, levels
-from rrlib.ratios import noised as ratios
-from rrlib.rewards import RelativeReward, compose
 from rrlib.training import stream
 
 Loop = Callable[[str, int], object]  # device, steps: does so many of them there

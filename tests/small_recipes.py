@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rrlib import extraction, training
+from rrlib import training
 from rrlib.images.miniature import scenes
 from rrlib.images.miniature.pipeline import Size
 from rrlib.images.pairs import Fit
@@ -17,6 +17,7 @@ from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionDiscriminator, LocomotionPool, LocomotionReward
 from rrlib.lab.mazes.recipes import MazeData, MazeDiffuser, MazePool, MazeRewards
 from rrlib.lab.recipes import GaussianReward
+from rrlib.method import extraction
 from rrlib.theory import examples
 from rrlib.training import Progress
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from rrlib import disk
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.lab.agents import evidence, experiments, worths
 from rrlib.lab.agents.worlds import REPEAT, Balls, Robots
 from rrlib.locomotion import robots
 from rrlib.mazes import world as maze
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.schedulers import cosine_scheduler
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Trajectories
-from rrlib.rewards import RelativeReward
 from rrlib.theory import examples
 
 RULER = Normaliser(np.array([-2, 0, 1], "f4"), np.array([2, 4, 3], "f4"))

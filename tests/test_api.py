@@ -8,8 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 import rrlib
-from rrlib import comparisons, extraction, training
+from rrlib import training
 from rrlib.errors import InputError
+from rrlib.method import comparisons, extraction
 from rrlib.plans.rewards import PlanValue, WindowReward
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream

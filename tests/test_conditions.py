@@ -8,9 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 import rrlib
-from rrlib import comparisons
 from rrlib.errors import InputError
-from rrlib.pools import Pool
+from rrlib.method import comparisons
+from rrlib.method.pools import Pool
 from rrlib.training import stream
 
 SCHEDULER = rrlib.cosine_scheduler(30, clip=False)

@@ -6,11 +6,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
-from rrlib import guidance as steering
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.guidance import sample
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method import guidance as steering
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.guidance import sample
+from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import control_loss, given, plan_loss
 from rrlib.plans.networks import ChannelsFirst, PlanNetwork, check_horizon
 from rrlib.training import stream, train

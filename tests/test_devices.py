@@ -15,11 +15,12 @@ from loops import LOOPS, model, reward, sampled
 from small_recipes import recipes, trained
 from torch.testing import assert_close
 
-from rrlib import comparisons, extraction, training
+from rrlib import training
 from rrlib.errors import InputError
 from rrlib.lab import store
 from rrlib.locomotion import robots, rollouts
 from rrlib.mazes import driving
+from rrlib.method import comparisons, extraction
 from rrlib.plans.conditioning import given
 from rrlib.plans.normalisers import Normaliser
 from rrlib.training import stream

@@ -9,16 +9,16 @@ from diffusers import DDPMScheduler
 from torch import nn
 from torch.testing import assert_close
 
-from rrlib import comparisons, extraction
-from rrlib.comparisons import Comparisons
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.estimators import discriminator
+from rrlib.method import comparisons, extraction
+from rrlib.method.comparisons import Comparisons
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.schedulers import cosine_scheduler
+from rrlib.method.pools import Pool
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.conditioning import ends_given, first_given
 from rrlib.plans.rewards import WindowReward
-from rrlib.pools import Pool
-from rrlib.ratios import discriminator
-from rrlib.rewards import RelativeReward
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
 

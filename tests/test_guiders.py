@@ -14,7 +14,7 @@ from rrlib.images.guiders import RewardGuidance
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
 from rrlib.images.rewards import EncoderReward
-from rrlib.rewards import RelativeReward
+from rrlib.method.rewards import RelativeReward
 
 STEPS = 5
 

@@ -16,7 +16,7 @@ from rrlib.lab import store
 from rrlib.lab.images import experiments as image_experiments
 from rrlib.lab.images.experiments import World
 from rrlib.lab.images.pools import CONCEPT, PoolReward, PoolRival, Shipped
-from rrlib.rewards import RelativeReward
+from rrlib.method.rewards import RelativeReward
 
 TINY = miniature.Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)
 OWN = World(Shipped(), None, CONCEPT, True, ())

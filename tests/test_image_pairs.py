@@ -10,7 +10,6 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rrlib import extraction
 from rrlib.errors import InputError
 from rrlib.images import comparisons as image_extraction
 from rrlib.images import pairs as image_pairs
@@ -21,8 +20,9 @@ from rrlib.images.pairs import Fit, ImageReward
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.safety import CONFIGURATIONS
 from rrlib.images.shards import Shards
-from rrlib.pools import Pool
-from rrlib.rewards import RelativeReward
+from rrlib.method import extraction
+from rrlib.method.pools import Pool
+from rrlib.method.rewards import RelativeReward
 from rrlib.training import Progress, finish, stream
 
 WORDS = ("red", "blue", "circle", "square", "cross")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import extraction
 from rrlib.errors import InputError
 from rrlib.images import pairs as image_pairs
 from rrlib.images import pipelines
@@ -19,6 +18,7 @@ from rrlib.images.safety import CONFIGURATIONS
 from rrlib.lab import store
 from rrlib.lab.images import pools as image_pools
 from rrlib.lab.images.pools import Elsewhere, ImagePool, PoolReward, PoolRival, Shipped
+from rrlib.method import extraction
 from rrlib.training import Progress, stream
 
 TINY = Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)

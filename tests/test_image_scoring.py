@@ -19,7 +19,7 @@ from rrlib.images.pairs import ImageReward
 from rrlib.images.pictures import pictures, resized
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import schedule
-from rrlib.rewards import RelativeReward
+from rrlib.method.rewards import RelativeReward
 from rrlib.training import stream
 
 TINY = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1, tokens=8)

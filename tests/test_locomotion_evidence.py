@@ -9,13 +9,14 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from rrlib import comparisons, extraction, training
+from rrlib import training
 from rrlib.errors import InputError
 from rrlib.lab import store
 from rrlib.lab.locomotion import evidence, intervals, searches
 from rrlib.lab.locomotion import presets as locomotion_sizes
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
+from rrlib.method import comparisons, extraction
 from rrlib.plans.conditioning import first_given
 
 CHOSEN = SimpleNamespace(

@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from rrlib import comparisons, extraction, training
+from rrlib import training
 from rrlib.errors import InputError
 from rrlib.lab import store
 from rrlib.lab.locomotion import experiments as locomotion_experiments
@@ -23,6 +23,7 @@ from rrlib.lab.locomotion.rewards import (
 )
 from rrlib.locomotion import robots
 from rrlib.locomotion import world as locomotion
+from rrlib.method import comparisons, extraction
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import first_given, given, held
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from rrlib import comparisons, extraction, training
-from rrlib import diagnostics as rotation
-from rrlib import guidance as steering
-from rrlib.comparisons import Comparisons
+from rrlib import training
+from rrlib.estimators import diagnostics as rotation
+from rrlib.estimators import discriminator
 from rrlib.lab import recipes, store
 from rrlib.lab.locomotion import evidence, searches
 from rrlib.lab.locomotion import experiments as locomotion_experiments
@@ -29,11 +28,13 @@ from rrlib.lab.locomotion.rewards import (
 )
 from rrlib.locomotion import robots, rollouts
 from rrlib.locomotion import world as locomotion
+from rrlib.method import comparisons, extraction
+from rrlib.method import guidance as steering
+from rrlib.method.comparisons import Comparisons
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import conditioning, normalisers, trajectories
 from rrlib.plans.conditioning import held
 from rrlib.plans.trajectories import Trajectories
-from rrlib.ratios import discriminator
-from rrlib.rewards import RelativeReward
 
 DATA = LocomotionData("hopper", "random", 500, seed=4), LocomotionData("hopper", "expert", 700)
 SHAPE = {"ruler": DATA, "horizon": 4, "hidden": 8, "blocks": 1, "diffusion_steps": 6}

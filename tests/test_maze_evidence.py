@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from rrlib import metrics
 from rrlib.lab.mazes import evidence as maze_evidence
 from rrlib.mazes import world as maze
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import WindowReward
-from rrlib.rewards import RelativeReward
 
 GOAL, HORIZON = (1.0, 4.0), 8
 

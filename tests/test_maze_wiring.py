@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rrlib import comparisons, extraction, training
-from rrlib.comparisons import Comparisons
+from rrlib import training
 from rrlib.lab import recipes, store
 from rrlib.lab.mazes import choices
 from rrlib.lab.mazes import experiments as maze_experiments
@@ -23,6 +22,8 @@ from rrlib.lab.mazes.recipes import (
     MazeRewards,
 )
 from rrlib.mazes import world as maze
+from rrlib.method import comparisons, extraction
+from rrlib.method.comparisons import Comparisons
 from rrlib.plans import conditioning, trajectories
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.trajectories import Trajectories

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import rrlib
-from rrlib import particles
 from rrlib.errors import InputError
+from rrlib.estimators import particles
 from rrlib.plans.conditioning import given, hold
 from rrlib.training import stream
 

@@ -12,11 +12,11 @@ from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
 import rrlib
-from rrlib import comparisons, extraction
-from rrlib.denoisers import Denoiser, step_between
 from rrlib.errors import InputError
-from rrlib.noise.schedulers import cosine_scheduler, schedule_of
-from rrlib.noise.schedules import edm_schedule, flow_schedule
+from rrlib.method import comparisons, extraction
+from rrlib.method.denoisers import Denoiser, step_between
+from rrlib.method.noise.schedulers import cosine_scheduler, schedule_of
+from rrlib.method.noise.schedules import edm_schedule, flow_schedule
 from rrlib.training import stream
 
 # A Gaussian N(m, diag(v)) in two dimensions, and what the best network of each kind says of it.

@@ -8,15 +8,15 @@ import torch
 from accelerator import OnAccelerator
 from torch.testing import assert_close
 
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.mazes import driving as planning
 from rrlib.mazes import world as maze
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.schedulers import cosine_scheduler
+from rrlib.method.rewards import RelativeReward, compose
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import WindowReward
-from rrlib.rewards import RelativeReward, compose
 from rrlib.training import stream
 
 EPISODES, LENGTH = 5, 49

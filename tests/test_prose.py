@@ -16,7 +16,7 @@ import rrlib
 from rrlib.images import pipelines
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.plans.networks import temporal_unet
 
 ROOT = Path(__file__).resolve().parent.parent

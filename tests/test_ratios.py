@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import rrlib
 from rrlib.errors import InputError
-from rrlib.ratios import levels
+from rrlib.estimators import levels
 from rrlib.theory.sde import GaussianMixture, random_mixture, score_denoiser, turned_score
 from rrlib.training import stream
 

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rrlib import comparisons, extraction, training
+from rrlib import training
 from rrlib.errors import InputError
 from rrlib.lab import recipes, store
 from rrlib.lab.mazes import experiments as maze_experiments
 from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
+from rrlib.method import comparisons, extraction
 from rrlib.plans import rewards as plan_rewards
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import ends_given

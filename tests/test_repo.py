@@ -153,8 +153,8 @@ def test_the_house_keeps_its_import_rules():
 @pytest.mark.parametrize(
     ("room", "line"),
     [
-        ("rewards", "from rrlib.plans import networks"),
-        ("extraction", "from rrlib.lab import store"),
+        ("method/rewards", "from rrlib.plans import networks"),
+        ("method/extraction", "from rrlib.lab import store"),
         ("mazes/world", "from rrlib.locomotion import world"),
         ("images/guided", "import rrlib.lab.environment"),
         ("theory/fields", "from rrlib.plans.trajectories import Trajectories"),

@@ -10,12 +10,12 @@ from torch.testing import assert_close
 
 from rrlib.errors import InputError
 from rrlib.images.rewards import EncoderReward
-from rrlib.networks.files import KINDS
-from rrlib.networks.sums import Rescaled, WeightedSum
+from rrlib.method.networks.files import KINDS
+from rrlib.method.networks.sums import Rescaled, WeightedSum
+from rrlib.method.reward_files import load_reward, load_rewards, save_rewards
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, ContextReward, PlanValue, WindowReward
-from rrlib.reward_files import load_reward, load_rewards, save_rewards
-from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import write_tensors
 from rrlib.training import stream
 

@@ -15,10 +15,10 @@ from rrlib.images import pairs as image_pairs
 from rrlib.images.miniature import scenes
 from rrlib.images.miniature import weights as image_weights
 from rrlib.images.reward_functions import reward_function
-from rrlib.networks.sums import WeightedSum
+from rrlib.method.networks.sums import WeightedSum
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import PlanValue, WindowReward
-from rrlib.rewards import RelativeReward
 
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"
 UNIT = torch.linspace(0.5, 2, 10)

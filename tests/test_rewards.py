@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from rrlib import extraction
 from rrlib.errors import InputError
-from rrlib.extraction import unit_of
-from rrlib.networks.sums import Rescaled
+from rrlib.method import extraction
+from rrlib.method.extraction import unit_of
+from rrlib.method.networks.sums import Rescaled
+from rrlib.method.pools import windows
+from rrlib.method.rewards import RelativeReward, compose
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
-from rrlib.pools import windows
-from rrlib.rewards import RelativeReward, compose
 from rrlib.training import Stack, stream
 
 WIDTH, HORIZON = 3, 12

@@ -16,12 +16,12 @@ import torch
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from rrlib import guidance as steering
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.locomotion import robots, rollouts
 from rrlib.locomotion import world as locomotion
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method import guidance as steering
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.normalisers import Normaliser

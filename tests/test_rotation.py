@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rrlib import diagnostics as rotation
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.estimators import diagnostics as rotation
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import first_given, held
 from rrlib.training import stream
 

@@ -15,12 +15,12 @@ from rrlib.errors import DataWarning, InputError
 from rrlib.locomotion import robots
 from rrlib.locomotion import world as locomotion
 from rrlib.mazes import world as maze
-from rrlib.networks.sums import Rescaled, WeightedSum
+from rrlib.method.networks.sums import Rescaled, WeightedSum
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import trajectories as tr
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
 from rrlib.plans.scoring import score, steps_seen
-from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import read_tensors
 
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"

@@ -11,7 +11,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.theory.sde import (
     OU,
     SDE,

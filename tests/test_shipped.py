@@ -14,7 +14,7 @@ from rrlib.images import pairs as image_pairs
 from rrlib.images.miniature import weights as image_weights
 from rrlib.lab.locomotion import files as locomotion_files
 from rrlib.locomotion import actors, robots
-from rrlib.reward_files import load_rewards
+from rrlib.method.reward_files import load_rewards
 from rrlib.tensor_files import read_tensors
 
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"

@@ -8,14 +8,14 @@ from diffusers import DDPMScheduler
 from torch import nn
 from torch.testing import assert_close
 
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.guidance import ExactDifference, denoise, sample
-from rrlib.noise.schedulers import cosine_scheduler
-from rrlib.noise.schedules import kept_steps
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.guidance import ExactDifference, denoise, sample
+from rrlib.method.noise.schedulers import cosine_scheduler
+from rrlib.method.noise.schedules import kept_steps
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.conditioning import hold
 from rrlib.plans.rewards import WindowReward
-from rrlib.rewards import RelativeReward
 from rrlib.theory.sde import GaussianMixture, log_ratio
 from rrlib.training import stream
 

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from rrlib.lab import store, toys
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.theory.tilted import Law, LogRatio, product
 from rrlib.training import stream
 

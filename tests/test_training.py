@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 from torch.testing import assert_close
 
-from rrlib import extraction
 from rrlib.errors import InputError
+from rrlib.method import extraction
+from rrlib.method.pools import Pool
 from rrlib.plans.rewards import WindowReward
-from rrlib.pools import Pool
 from rrlib.tensor_files import read_tensors
 from rrlib.training import Progress, Stack, finish, stream, train
 

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrlib import comparisons, disk, training
+from rrlib import disk, training
 from rrlib.command_line import inputs
 from rrlib.command_line.info import INDEX
 from rrlib.command_line.networks import load_denoiser
 from rrlib.errors import InputError, shown
+from rrlib.method import comparisons
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import trajectories
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.scoring import recorded
-from rrlib.rewards import RelativeReward
 
 MOST_PLANS = 20_000  # that are cut from each side's data
 HELD_OUT = 0.1  # share of each side's plans that the fit does not see

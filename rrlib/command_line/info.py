@@ -9,11 +9,11 @@ import numpy as np
 
 from rrlib.command_line import inputs
 from rrlib.errors import InputError, shown
-from rrlib.networks import files
+from rrlib.method.networks import files
+from rrlib.method.reward_files import load_rewards
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Trajectories
-from rrlib.reward_files import load_rewards
-from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import read_tensors
 
 INDEX = "model_index.json"  # of a diffusers pipeline

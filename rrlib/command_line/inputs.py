@@ -10,11 +10,11 @@ from PIL import Image
 
 from rrlib import disk
 from rrlib.errors import InputError, shown
+from rrlib.method.reward_files import load_reward
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import hdf5, npz_files, trajectories
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.trajectories import Trajectories
-from rrlib.reward_files import load_reward
-from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import read_tensors
 
 PLANS = "plans"  # the key of plans in a file of several arrays

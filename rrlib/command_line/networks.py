@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rrlib import disk
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
+from rrlib.method.denoisers import Denoiser
 from rrlib.plans.networks import ChannelsFirst
 
 NETWORK, SCHEDULER = "config.json", "scheduler_config.json"

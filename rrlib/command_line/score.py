@@ -15,10 +15,10 @@ from tqdm import tqdm
 from rrlib import disk
 from rrlib.command_line import inputs
 from rrlib.errors import InputError, shown
-from rrlib.networks import files
+from rrlib.method.networks import files
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import scoring
 from rrlib.plans.layouts import PlanLayout
-from rrlib.rewards import RelativeReward
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -18,13 +18,13 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
 from rrlib.images import adapters, pipelines
 from rrlib.images.kinds.checks import whole
 from rrlib.images.kinds.choice import kind_of
 from rrlib.images.kinds.protocol import Kind, Levels, device_of, dtype_of
 from rrlib.images.safety import CONCEPT, CONFIGURATIONS, SafeGuidance, safe_direction
+from rrlib.method.denoisers import Denoiser
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
-from rrlib.rewards import RelativeReward
+from rrlib.method.rewards import RelativeReward
 
 
 class RewardGuidance(ClassifierFreeGuidance):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrlib import extraction, metrics, training
+from rrlib import metrics, training
 from rrlib.errors import InputError, shown
 from rrlib.images import comparisons as image_extraction
 from rrlib.images import pipelines
@@ -28,10 +28,11 @@ from rrlib.images.prompts import check_prompts
 from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import ImageReward, schedule
 from rrlib.images.shards import SIDES, ShardPool, Shards
+from rrlib.method import extraction
+from rrlib.method.pools import Pool
+from rrlib.method.reward_files import load_rewards
+from rrlib.method.rewards import RelativeReward
 from rrlib.metrics import Separability
-from rrlib.pools import Pool
-from rrlib.reward_files import load_rewards
-from rrlib.rewards import RelativeReward
 from rrlib.training import Progress
 
 IN_MEMORY = 2**30  # bytes of a pool that is held in memory; a larger one is read as it is needed

@@ -11,7 +11,7 @@ from torch import Tensor
 from rrlib.errors import InputError, shown
 from rrlib.images.pictures import Picture
 from rrlib.images.scoring import ImageReward
-from rrlib.rewards import RelativeReward
+from rrlib.method.rewards import RelativeReward
 
 Images: TypeAlias = Tensor | np.ndarray | Sequence[Picture]
 RewardFunction: TypeAlias = Callable[..., tuple[np.ndarray, dict[str, Any]]]

@@ -13,7 +13,7 @@ from rrlib.errors import InputError
 from rrlib.images import pipelines
 from rrlib.images.guided import Guided
 from rrlib.images.pictures import Picture, pictures
-from rrlib.rewards import RelativeReward
+from rrlib.method.rewards import RelativeReward
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rrlib import comparisons, extraction, training
-from rrlib.comparisons import Comparisons, Condition
-from rrlib.denoisers import Denoiser
+from rrlib import training
 from rrlib.errors import InputError, check_one_of
+from rrlib.estimators import discriminator
 from rrlib.lab import store
-from rrlib.noise import schedulers
+from rrlib.method import comparisons, extraction
+from rrlib.method.comparisons import Comparisons, Condition
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise import schedulers
+from rrlib.method.pools import Place, Pool, Target
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import trajectories
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import WindowReward
 from rrlib.plans.trajectories import Trajectories
 from rrlib.plans.windows import Windows
-from rrlib.pools import Place, Pool, Target
-from rrlib.ratios import discriminator
-from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 from rrlib.theory.sde import GaussianMixture
 

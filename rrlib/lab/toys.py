@@ -10,13 +10,14 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import comparisons, extraction, training
-from rrlib.denoisers import Denoiser
+from rrlib import training
 from rrlib.lab import recipes, store
+from rrlib.method import comparisons, extraction
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.pools import Place, Target
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.rewards import WindowReward
-from rrlib.pools import Place, Target
-from rrlib.rewards import RelativeReward
 from rrlib.theory import sde
 
 HORIZON = 16

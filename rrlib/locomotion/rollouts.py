@@ -15,12 +15,12 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import torch
 
-from rrlib import guidance as steering
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
 from rrlib.locomotion import world as locomotion
 from rrlib.locomotion.robots import Environment
 from rrlib.locomotion.world import HORIZON
+from rrlib.method import guidance as steering
+from rrlib.method.denoisers import Denoiser
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.trajectories import Trajectories

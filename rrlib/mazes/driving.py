@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrlib import guidance as steering
-from rrlib import particles
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.estimators import particles
+from rrlib.estimators.particles import Particles, sample_weighted
 from rrlib.mazes import world as maze
 from rrlib.mazes.world import Maze
-from rrlib.particles import Particles, sample_weighted
+from rrlib.method import guidance as steering
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.normalisers import Normaliser
-from rrlib.rewards import RelativeReward
 
 # The controller that keeps the ball on its plan: plans are 0.01 s a step, so it can be stiff.
 TRACKING = (10.0, 1.0)

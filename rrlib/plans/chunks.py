@@ -8,8 +8,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.method.denoisers import Denoiser
 from rrlib.plans.trajectories import Trajectories
 
 TIME_FEATURES = 32

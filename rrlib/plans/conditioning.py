@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rrlib.comparisons import Condition
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
+from rrlib.method.comparisons import Condition
+from rrlib.method.denoisers import Denoiser
 
 
 def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Denoiser:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from rrlib.errors import InputError, shown
-from rrlib.networks.sums import per_step
+from rrlib.method.networks.sums import per_step
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.scoring import steps_seen
-from rrlib.rewards import RelativeReward
 
 
 class RelativeRewardWrapper(gym.Wrapper):

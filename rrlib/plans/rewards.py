@@ -8,9 +8,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from rrlib.errors import InputError, check_one_of
-from rrlib.networks.sums import per_step
+from rrlib.method.networks.sums import per_step
+from rrlib.method.pools import windows
 from rrlib.plans.networks import temporal_unet
-from rrlib.pools import windows
 
 Activation = Literal["silu", "leaky_relu"]
 TIME_FEATURES = 16

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rrlib.errors import InputError, shown, warn
-from rrlib.networks.sums import Rescaled, WeightedSum
+from rrlib.method.networks.sums import Rescaled, WeightedSum
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import trajectories
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, WindowReward
 from rrlib.plans.trajectories import Trajectories
-from rrlib.rewards import RelativeReward
 
 Steps: TypeAlias = np.ndarray | Tensor
 Recorded: TypeAlias = Trajectories | Steps | Sequence[Steps] | str | Path

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from rrlib.noise.schedulers import cosine_scheduler
+from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.theory import examples, fields, sde
 
 

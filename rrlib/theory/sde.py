@@ -7,9 +7,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.noise.schedulers import schedule_of
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.schedulers import schedule_of
 
 
 @dataclass(frozen=True, eq=False)

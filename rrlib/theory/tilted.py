@@ -6,7 +6,7 @@ from typing import NamedTuple
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from rrlib.denoisers import Denoiser
+from rrlib.method.denoisers import Denoiser
 
 
 class Law(NamedTuple):

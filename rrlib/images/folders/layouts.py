@@ -11,7 +11,7 @@ from diffusers import (
 )
 
 from rrlib.images.kinds.checks import SCHEDULERS
-from rrlib.noise.schedulers import FLOWS
+from rrlib.method.noise.schedulers import FLOWS
 
 
 class Layout(NamedTuple):

@@ -16,7 +16,7 @@ from rrlib.images.folders.layouts import LAYOUTS, PIXELS, STABLE, UNUSED, Layout
 from rrlib.images.folders.networks import network
 from rrlib.images.kinds import checks
 from rrlib.images.kinds.checks import SETTINGS, ddim
-from rrlib.noise.schedulers import FLOWS
+from rrlib.method.noise.schedulers import FLOWS
 
 
 def located(model_id: str | Path, download: bool) -> Path:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rrlib.errors import shown
 from rrlib.images.kinds.protocol import Levels
-from rrlib.noise.schedulers import schedule_of
+from rrlib.method.noise.schedulers import schedule_of
 
 # Schedulers of variance-preserving noise: their networks can be asked at DDIM's own steps.
 SCHEDULERS = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}

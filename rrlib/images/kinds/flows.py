@@ -1,6 +1,6 @@
 """Transformers of flow matching: Stable Diffusion 3 and Flux.
 
-Their latents are kept as all others' are, scaled to alpha^2 + sigma^2 = 1; `rrlib.noise` says
+Their latents are kept as all others' are, scaled to alpha^2 + sigma^2 = 1; `rrlib.method.noise` says
 what the transformer sees and what its velocity means. There, Euler's step of a flow is DDIM's.
 """
 
@@ -25,8 +25,8 @@ from rrlib.images.kinds.checks import (
 )
 from rrlib.images.kinds.latents import Latents
 from rrlib.images.kinds.protocol import Levels, device_of, dtype_of
-from rrlib.noise.schedulers import FLOWS, schedule_of
-from rrlib.noise.schedules import flow_schedule
+from rrlib.method.noise.schedulers import FLOWS, schedule_of
+from rrlib.method.noise.schedules import flow_schedule
 
 WORDS = {"Stable Diffusion 3": 256, "Flux": 512}  # tokens of T5 that the pipelines read
 PATCH = 2  # of Flux, whose pipeline packs latents

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from rrlib.noise.schedules import Schedule
+from rrlib.method.noise.schedules import Schedule
 
 
 class Levels(NamedTuple):

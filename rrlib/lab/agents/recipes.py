@@ -12,21 +12,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import extraction, training
-from rrlib.comparisons import Comparisons
-from rrlib.denoisers import Denoiser
+from rrlib import training
+from rrlib.estimators import discriminator
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.locomotion.recipes import LocomotionData
 from rrlib.lab.mazes.recipes import MazeData
 from rrlib.lab.recipes import Split
-from rrlib.noise import schedulers
+from rrlib.method import extraction
+from rrlib.method.comparisons import Comparisons
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise import schedulers
+from rrlib.method.pools import Place, Target
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import conditioning, normalisers, trajectories
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.perceptron import PlanPerceptron
 from rrlib.plans.rewards import WindowReward
-from rrlib.pools import Place, Target
-from rrlib.ratios import discriminator
-from rrlib.rewards import RelativeReward
 
 
 @dataclass(frozen=True)

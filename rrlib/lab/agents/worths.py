@@ -11,14 +11,14 @@ from itertools import count
 import numpy as np
 import torch
 
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
+from rrlib.estimators import noised
 from rrlib.lab.agents.worlds import Moved
-from rrlib.networks.sums import per_step
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks.sums import per_step
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.trajectories import Trajectories
-from rrlib.ratios import noised
-from rrlib.rewards import RelativeReward
 
 Value = Callable[[np.ndarray], np.ndarray]  # rows [n, D] -> [n]
 LEVELS = 10  # noise levels at which SMILING's reward asks both models

@@ -11,12 +11,13 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from rrlib import comparisons, extraction, training
-from rrlib.denoisers import Denoiser
+from rrlib import training
 from rrlib.lab import recipes, store
+from rrlib.method import comparisons, extraction
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.pools import Place, Target
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.rewards import WindowReward
-from rrlib.pools import Place, Target
-from rrlib.rewards import RelativeReward
 
 PIXELS = 8
 HELD_OUT = 397  # of 1797 pictures: nothing is trained on them

@@ -22,7 +22,7 @@ from rrlib.images.safety import CONFIGURATIONS
 from rrlib.images.shards import Shards
 from rrlib.lab import recipes, store
 from rrlib.lab.images.recipes import MiniDiffusion
-from rrlib.rewards import RelativeReward
+from rrlib.method.rewards import RelativeReward
 
 # What safe guidance turns from in the miniature world.
 CONCEPT = f"a scene with a {scenes.HAZARD}"

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import torch
 
-from rrlib import comparisons, extraction, training
-from rrlib import diagnostics as rotation
+from rrlib import training
+from rrlib.estimators import diagnostics as rotation
 from rrlib.lab import store
 from rrlib.lab.locomotion.recipes import LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionReward, LocomotionRollouts
+from rrlib.method import comparisons, extraction
+from rrlib.method.pools import Place, Pool
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import first_given, given, held
 from rrlib.plans.trajectories import Trajectories
-from rrlib.pools import Place, Pool
 
 if TYPE_CHECKING:
     pass

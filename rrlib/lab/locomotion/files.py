@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from rrlib import training
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
 from rrlib.lab import store
 from rrlib.lab.locomotion.experiments import LocomotionExperiment
@@ -17,12 +16,13 @@ from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward, as_guidance
 from rrlib.locomotion import rollouts
 from rrlib.locomotion.robots import Environment
-from rrlib.networks import files
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks import files
+from rrlib.method.pools import Place
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.trajectories import Trajectories
-from rrlib.pools import Place
-from rrlib.rewards import RelativeReward
 from rrlib.tensor_files import halved, read_tensors, write_tensors
 
 PARTS = "base", "expert", "reward"

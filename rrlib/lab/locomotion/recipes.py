@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rrlib import training
-from rrlib.denoisers import Denoiser
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import actors, robots
 from rrlib.locomotion import world as locomotion
-from rrlib.noise import schedulers
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise import schedulers
 from rrlib.plans import conditioning, networks, normalisers, trajectories
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.normalisers import Normaliser

@@ -10,23 +10,24 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import extraction, training
-from rrlib import guidance as steering
-from rrlib.comparisons import Comparisons
-from rrlib.denoisers import Denoiser
+from rrlib import training
+from rrlib.estimators import discriminator
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.locomotion.recipes import RATES, LocomotionDiffuser, check_training
 from rrlib.lab.recipes import Split
 from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
-from rrlib.networks.sums import Rescaled
+from rrlib.method import extraction
+from rrlib.method import guidance as steering
+from rrlib.method.comparisons import Comparisons
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks.sums import Rescaled
+from rrlib.method.pools import Place, Pool, Target
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.conditioning import first_given
 from rrlib.plans.perceptron import PlanPotential
 from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
 from rrlib.plans.trajectories import Trajectories
-from rrlib.pools import Place, Pool, Target
-from rrlib.ratios import discriminator
-from rrlib.rewards import RelativeReward
 
 
 @dataclass(frozen=True)

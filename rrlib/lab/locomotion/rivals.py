@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrlib.denoisers import Denoiser
+from rrlib.estimators.levels import Estimate
 from rrlib.lab import store
 from rrlib.lab.locomotion.experiments import LocomotionExperiment, experiments
 from rrlib.lab.locomotion.recipes import LocomotionDiffuser
+from rrlib.method.denoisers import Denoiser
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import given
-from rrlib.ratios.levels import Estimate
 
 FRESH_SEED = 1_000  # added to the seed of the data that a diffuser learned from
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rrlib import metrics
 from rrlib.mazes.world import Maze
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.normalisers import Normaliser
-from rrlib.rewards import RelativeReward
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from rrlib.lab.mazes.evidence import Evidence, Sample, judge
 from rrlib.lab.mazes.recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.trajectories import Trajectories
-from rrlib.rewards import RelativeReward
 
 SHAPE = (
     "channels",

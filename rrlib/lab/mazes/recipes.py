@@ -8,22 +8,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrlib import extraction, training
-from rrlib.comparisons import Comparisons
-from rrlib.denoisers import Denoiser
+from rrlib import training
 from rrlib.lab import costs, recipes, store
 from rrlib.lab.recipes import Split
 from rrlib.mazes import recordings
 from rrlib.mazes import world as maze
 from rrlib.mazes.world import ACTION, OBSERVATION
-from rrlib.noise import schedulers
+from rrlib.method import extraction
+from rrlib.method.comparisons import Comparisons
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise import schedulers
+from rrlib.method.pools import Place, Target
+from rrlib.method.rewards import RelativeReward
 from rrlib.plans import conditioning, networks, trajectories
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import Activation, WindowReward
 from rrlib.plans.trajectories import Trajectories
-from rrlib.pools import Place, Target
-from rrlib.rewards import RelativeReward
 
 # Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
 LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}

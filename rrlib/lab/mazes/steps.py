@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import flop_registry
 
-from rrlib import comparisons, denoisers, extraction, training
+from rrlib import training
 from rrlib.lab import store
 from rrlib.lab.mazes.experiments import MazeExperiment
 from rrlib.mazes.world import OBSERVATION
+from rrlib.method import comparisons, denoisers, extraction
 from rrlib.plans import conditioning
 
 Step = Callable[[], object]

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, check_one_of
-from rrlib.networks.calls import check_beside, third_argument
-from rrlib.pools import Place, Target, check_kind
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks.calls import check_beside, third_argument
+from rrlib.method.pools import Place, Target, check_kind
 
 
 def check_pool(network: nn.Module, pool: Any, unit: Tensor | None) -> None:

@@ -25,8 +25,8 @@ KINDS = {
     "ContextReward": "rrlib.plans.rewards",
     "PlanPotential": "rrlib.plans.perceptron",
     "EncoderReward": "rrlib.images.rewards",
-    "WeightedSum": "rrlib.networks.sums",
-    "Rescaled": "rrlib.networks.sums",
+    "WeightedSum": "rrlib.method.networks.sums",
+    "Rescaled": "rrlib.method.networks.sums",
 }
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rrlib.checks.numbers import check_counts, check_finite, check_samples
-from rrlib.comparisons import Comparisons, aligned, compare_at, joined
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
-from rrlib.noise.precision import wide
+from rrlib.method.checks.numbers import check_counts, check_finite, check_samples
+from rrlib.method.comparisons import Comparisons, aligned, compare_at, joined
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.precision import wide
 from rrlib.training import stream
 
 

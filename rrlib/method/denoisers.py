@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
-from rrlib.networks import calls
-from rrlib.noise.precision import narrow, wide
-from rrlib.noise.schedulers import schedule_of
-from rrlib.noise.schedules import Schedule, check_times
+from rrlib.method.networks import calls
+from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.noise.schedulers import schedule_of
+from rrlib.method.noise.schedules import Schedule, check_times
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from diffusers import SchedulerMixin

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of, shown
-from rrlib.noise.paths import EDM, Flow, Path, Prediction, VariancePreserving
-from rrlib.noise.precision import stalls, wide
+from rrlib.method.noise.paths import EDM, Flow, Path, Prediction, VariancePreserving
+from rrlib.method.noise.precision import stalls, wide
 
 
 def flow_schedule(

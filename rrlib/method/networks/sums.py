@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
-from rrlib.networks.calls import third_argument
+from rrlib.method.networks.calls import third_argument
 
 
 def asked(network: nn.Module, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:

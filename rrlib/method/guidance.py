@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rrlib.checks.numbers import check_step
-from rrlib.checks.rewards import check_place, check_reward, check_scale
-from rrlib.comparisons import aligned
-from rrlib.denoisers import Denoiser, between
 from rrlib.errors import InputError, check_one_of
-from rrlib.noise.precision import narrow, wide
-from rrlib.noise.schedules import kept_steps
-from rrlib.pools import Place, Target
-from rrlib.rewards import RelativeReward
+from rrlib.method.checks.numbers import check_step
+from rrlib.method.checks.rewards import check_place, check_reward, check_scale
+from rrlib.method.comparisons import aligned
+from rrlib.method.denoisers import Denoiser, between
+from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.noise.schedules import kept_steps
+from rrlib.method.pools import Place, Target
+from rrlib.method.rewards import RelativeReward
 
 ApplyTo = Literal["mean", "x_t"]
 

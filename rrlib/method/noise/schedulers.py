@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
-from rrlib.noise.paths import EDM, VariancePreserving
-from rrlib.noise.schedules import Schedule, edm_schedule, flow_schedule
+from rrlib.method.noise.paths import EDM, VariancePreserving
+from rrlib.method.noise.schedules import Schedule, edm_schedule, flow_schedule
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, SchedulerMixin

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rrlib.checks.numbers import check_counts
-from rrlib.checks.rewards import check_pool, check_targets
-from rrlib.comparisons import aligned, asked, drawn, noised
-from rrlib.denoisers import Denoiser
-from rrlib.noise.precision import wide
-from rrlib.pools import Place, Pool, Target
+from rrlib.method.checks.numbers import check_counts
+from rrlib.method.checks.rewards import check_pool, check_targets
+from rrlib.method.comparisons import aligned, asked, drawn, noised
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.precision import wide
+from rrlib.method.pools import Place, Pool, Target
 from rrlib.training import Progress, train
 
 

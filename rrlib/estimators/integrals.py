@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrlib.checks.numbers import check_finite, check_step
-from rrlib.checks.pairs import check_answers
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.noise.precision import narrow, wide
-from rrlib.ratios.levels import Estimate, Levels, asked, beside, checked, inner, summary
+from rrlib.estimators.levels import Estimate, Levels, asked, beside, checked, inner, summary
+from rrlib.method.checks.numbers import check_finite, check_step
+from rrlib.method.checks.pairs import check_answers
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.precision import narrow, wide
 from rrlib.training import stream
 
 

@@ -8,15 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rrlib.checks.numbers import check_counts
-from rrlib.checks.rewards import check_reward, check_scale
-from rrlib.denoisers import Denoiser, between, step_between
 from rrlib.errors import InputError, shown
-from rrlib.guidance import ExactDifference, lengthened, sample, shift_of_mean
-from rrlib.networks.sums import WeightedSum
-from rrlib.noise.precision import narrow, stalls
-from rrlib.noise.schedules import kept_steps
-from rrlib.rewards import RelativeReward
+from rrlib.method.checks.numbers import check_counts
+from rrlib.method.checks.rewards import check_reward, check_scale
+from rrlib.method.denoisers import Denoiser, between, step_between
+from rrlib.method.guidance import ExactDifference, lengthened, sample, shift_of_mean
+from rrlib.method.networks.sums import WeightedSum
+from rrlib.method.noise.precision import narrow, stalls
+from rrlib.method.noise.schedules import kept_steps
+from rrlib.method.rewards import RelativeReward
 from rrlib.training import stream
 
 Reward = RelativeReward | ExactDifference

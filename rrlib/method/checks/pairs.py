@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rrlib.checks.numbers import check_finite, check_samples
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, shown
+from rrlib.method.checks.numbers import check_finite, check_samples
+from rrlib.method.denoisers import Denoiser
 
 NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have

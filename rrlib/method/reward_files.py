@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rrlib.errors import InputError, shown
-from rrlib.networks import files
-from rrlib.rewards import RelativeReward
+from rrlib.method.networks import files
+from rrlib.method.rewards import RelativeReward
 
 
 def save_rewards(

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rrlib import extraction, training
-from rrlib.checks.rewards import check_fitted, check_plans, check_summands
-from rrlib.comparisons import Comparisons
+from rrlib import training
 from rrlib.errors import InputError
-from rrlib.extraction import unit_of
-from rrlib.networks import files
-from rrlib.networks.calls import check_tensor
-from rrlib.networks.sums import WeightedSum, asked, per_step
-from rrlib.noise.schedules import check_times
-from rrlib.pools import Place, Target
+from rrlib.method import extraction
+from rrlib.method.checks.rewards import check_fitted, check_plans, check_summands
+from rrlib.method.comparisons import Comparisons
+from rrlib.method.extraction import unit_of
+from rrlib.method.networks import files
+from rrlib.method.networks.calls import check_tensor
+from rrlib.method.networks.sums import WeightedSum, asked, per_step
+from rrlib.method.noise.schedules import check_times
+from rrlib.method.pools import Place, Target
 
 
 @dataclass(frozen=True)

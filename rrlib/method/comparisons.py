@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rrlib.checks import pairs as checks
-from rrlib.checks.numbers import check_counts
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError
-from rrlib.noise.precision import narrow, wide
-from rrlib.pools import Place, Pool, Target, check_kind
+from rrlib.method.checks import pairs as checks
+from rrlib.method.checks.numbers import check_counts
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.pools import Place, Pool, Target, check_kind
 from rrlib.training import stream
 
 # (x_0, x_t, base, expert) -> x_t as the models are to see it, and the models told what is given;

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rrlib.comparisons import Condition, drawn, noised
-from rrlib.denoisers import Denoiser
+from rrlib.method.comparisons import Condition, drawn, noised
+from rrlib.method.denoisers import Denoiser
 
 
 def discriminator_loss(

@@ -5,12 +5,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rrlib.checks.pairs import check_answers
-from rrlib.denoisers import Denoiser
 from rrlib.errors import InputError, check_one_of
-from rrlib.noise.precision import narrow, wide
-from rrlib.ratios.levels import Estimate, Levels, asked, beside, checked, inner, repeated, summary
-from rrlib.rewards import RelativeReward
+from rrlib.estimators.levels import (
+    Estimate,
+    Levels,
+    asked,
+    beside,
+    checked,
+    inner,
+    repeated,
+    summary,
+)
+from rrlib.method.checks.pairs import check_answers
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.rewards import RelativeReward
 
 Weights = Literal["variational", "unweighted"]
 

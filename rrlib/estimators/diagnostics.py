@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from rrlib.checks.numbers import check_step
-from rrlib.comparisons import Condition, aligned
-from rrlib.denoisers import Denoiser
-from rrlib.pools import Place
+from rrlib.method.checks.numbers import check_step
+from rrlib.method.comparisons import Condition, aligned
+from rrlib.method.denoisers import Denoiser
+from rrlib.method.pools import Place
 
 
 def rotational_share(jacobians: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of
-from rrlib.noise.precision import wide
+from rrlib.method.noise.precision import wide
 
 Target = Literal["score", "mean"]
 Place = Literal["x_t", "mu_base"]
