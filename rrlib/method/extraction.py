@@ -1,9 +1,4 @@
-"""The method: note where base and expert differ, and fit a potential to the difference.
-
-The target is *expert minus base*, for scores (Eq. 14) and for means alike.
-Both algorithms fill a pool of (where, t, target) once; training reads the pool and never calls the
-diffusion models again.
-"""
+"""A potential is fitted to what a pool says of base and expert, and held against another."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""What a reward is fitted to: points, steps of noise, and by how much two models differed there.
-
-The target is *expert minus base*, for scores (Eq. 14) and for means alike.
-"""
+"""What a reward is fitted to: points, steps of noise, and by how much two models differed there."""
 
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,7 @@
 """Transformers of flow matching: Stable Diffusion 3 and Flux.
 
-Their latents are kept as all others' are, scaled to alpha^2 + sigma^2 = 1; `rrlib.method.noise` says
-what the transformer sees and what its velocity means. There, Euler's step of a flow is DDIM's.
+Their latents are kept as all others' are, scaled to alpha^2 + sigma^2 = 1; `rrlib.method.noise`
+says what the transformer sees and what its velocity means. There, Euler's step of a flow is DDIM's.
 """
 
 import math
