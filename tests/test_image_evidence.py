@@ -7,14 +7,14 @@ import torch
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
-from rrlib.images import checks as image_checks
 from rrlib.images import guided as images
-from rrlib.images import streaming
 from rrlib.images.guided import Guided
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
 from rrlib.images.safety import CONFIGURATIONS
 from rrlib.lab.images import evidence as image_evidence
+from rrlib.lab.images import peers as image_checks
+from rrlib.lab.images import streaming
 from rrlib.metrics import Separability
 from rrlib.training import stream
 

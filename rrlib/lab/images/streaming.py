@@ -49,7 +49,7 @@ def stream(prompts: int, batch: int) -> tuple[float, int]:
     It is made in shards of `batch` prompts, its moments are taken, and a training batch of 64 is
     read. A process of its own measures it, so that nothing else counts.
     """
-    script = f"from rrlib.images import streaming; streaming._stream({prompts}, {batch})"
+    script = f"from rrlib.lab.images import streaming; streaming._stream({prompts}, {batch})"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
