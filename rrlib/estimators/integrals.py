@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError
-from rrlib.estimators.levels import Estimate, Levels, asked, beside, checked, inner, summary
+from rrlib.estimators.levels import Estimate, Levels, asked, checked, inner, summary
 from rrlib.method.checks.numbers import check_finite, check_step
 from rrlib.method.checks.pairs import check_answers
 from rrlib.method.denoisers import Denoiser
-from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.training import stream
 
 

@@ -95,11 +95,6 @@ def asked(
     return joined([compare_at(base, expert, *pair, seen) for pair in pairs])
 
 
-def beside(table: Tensor, like: Tensor) -> Tensor:
-    """A number for each of the first axis, [K, 1, ...], to multiply `like` [K, ...]."""
-    return table.reshape(-1, *[1] * (like.ndim - 1))
-
-
 def inner(a: Tensor, b: Tensor, count: int) -> Tensor:
     """<a, b> of each row, [K, count], of K times `count` rows; float32 at least."""
     return (a.to(wide(a)) * b).flatten(1).sum(1).reshape(-1, count)

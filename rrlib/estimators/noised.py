@@ -10,7 +10,6 @@ from rrlib.estimators.levels import (
     Estimate,
     Levels,
     asked,
-    beside,
     checked,
     inner,
     repeated,
@@ -18,7 +17,7 @@ from rrlib.estimators.levels import (
 )
 from rrlib.method.checks.pairs import check_answers
 from rrlib.method.denoisers import Denoiser
-from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.rewards import RelativeReward
 
 Weights = Literal["variational", "unweighted"]

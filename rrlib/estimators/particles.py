@@ -14,7 +14,7 @@ from rrlib.method.checks.rewards import check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.guidance import ExactDifference, lengthened, sample, shift_of_mean
 from rrlib.method.networks.sums import WeightedSum
-from rrlib.method.noise.precision import narrow, stalls
+from rrlib.method.noise.precision import beside, narrow, stalls
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.rewards import RelativeReward
 from rrlib.training import stream
@@ -203,7 +203,7 @@ def best_of(
         if k == 0:
             best, most = x, value
         better = value > most
-        best = torch.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, best)
+        best = torch.where(beside(better, x), x, best)
         most = torch.maximum(value, most)
     return best
 

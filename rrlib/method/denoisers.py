@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rrlib.errors import InputError, shown
 from rrlib.method.networks import calls
-from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.noise.schedulers import schedule_of
 from rrlib.method.noise.schedules import Schedule, check_times
 
@@ -218,7 +218,7 @@ class Step(NamedTuple):
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """table[t] shaped [B, 1, ...]."""
-    return table[t].reshape(-1, *[1] * (like.ndim - 1))
+    return beside(table[t], like)
 
 
 def _mean(x0: Tensor, x_t: Tensor, step: Step) -> Tensor:

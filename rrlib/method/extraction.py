@@ -10,7 +10,7 @@ from rrlib.method.checks.numbers import check_counts
 from rrlib.method.checks.rewards import check_pool, check_targets
 from rrlib.method.comparisons import aligned, asked, drawn, noised
 from rrlib.method.denoisers import Denoiser
-from rrlib.method.noise.precision import wide
+from rrlib.method.noise.precision import beside, wide
 from rrlib.method.pools import Place, Pool, Target
 from rrlib.training import Progress, train
 
@@ -53,8 +53,7 @@ def weighed_loss(
     weight: Tensor,
 ) -> Tensor:
     """`loss` of errors that are multiplied by their weights [B] before they are squared, []."""
-    wide = weight.reshape(-1, *[1] * (x.ndim - 1))
-    return loss(lambda x, t: network(x, t) * weight, x, t, target * wide)
+    return loss(lambda x, t: network(x, t) * weight, x, t, target * beside(weight, x))
 
 
 def literal_loss(

@@ -14,7 +14,7 @@ from rrlib.method.checks.numbers import check_step
 from rrlib.method.checks.rewards import check_place, check_reward, check_scale
 from rrlib.method.comparisons import aligned
 from rrlib.method.denoisers import Denoiser, between
-from rrlib.method.noise.precision import narrow, wide
+from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.pools import Place, Target
 from rrlib.method.rewards import RelativeReward
@@ -108,7 +108,7 @@ def denoise(
     taken = denoiser.steps if num_inference_steps is None else num_inference_steps
     steps = kept_steps(denoiser.steps, taken)
     if isinstance(guidance_scale, Tensor):
-        guidance_scale = guidance_scale.reshape(-1, *[1] * (start.ndim - 1)).to(start)
+        guidance_scale = beside(guidance_scale, start).to(start)
     guide = None
     if reward and any(scales):
         guide = _Guide(reward, guidance_scale, at, apply_to, stop_step)

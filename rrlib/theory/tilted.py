@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.noise.precision import beside
 
 
 class Law(NamedTuple):
@@ -20,7 +21,7 @@ class Law(NamedTuple):
         table = scheduler.alphas_cumprod
 
         def posterior_mean(x: Tensor, t: Tensor) -> Tensor:
-            abar = table.to(x)[t].reshape(-1, *[1] * (x.ndim - 1))
+            abar = beside(table.to(x)[t], x)
             gain = abar.sqrt() * self.variance / (abar * self.variance + 1 - abar)
             return self.mean + gain * (x - abar.sqrt() * self.mean)
 
@@ -41,7 +42,7 @@ class LogRatio(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The log ratio."""
-        abar = self.table.to(x)[t].reshape(-1, *[1] * (x.ndim - 1))
+        abar = beside(self.table.to(x)[t], x)
         base, expert = (
             -0.5 * ((x - abar.sqrt() * law.mean) ** 2 / (abar * law.variance + 1 - abar))
             for law in self.laws

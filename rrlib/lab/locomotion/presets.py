@@ -67,7 +67,7 @@ def sizes(size: str, name: str) -> Sizes:
     """Sizes for an environment: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
 
     Diffuser's horizon for HalfCheetah is 4, for the others 32. The diffusers of "paper" are
-    Diffuser's own but for HalfCheetah's attention, which `denoisers.PlanNetwork` lacks.
+    Diffuser's own but for HalfCheetah's attention, which `networks.PlanNetwork` lacks.
     """
     short = name == "halfcheetah"
     horizon = 4 if short else 32

@@ -72,7 +72,7 @@ def numbers(
     """What a way says of plans [n, H, D] whose first observation both planners are given, [n].
 
     Args:
-        way: such as `ratios.elbo_difference`; asked about one plan at a time, since what is given
+        way: such as `rrlib.elbo_difference`; asked about one plan at a time, since what is given
             differs.
         base, expert: planners.
         plans: normalised.

@@ -1,4 +1,4 @@
-"""In which numbers one computes, and where looking at one has to wait."""
+"""In which numbers one computes, beside which, and where looking at one has to wait."""
 
 import torch
 from torch import Tensor
@@ -17,3 +17,8 @@ def narrow(value: Tensor, like: Tensor) -> Tensor:
 def stalls(x: Tensor) -> bool:
     """Whether a look at a value of x would have the program wait for a device, as a GPU's would."""
     return x.device.type != "cpu"
+
+
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """A number for each of the first axis, [B, 1, ...], to multiply `like` [B, ...]."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
