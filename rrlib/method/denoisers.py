@@ -111,7 +111,7 @@ class Denoiser:
         told = calls.told(self._third, self.condition, given, len(x))
         tables = self.schedule.tables(x)
         seen = x if self._plain else narrow(_at(tables.ask, t, x) * x, x)
-        return calls.answer(self.network, seen, tables.time[t], told, own=self.schedule.own)
+        return calls.answer(self.network, seen, tables.time, t, told, own=self.schedule.own)
 
     @property
     def _plain(self) -> bool:

@@ -63,20 +63,26 @@ def told(
 
 
 def answer(
-    network: Callable[..., Any], x: Tensor, time: Tensor, told: tuple[Tensor, ...], own: bool
+    network: Callable[..., Any],
+    x: Tensor,
+    times: Tensor,
+    t: Tensor,
+    told: tuple[Tensor, ...],
+    own: bool,
 ) -> Tensor:
-    """What a network says of x [B, ...] at its own time [B], [B, ...].
+    """What a network says of x [B, ...] at steps t [B], [B, ...].
 
     Args:
         network: answers with a tensor, or an object that has it as `sample`.
-        x, time, told: what it is asked.
+        x, t, told: what it is asked.
+        times: its own time of each step, [T].
         own: whether the times are whole steps, as it was trained.
 
     Raises:
         InputError: x is of another kind than its weights, or its answer is none.
     """
     try:
-        out = network(x, time, *told)
+        out = network(x, times[t], *told)
     except (RuntimeError, IndexError) as error:
         _check_input(network, x)
         if not own and _WHOLE.search(str(error)):
