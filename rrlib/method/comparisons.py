@@ -326,5 +326,5 @@ def aligned(base: Denoiser, expert: Denoiser) -> Denoiser:
             does not: their difference would hold the clipping of one.
     """
     found = expert.at(base)
-    checks.check_levels(base, found)
+    checks.check_levels(base, expert, found)
     return found

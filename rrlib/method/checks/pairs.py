@@ -86,15 +86,15 @@ def check_conditions(
         check_finite("conditions", part)
 
 
-def check_levels(base: Denoiser, expert: Denoiser) -> None:
-    """Raise InputError unless an expert at the base's levels was trained at some, clipped alike."""
-    first, last = expert.schedule.span
+def check_levels(base: Denoiser, expert: Denoiser, found: Denoiser) -> None:
+    """Raise InputError unless the expert `found` at the base's levels knows some, clipped alike."""
+    first, last = found.schedule.span
     if first > last:
         raise InputError(
             f"expert: its levels ({expert.schedule.about}) are not allowed: some of the base's "
             f"({base.schedule.about}) are needed."
         )
-    mine, other = base.schedule.clip, expert.schedule.clip
+    mine, other = base.schedule.clip, found.schedule.clip
     if mine != other:
         theirs, ours = ("no clip" if c is None else f"a clip at {c:g}" for c in (other, mine))
         raise InputError(
