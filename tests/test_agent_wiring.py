@@ -1,4 +1,4 @@
-"""Every field of a recipe of steps reaches what it names: calls are recorded, nothing is trained."""
+"""Every field of a recipe of steps reaches what it names; nothing is trained."""
 
 from dataclasses import replace
 from types import SimpleNamespace

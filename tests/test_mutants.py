@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mutants
 import pytest
+from mutant_runs import found
 
 from rrlib import disk
 from rrlib.errors import InputError
@@ -61,14 +62,14 @@ def tree(tmp_path):
 def test_a_defect_is_caught_by_a_test_of_what_the_code_does(tree):
     sign = {"name": "sign", "find": "a + b", "put": "a - b", "tests": ["tests/test_sum.py"]}
     caught = {"caught": True, "by": "tests/test_sum.py::test_it"}
-    assert mutants.found(sign, tree, named=True) == caught | {"against": "named"}
+    assert found(sign, tree, named=True) == caught | {"against": "named"}
     blind = sign | {"tests": ["tests/test_blind.py"]}
     missed = {"caught": False, "by": "", "against": "named"}
-    assert mutants.found(blind, tree, named=True) == missed
-    assert mutants.found(blind, tree, named=False) == caught | {"against": "all"}
+    assert found(blind, tree, named=True) == missed
+    assert found(blind, tree, named=False) == caught | {"against": "all"}
     assert (tree / "rrlib" / "__init__.py").read_text() == "def add(a, b):\n    return a + b\n"
     with pytest.raises(InputError, match="pytest ended with 4"):
-        mutants.found(sign | {"tests": ["tests/test_none.py"]}, tree, named=True)
+        found(sign | {"tests": ["tests/test_none.py"]}, tree, named=True)
 
 
 def test_what_was_found_first_stays_and_another_defect_begins_anew(monkeypatch):

@@ -12,25 +12,13 @@ rrlib and tests, so a run that was stopped goes on. The checkout is not touched.
 """
 
 import argparse
-import hashlib
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from queue import SimpleQueue
 
 import yaml
 
 from rrlib import disk
 from rrlib.errors import InputError
-from rrlib.lab import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = ROOT / "tests" / "mutants.json"
@@ -43,7 +31,6 @@ TEXTUAL = tuple(
     f"tests/test_{name}.py" for name in ("recipe_code", "repo", "prose", "quoted", "mutants")
 )
 START, END = "<!-- mutants: made by workflow/mutants.py -->\n", "<!-- end of mutants -->\n"
-PATIENCE = 7200  # seconds; a defect that never ends is seen, too
 
 Mutant = Mapping[str, object]  # name, kind, find, put, tests
 
@@ -76,109 +63,6 @@ def mutated(path: Path, mutant: Mutant) -> str:
 def mark(mutant: Mutant) -> str:
     """A digest of what is put where: another defect under an old name is another one."""
     return disk.digest([mutant["find"], mutant["put"]])[:12]
-
-
-def copied(folder: Path) -> None:
-    """The files of the checkout, as they are, in an empty folder."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-
-
-def red(folder: Path, tests: Sequence[str]) -> str:
-    """The first quick test that fails in a copy of the tree; empty if none does.
-
-    Raises:
-        InputError: pytest itself fails, such as over a test that is not there.
-    """
-    ignored = [f"--ignore={name}" for name in TEXTUAL]
-    options = ["-q", "-x", "-n", "0", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, "-m", "not slow and not book"]
-    outside = {"PYTHONPATH": str(folder), "RRLIB_FRESH": ""}
-    try:
-        done = subprocess.run(
-            [*command, *ignored, *tests],
-            cwd=folder,
-            env=os.environ | outside,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        return "a test that does not end"
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if done.returncode == 0 or (done.returncode == 1 and failed):
-        return failed[1] if failed else ""
-    raise InputError(f"pytest ended with {done.returncode}: {done.stdout[-1500:]}{done.stderr}")
-
-
-def found(mutant: Mutant, folder: Path, named: bool) -> dict[str, object]:
-    """What becomes of a defect in a copy of the tree, which is then as before.
-
-    Returns:
-        caught; by, the first test that failed; against, "named" tests or "all" quick ones.
-    """
-    path = place(folder, mutant)
-    whole = path.read_bytes()
-    path.write_text(mutated(path, mutant), encoding="utf-8")
-    try:
-        by, against = red(folder, mutant["tests"]), "named"
-        if not by and not named:
-            by, against = red(folder, ["tests"]), "all"
-    finally:
-        path.write_bytes(whole)
-    return {"caught": bool(by), "by": by, "against": against}
-
-
-def state() -> str:
-    """A digest of rrlib and tests, but for what was found before."""
-    digest = hashlib.sha256()
-    for path in sorted(path for part in ("rrlib", "tests") for path in (ROOT / part).rglob("*")):
-        if path.is_file() and path != FOUND and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(ROOT)}\0{disk.sha256(path)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def run(chosen: Iterable[Mutant], cores: int, named: bool) -> dict[str, dict]:
-    """Name -> what was found, now or by an earlier run of the same tree."""
-    kept, commit = ROOT / "_run" / "mutants" / state(), environment.commit()
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(cores) as pool:
-        folders: SimpleQueue[Path] = SimpleQueue()
-        for core in range(cores):
-            copied(Path(scratch) / str(core))
-            folders.put(Path(scratch) / str(core))
-        unharmed(folders, chosen := list(chosen))
-        each = partial(_one, folders=folders, kept=kept, named=named, commit=commit)
-        return dict(zip([m["name"] for m in chosen], pool.map(each, chosen), strict=True))
-
-
-def unharmed(folders: "SimpleQueue[Path]", chosen: Sequence[Mutant]) -> None:
-    """Raise InputError unless the tests that are named first pass on the tree as it is."""
-    folder = folders.get()
-    files = sorted({test for mutant in chosen for test in mutant["tests"]})
-    if files and (failed := red(folder, files)):
-        raise InputError(f"'{failed}' fails without any defect: a tree that passes is needed.")
-    folders.put(folder)
-
-
-def _one(mutant: Mutant, folders: "SimpleQueue[Path]", kept: Path, named: bool, commit) -> dict:
-    file = kept / f"{mark(mutant)}.json"
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if named or before["caught"] or before["against"] == "all":
-            return before
-    folder = folders.get()
-    try:
-        result = found(mutant, folder, named) | {"commit": commit}
-    finally:
-        folders.put(folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_json(file, result)
-    print(f"{result['by'] or 'NOT CAUGHT'}: {mutant['name']}", flush=True)
-    return result
 
 
 def merged(before: Mapping[str, dict], results: Mapping[str, dict]) -> dict[str, dict]:
@@ -226,6 +110,8 @@ def main() -> None:
     asked = parser.parse_args()
     words = asked.only or [""]
     chosen = [m for m in mutants() if any(word in m["name"] for word in words)]
+    from mutant_runs import run  # it takes seconds, and the table needs none of it
+
     results = run(chosen, asked.cores, asked.named)
     caught = sum(one["caught"] for one in results.values())
     print(f"{caught} of {len(results)} caught")
