@@ -99,3 +99,18 @@ def test_a_reward_is_fitted_to_what_was_trained_on_and_judged_by_the_rest(
     if not held_out:
         how = {"steps": 7, "batch": 8, "learning_rate": 1e-3, "seed": 6}
         assert {name: fitted[0][name] for name in how} == how
+
+
+def test_first_weights_are_of_the_recipes_own_seed():
+    """Whatever the seed of the models that a reward is of."""
+    for seed in (0, 4):
+        base = digits.DigitsDiffuser(channels=(8, 8), seed=seed)
+        rewards = [digits.DigitsReward(base, base, seed=own)._network() for own in (0, 0, 1)]
+        weights = [next(network.parameters()) for network in rewards]
+        assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
+        torch.manual_seed(1)
+        fresh = digits.PixelReward(digits.PIXELS, rewards[0].points.unit)
+        assert torch.equal(next(fresh.parameters()), weights[2])
+    models = [digits.DigitsDiffuser(channels=(8, 8), seed=seed).blank("cpu") for seed in (0, 0, 1)]
+    weights = [next(model.network.parameters()) for model in models]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
