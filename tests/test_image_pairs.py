@@ -576,3 +576,22 @@ def test_a_unit_of_the_output_is_worth_the_size_of_the_differences(given, tmp_pa
     unit = image_pairs.blank(shards, prompts, fit, course if given else None).network.unit
     assert_close(unit / unit[0], course / course[0])
     assert_close(unit.log().mean(), size.log().mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_that_says_little_in_its_unit_weighs_little(tmp_path, monkeypatch):
+    """Differences of one size; of the last step's unit they are a hundred-thousandth."""
+    drifted(tmp_path)
+    losses, real = [], image_pairs.levelled_loss
+    monkeypatch.setattr(
+        image_pairs, "levelled_loss", lambda *parts: losses.append(parts) or real(*parts)
+    )
+    unit = torch.tensor([1.0, 1.0, 1.0, 1e5])
+    image_pairs.learn(tmp_path, Fit(0.5, (8,), 1, 64), unit=unit)
+    _, _, t, _, weight, *_ = losses[0]
+    scale = Shards(tmp_path).pool(image_pairs.split(60, 0.5, 0)[0]).scale(4)
+    told = scale / unit
+    usual = told[:3].min()  # the middle of the four, the lower one of two
+    assert_close(
+        weight, ((told / (1e-3 * usual)).clamp(max=1).square() / scale)[t], rtol=1e-3, atol=0
+    )
+    assert weight[t == 3].max() < 1e-3 * weight[t == 0].min()
