@@ -64,7 +64,7 @@ help:  ## list the commands
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
-	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (an hour of one core)"
+	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
