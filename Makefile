@@ -6,6 +6,7 @@ LOCK_FLAGS :=
 SEED := 2
 PYTHON :=
 FRESH :=
+ONLY :=
 
 PY := .venv/bin/python
 # As in workflow/Snakefile the longest go first, so that none is left to run alone at the end.
@@ -54,7 +55,7 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book release verify check oldest accept ship lock format clean
+.PHONY: help book test test-book release verify check mutants oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
@@ -63,6 +64,7 @@ help:  ## list the commands
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
+	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
@@ -129,6 +131,10 @@ check: $(STAMP)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not book"
+
+# ONLY: words, of which a defect's name has one; without, all of tests/mutants.yaml.
+mutants: $(STAMP)
+	$(PY) workflow/mutants.py --cores $(CORES) --only $(ONLY) --write
 
 # With the same pip settings as .venv, but the oldest version of each range. PYTHON= is heard, too.
 oldest: $(STAMP)

@@ -233,3 +233,26 @@ def test_samples_depend_on_the_seed_alone_or_on_a_generator():
     generator = torch.Generator().manual_seed(1)
     assert torch.equal(rrlib.sample(BASE, (2, *SHAPE), generator), drawn[2])
     assert rrlib.sample(BASE, (2, 3), dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("target", ["score", "mean"])
+def test_a_network_is_made_in_the_targets_units_and_by_the_seed(target, monkeypatch):
+    """Before the first step: what makes it is told width and unit, and draws by the seed."""
+    made = []
+
+    def make(**told):
+        made.append((told, WindowReward(window=4, hidden=(5,), **told)))
+        return made[-1][1]
+
+    seen = []
+    monkeypatch.setattr(extraction, "fit", lambda network, pool, **how: seen.append(how) or ())
+    pairs = rrlib.compare(BASE, EXPERT, shape=SHAPE, n=60)
+    for seed in (3, 3, 4):
+        rrlib.RelativeReward.fit(pairs, make, target=target, seed=seed, steps=1)
+    told, networks = zip(*made, strict=True)
+    assert all(one.keys() == {"width", "unit"} and one["width"] == 3 for one in told)
+    for one in told:
+        assert_close(one["unit"], extraction.units(BASE, target))
+    first = [network.g[0].weight for network in networks]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+    assert [how["seed"] for how in seen] == [3, 3, 4]

@@ -23,6 +23,7 @@ from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
 from rrlib.images.miniature import weights as image_weights
 from rrlib.mazes import world as maze
+from rrlib.method import comparisons
 from rrlib.plans import trajectories as tr
 
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"
@@ -362,3 +363,29 @@ def test_the_reward_of_two_saved_pipelines(tmp_path, capsys):
     for k, one in enumerate(np.zeros((2, 16, 16, 3), np.uint8)):
         Image.fromarray(one).save(tmp_path / f"{k}.png")
     assert main(["score", str(tmp_path / "0.png"), "--reward", out]) == 0
+
+
+def test_a_reward_is_judged_on_plans_that_it_was_not_fitted_to(planners, tmp_path, monkeypatch):
+    """Whose numbers each comparison is of: every step of the data has numbers of its own."""
+    low, high = np.float32([-5, 0, 0]), np.float32([5, 10, 1])
+    layout = rrlib.PlanLayout(rrlib.Normaliser(low, high), 1, 2, horizon=8).about()
+    (tmp_path / "layout.json").write_text(json.dumps(layout))
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", rng.uniform(low, high, (30, 8, 3)))
+    asked, compare = [], comparisons.compare
+
+    def few(*args, n, **how):
+        asked.append((args[2], n, how["seed"]))
+        return compare(*args, n=20, **how)
+
+    monkeypatch.setattr(comparisons, "compare", few)
+    data = [str(tmp_path / f"{name}.npy") for name in "ab"]
+    command = ["extract", *planners, "--out", str(tmp_path / "r.safetensors"), "--data", *data]
+    command += ["--layout", str(tmp_path / "layout.json"), "--steps", "2", "--n", "50"]
+    assert main([*command, "--seed", "3"]) == 0
+    (fitted, n, seed), (judged, _, other) = asked
+    assert (n, seed) == (50, 3) and other != seed
+    for mine, rest in zip(fitted, judged, strict=True):
+        ours, theirs = (set(part[:, 0, 0].tolist()) for part in (mine, rest))
+        assert len(ours) + len(theirs) == 30 and len(theirs) >= 2 and not ours & theirs

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from rrlib.lab import store
 from rrlib.lab.images import digits
+from rrlib.method import comparisons, extraction
 from rrlib.training import stream
 
 SMALL = {"steps": 3, "channels": (8, 8), "batch": 4}
@@ -64,3 +65,52 @@ def test_base_fine_tune_and_reward_are_made_and_come_back(tmp_path, monkeypatch)
     mine, other = (store.obtain(half).network.state_dict() for half in (base, expert))
     moved = [float((mine[name] - other[name]).abs().max()) for name in mine]
     assert 0 < max(moved) < 0.1  # a fine-tune begins where the base ended
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_reward_is_fitted_to_what_was_trained_on_and_judged_by_the_rest(
+    held_out, tmp_path, monkeypatch
+):
+    """The pictures that Algorithm 1 is given, and the numbers that it and the fit are told."""
+    asked, fitted = [], []
+    base = digits.DigitsDiffuser(channels=(8, 8))
+    expert = replace(base, even=True, start=base, seed=4)
+    recipe = digits.DigitsReward(base, expert, pool=40, steps=7, batch=8, seed=6)
+
+    def compare(*args, **kwargs):
+        asked.append((args, kwargs))
+        x = torch.zeros(2, 1, 8, 8)
+        return comparisons.Comparisons(x, torch.arange(2), x, x + 1, base.blank("cpu"))
+
+    monkeypatch.setattr(store, "obtain", lambda recipe, device="cpu": recipe.blank(device))
+    monkeypatch.setattr(comparisons, "algorithm1", compare)
+    monkeypatch.setattr(extraction, "fit", lambda *a, **k: fitted.append(k) or ())
+    if held_out:
+        recipe.compared(30, 9, held_out=True)
+    else:
+        recipe.make(tmp_path, "cpu")
+    ((*models, of_base, of_expert), told) = asked[0]
+    pixels, numbers = digits.pictures(held_out)
+    assert torch.equal(of_base, pixels) and torch.equal(of_expert, pixels[numbers % 2 == 0])
+    assert (told["size"], told["seed"]) == ((30, 9) if held_out else (40, 6))
+    for model, half in zip(models, (base, expert), strict=True):
+        weights = (next(m.network.parameters()) for m in (model, half.blank("cpu")))
+        assert torch.equal(*weights)
+    if not held_out:
+        how = {"steps": 7, "batch": 8, "learning_rate": 1e-3, "seed": 6}
+        assert {name: fitted[0][name] for name in how} == how
+
+
+def test_first_weights_are_of_the_recipes_own_seed():
+    """Whatever the seed of the models that a reward is of."""
+    for seed in (0, 4):
+        base = digits.DigitsDiffuser(channels=(8, 8), seed=seed)
+        rewards = [digits.DigitsReward(base, base, seed=own)._network() for own in (0, 0, 1)]
+        weights = [next(network.parameters()) for network in rewards]
+        assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
+        torch.manual_seed(1)
+        fresh = digits.PixelReward(digits.PIXELS, rewards[0].points.unit)
+        assert torch.equal(next(fresh.parameters()), weights[2])
+    models = [digits.DigitsDiffuser(channels=(8, 8), seed=seed).blank("cpu") for seed in (0, 0, 1)]
+    weights = [next(model.network.parameters()) for model in models]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])

@@ -838,6 +838,40 @@ def test_algorithm2_is_the_literal_sampling_and_asks_each_model_once_a_step():
         assert_close(getattr(found, name), torch.cat([getattr(point, name) for point in points]))
 
 
+@pytest.mark.parametrize(
+    "variances", [("fixed_small", "fixed_large"), ("fixed_large", "fixed_small")]
+)
+def test_each_sides_runs_are_sampled_with_its_own_deviation(variances):
+    """One of the two asks for the larger of DDPM's deviations: its own runs spread further."""
+    schedulers = [
+        DDPMScheduler.from_config(cosine_scheduler(STEPS, False).config, variance_type=kind)
+        for kind in variances
+    ]
+    base, expert = (Denoiser(m.network, s) for m, s in zip(plan_pair(), schedulers, strict=True))
+    found = comparisons.algorithm2(base, expert, (6, 2), runs=2, seed=3, dtype=torch.float64)
+    for place, (name, model) in enumerate((("base", base), ("expert", expert))):
+        generator = stream(3, f"runs of the {name}")
+        x = torch.randn(1, 6, 2, generator=generator, dtype=torch.float64)
+        for row, step in enumerate(range(STEPS - 1, -1, -1)):
+            assert_close(found.x[place * STEPS + row], x[0])
+            t = torch.full((1,), step)
+            draw = torch.randn(1, 6, 2, generator=generator, dtype=torch.float64)
+            x = model.mean(x, t) + model.deviation(t, x) * draw
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_no_two_draws_of_the_algorithms_are_one(seed):
+    """Batches of Algorithm 1, and the two sides of Algorithm 2, begin from noise of their own."""
+    base, expert = plan_pair()
+    one = torch.zeros(1, 6, 2, dtype=torch.float64)  # the only sample: what differs is drawn
+    found = comparisons.algorithm1(base, expert, one, one, size=24, seed=seed, batch=4)
+    noise = found.x / base.rest(found.t, found.x).sqrt()
+    assert len(noise.flatten(1).unique(dim=0)) == 24
+    runs = comparisons.algorithm2(base, expert, (6, 2), runs=8, seed=seed, dtype=torch.float64)
+    starts = runs.x[runs.t == STEPS - 1]
+    assert len(starts) == len(starts.flatten(1).unique(dim=0)) == 8
+
+
 @pytest.mark.parametrize("runs", [0, 1, 3, -2])
 def test_algorithm2_names_a_number_of_runs_that_cannot_be_halved(runs):
     base = gaussian((0, 0)).denoiser(cosine_scheduler(STEPS, False))

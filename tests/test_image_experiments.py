@@ -139,3 +139,10 @@ def test_pipelines_of_ones_own_are_loaded_once(monkeypatch, tmp_path):
         image_experiments.world(but(**(vars(chosen) | {"expert_id": names[0]})))
     assert image_experiments.world(but(**(vars(chosen) | {"expert_id": ""}))).expert is None
     assert Path(names[0]).is_dir()
+
+
+def test_noise_is_of_its_use_and_of_the_chapters_seed():
+    uses = "judged", "steered", "style"
+    seeds = [image_experiments.seed(but(seed=seed), use) for seed in (0, 3) for use in uses]
+    assert len(set(seeds)) == 6
+    assert seeds[0] == image_experiments.seed(but(seed=0), "judged")

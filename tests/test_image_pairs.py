@@ -552,3 +552,47 @@ def test_a_folder_says_what_was_compared(pair, folder):
         assert Shards(folder).record
     finish(image_pairs.compare(*pair, PROMPTS[:3], folder, batch=2, seed=1), "")
     assert json.loads((folder / "comparisons.json").read_text()) == record
+
+
+def test_every_image_begins_from_noise_of_its_own(tmp_path):
+    """Of all prompts, whatever shard they are in, and of both sides."""
+    drifted(tmp_path)
+    shards = Shards(tmp_path)
+    assert shards.sizes == [20, 20, 20]
+    starts = torch.stack([x[-1] for x in shards.runs(range(60), "latents")])
+    assert len(starts) == len(starts.flatten(1).unique(dim=0)) == 120
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_unit_of_the_output_is_worth_the_size_of_the_differences(given, tmp_path):
+    """Its course over t is the pair's or the caller's, its size that of a fitted gradient."""
+    drifted(tmp_path)
+    shards, fit = Shards(tmp_path), Fit(0.5, (8,), 1)
+    prompts = range(0, 60, 2)
+    runs = [torch.stack(list(shards.runs(prompts, name))) for name in ("latents", "differences")]
+    deviation = runs[0].std(0, correction=0).flatten(1).mean(1)
+    scale = runs[1].square().flatten(2).mean((0, 2)).sqrt()
+    size = scale * deviation * 8  # the root of an image's 64 numbers
+    course = torch.tensor([0.1, 2.0, 0.5, 7.0]) if given else torch.tensor(shards.record["unit"])
+    unit = image_pairs.blank(shards, prompts, fit, course if given else None).network.unit
+    assert_close(unit / unit[0], course / course[0])
+    assert_close(unit.log().mean(), size.log().mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_that_says_little_in_its_unit_weighs_little(tmp_path, monkeypatch):
+    """Differences of one size; of the last step's unit they are a hundred-thousandth."""
+    drifted(tmp_path)
+    losses, real = [], image_pairs.levelled_loss
+    monkeypatch.setattr(
+        image_pairs, "levelled_loss", lambda *parts: losses.append(parts) or real(*parts)
+    )
+    unit = torch.tensor([1.0, 1.0, 1.0, 1e5])
+    image_pairs.learn(tmp_path, Fit(0.5, (8,), 1, 64), unit=unit)
+    _, _, t, _, weight, *_ = losses[0]
+    scale = Shards(tmp_path).pool(image_pairs.split(60, 0.5, 0)[0]).scale(4)
+    told = scale / unit
+    usual = told[:3].min()  # the middle of the four, the lower one of two
+    assert_close(
+        weight, ((told / (1e-3 * usual)).clamp(max=1).square() / scale)[t], rtol=1e-3, atol=0
+    )
+    assert weight[t == 3].max() < 1e-3 * weight[t == 0].min()

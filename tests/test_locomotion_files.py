@@ -18,7 +18,7 @@ from rrlib.lab.locomotion import files as locomotion_files
 from rrlib.lab.locomotion import presets as locomotion_sizes
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
-from rrlib.locomotion import actors
+from rrlib.locomotion import actors, rollouts
 from rrlib.tensor_files import read_tensors, write_tensors
 
 ROBOTS = Path(__file__).resolve().parent.parent / "results/full/locomotion-models.safetensors"
@@ -168,3 +168,22 @@ def test_a_time_is_published_of_a_gpu_and_of_whole_rollouts_alone():
     assert set(summary(FOUND, "cuda", False)) == {"physics", "gflop", "operators"}
     told = summary(FOUND, "cuda", True)
     assert told["minutes"]["value"] == 1.5 and told["score"] == 98.0
+
+
+@pytest.mark.parametrize("who", ["base", "expert", "steered"])
+def test_who_plans_is_asked_with_the_files_guidance_or_ones_own(who, made, monkeypatch):
+    shipped, calls = locomotion_files.read(made[1]), []
+    monkeypatch.setattr(rollouts, "planner", lambda *args, **how: calls.append((args, how)))
+    shipped.planner(who, 4)
+    shipped.planner(who, 5, guidance_scale=0.25, num_inference_steps=2)
+    (first, plain), (other, changed) = calls
+    assert first[0] is (shipped.expert if who == "expert" else shipped.base)
+    assert first[1:4] == (shipped.normaliser, shipped.world, 8)
+    for args, seed in ((first, 4), (other, 5)):
+        assert torch.equal(args[4].get_state(), training.stream(seed, "plans").get_state())
+    own = GUIDANCE | {"reward": shipped.reward, "force": True}
+    if who != "steered":
+        assert (plain, changed) == ({"num_inference_steps": 3}, {"num_inference_steps": 2})
+        return
+    assert plain == own
+    assert changed == own | {"guidance_scale": 0.25, "num_inference_steps": 2}

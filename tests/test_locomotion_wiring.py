@@ -484,3 +484,15 @@ def test_scores_are_asked_of_the_device_and_environment(monkeypatch):
     found = searches.scores(PLAYED, "cuda")
     np.testing.assert_allclose(found, [0, 100], atol=1e-9)
     assert asked == ["cuda"]
+
+
+@pytest.mark.parametrize("kind", ["medium", "medium-replay", "expert"])
+def test_data_of_other_policies_are_other_data(kind, monkeypatch):
+    """What the policies' file holds is a part of the recipe; random data need none."""
+    before = {k: LocomotionData("hopper", k, 700) for k in (kind, "random")}
+    assert before[kind].policies == locomotion_recipes.actors.digest(robots.load("hopper"))
+    monkeypatch.setattr(locomotion_recipes.actors, "digest", lambda world: f"new {world.name}")
+    after = {k: LocomotionData("hopper", k, 700) for k in (kind, "random")}
+    assert after[kind].policies == "new hopper"
+    assert store.key(after[kind]) != store.key(before[kind])
+    assert store.key(after["random"]) == store.key(before["random"])

@@ -339,3 +339,61 @@ def test_a_choice_is_one_change_and_comes_with_what_it_is_held_against():
     assert names == ["reference", "x_t"] and in_vain == ["window_all", "strided"]
     assert maze_experiments.recipes_of([e, e]) == [BASE, EXPERT, e.rewards, EXPERT, e.rewards]
     assert e.case(4) == {"maze": "umaze", "goal": "(3, 1)", "seed": 4}
+
+
+def test_plans_that_judge_are_of_a_files_held_out_tenth(monkeypatch):
+    """A file has no fresh trajectories: what its diffuser has not learnt takes their place."""
+    data, file = made(0, 1.0, episodes=40), MazeFile("umaze", "mine", "mine")
+    monkeypatch.setattr(store, "obtain", lambda recipe, device="cpu": data)
+    base = replace(BASE, data=file, ruler=file)
+    e = maze_experiments.MazeExperiment((3.0, 1.0), base, EXPERT, REWARDS)
+    found = e.sample(base, e.normaliser, 77, 30, 8)
+    train, held_out = trajectories.split(data, 0.1, base.seed)
+    seen, unseen = (
+        {tuple(row) for row in e.normaliser.normalise(rows).round(4).tolist()}
+        for rows in (
+            np.concatenate([part.actions, part.observations], 1) for part in (train, held_out)
+        )
+    )
+    rows = {tuple(row) for row in found.plans.flatten(0, 1).numpy().round(4).tolist()}
+    assert rows <= unseen and not rows & seen
+    assert found.owner.max() < held_out.n_episodes == 4
+
+
+@pytest.mark.parametrize("goal", [None, (3.0, 1.0)])
+def test_the_controllers_fresh_trajectories_are_of_seeds_that_train_nothing(goal, monkeypatch):
+    seen = []
+    monkeypatch.setattr(maze, "make_trajectories", lambda *args: seen.append(args))
+    for seed in (0, 3):
+        maze_experiments.fresh(maze.load("large"), goal, 12, seed)
+    assert [args[1:4] for args in seen] == [(12, 600, goal)] * 2
+    assert [args[4] for args in seen] == [FRESH_SEED, FRESH_SEED + 3]
+
+
+def test_each_choice_changes_what_it_is_called_by_and_nothing_else():
+    """Of an expert that is fine-tuned for fewer steps than its base is trained."""
+    expert = replace(EXPERT, start=BASE, steps=7)
+    r = replace(REWARDS, window=8, average=2, pool=replace(POOL, expert=expert))
+    base = replace(BASE, horizon=64)
+    found = choices.variants(maze_experiments.MazeExperiment((3.0, 1.0), base, expert, r))
+    assert set(found) == set(choices.WORDS)
+    scratch = found["scratch"].pool.expert
+    assert (scratch.start, scratch.steps) == (None, BASE.steps)
+    assert scratch == replace(expert, start=None, steps=BASE.steps)
+    assert found["from_base"].pool.expert == replace(expert, start=base)
+    wanted = {
+        "score": {"target": "score"},
+        "x_t": {"place": "x_t"},
+        "literal": {"target": "score", "place": "x_t"},
+        "window_1": {"window": 1, "average": 1},
+        "window_4": {"window": 4, "average": 1},
+        "window_16": {"window": 16, "average": 1},
+        "window_64": {"window": 64},
+        "window_all": {"window": 64},
+        "strided": {"window": 16, "average": 1, "strided": True},
+        "every_step": {"average": 1},
+        "leaky_relu": {"activation": "leaky_relu"},
+        "ends": {"pool": replace(r.pool, ends=True)},
+    }
+    for name, change in wanted.items():
+        assert found[name] == replace(r, **change), name

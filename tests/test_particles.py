@@ -10,6 +10,7 @@ import rrlib
 from rrlib.errors import InputError
 from rrlib.estimators import particles
 from rrlib.plans.conditioning import given, hold
+from rrlib.plans.rewards import ConditionalReward
 from rrlib.training import stream
 
 STEPS = 200
@@ -293,3 +294,32 @@ def test_the_best_of_eight_is_distributed_as_a_maximum():
 def test_a_selection_that_cannot_be_is_refused(reward, n, message):
     with pytest.raises(InputError, match=message):
         rrlib.best_of(gaussian(BASE), (3, 2), reward, n, num_inference_steps=5)
+
+
+class Coupled(nn.Module):
+    """A potential in which what is given multiplies what is not: its gradient there varies."""
+
+    def forward(self, x, t):
+        return x[:, 0, -1] * x[:, 1:, 0].tanh().sum(1)
+
+
+def test_what_is_given_does_not_weigh_though_its_gradient_varies():
+    """As if the reward had no gradient there at all."""
+    first = torch.tensor([[3.0], [-2.0]])
+    held = first.repeat_interleave(16, 0)
+    plain, told = (
+        rrlib.sample_weighted(
+            given(gaussian(BASE), held),
+            (2, 4, 2),
+            rrlib.RelativeReward(network, "score", "x_t"),
+            particles=16,
+            guidance_scale=2.0,
+            keep=hold(held),
+            num_inference_steps=10,
+            resample_below=0.5,
+        )
+        for network in (Coupled(), ConditionalReward(Coupled(), 1))
+    )
+    assert plain.effective.min() < 15  # they do weigh
+    for name in ("samples", "weights", "effective"):
+        torch.testing.assert_close(getattr(plain, name), getattr(told, name))

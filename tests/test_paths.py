@@ -378,3 +378,26 @@ def test_a_flow_is_steered_at_every_level():
     steered = rrlib.sample(base, (4_000, 2), seed=1, reward=rrlib.ExactDifference(base, expert))
     assert_close(steered.mean(0), EXPERT[0], rtol=0, atol=0.04)
     assert extraction.units(base, "mean").isfinite().all()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_model_that_was_asked_before_is_read_anew_at_other_levels(kind, scale):
+    """Its tables are of the levels that it is read at, not of those that it was asked at first."""
+    base = Denoiser(lambda x, t: 0.5 * x, cosine_scheduler(12, clip=False))
+    x = torch.randn(12, 2, generator=stream(0, 0), dtype=torch.float64)
+    t = torch.arange(12)
+    found = []
+    for before in (False, True):
+        plain = MODELS[kind](EXPERT)
+        network, schedule = plain.network, schedule_of(plain.scheduler)
+        if before:  # by itself, and so all its tables are there
+            Denoiser(network, schedule).x0(x[:1], t[:1])
+        model = Denoiser(network, schedule, scale=scale)
+        if before:
+            model.x0(x[:1], t[:1])
+        there = comparisons.aligned(base, model)
+        first, last = there.schedule.span
+        inside = slice(first, last + 1)
+        found.append(there.x0(x[inside], t[inside]))
+    assert torch.equal(*found)

@@ -192,3 +192,35 @@ def test_a_selected_plan_is_the_best_of_the_models_own():
     )
     assert torch.equal(found, made[worth.argmax(0), torch.arange(2)])
     assert torch.equal(found[:, 0, 2:], first)
+
+
+@pytest.mark.parametrize("taken", [None, 2, 5])
+def test_every_way_to_plan_takes_as_many_steps_as_it_is_told(taken):
+    """Calls of the model: by steering, by weights, and by selection among three."""
+    calls = []
+
+    def network(x, t):
+        calls.append(int(t[0]))
+        return 0.5 * x
+
+    model = Denoiser(network, cosine_scheduler(6, clip=False))
+    reward = RelativeReward(WindowReward(6, 4, torch.ones(6), hidden=(5,)), "mean", "mu_base")
+    first, how = torch.zeros(2, 4), {"num_inference_steps": taken}
+    steps = taken or 6
+    planning.plans_from(model, first, 8, stream(0, 0), reward, **how)
+    assert len(calls) == steps and calls[0] == 5
+    planning.weighted_plans(model, first, 8, reward, particles=3, **how)
+    assert len(calls) == 2 * steps
+    planning.selected_plans(model, first, 8, stream(0, 0), reward, 3, **how)
+    assert len(calls) == 5 * steps
+
+
+def test_weighted_plans_are_drawn_by_their_seed():
+    model = Denoiser(lambda x, t: 0.5 * x, cosine_scheduler(6, clip=False))
+    reward = RelativeReward(WindowReward(6, 4, torch.ones(6), hidden=(5,)), "mean", "mu_base")
+    found = [
+        planning.weighted_plans(model, torch.zeros(2, 4), 8, reward, particles=3, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(found[0].samples, found[1].samples)
+    assert not torch.equal(found[0].samples[:, :, 1:], found[2].samples[:, :, 1:])

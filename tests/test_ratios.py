@@ -346,3 +346,21 @@ def test_only_a_reward_at_x_t_has_a_level():
     reward = rrlib.RelativeReward(nn.Identity(), "mean", "mu_base")
     with pytest.raises(InputError, match="reward: place='mu_base' is not allowed"):
         rrlib.level(reward, BASE, EXPERT, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("way", ["elbo", "path", "ode"])
+def test_no_batch_has_the_draws_of_another(way):
+    """The same sample 8 times, in batches of few: what differs is drawn anew for each."""
+    base, expert, x, _ = case(2, 0, n=1)
+    again = x[:1].expand(8, -1)
+    found = WAYS[way](base, expert, again, steps=6, probes=2, batch=12)
+    assert len(found.value.unique()) == 8
+    other = WAYS[way](base, expert, again, steps=6, probes=2, batch=12, seed=1)
+    assert not set(other.value.tolist()) & set(found.value.tolist())
+
+
+def test_a_standard_error_is_that_of_a_mean_of_draws():
+    draws = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 3.0]])
+    found = levels.summary(draws, 7)
+    assert found.value.tolist() == [3.0, 1.0] and found.calls == 7
+    assert_close(found.standard_error, torch.tensor([2.0, 3**0.5]) / 3**0.5)

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from rrlib import training
 from rrlib.errors import InputError
+from rrlib.estimators import discriminator
 from rrlib.lab import recipes, store
 from rrlib.lab.mazes import experiments as maze_experiments
 from rrlib.lab.mazes import presets as maze_sizes
@@ -25,6 +26,8 @@ from rrlib.method import comparisons, extraction
 from rrlib.plans import rewards as plan_rewards
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import ends_given
+from rrlib.plans.normalisers import Normaliser
+from rrlib.plans.trajectories import Trajectories
 from rrlib.tensor_files import read_tensors
 from rrlib.theory import sde
 
@@ -446,3 +449,62 @@ def test_a_manifest_says_how_an_artefact_was_made():
     about = store.manifest(own)
     assert about["key"] == store.key(own) and about["recipe"]["fields"]["maze"] == own.maze
     assert about["cpu_seconds"] >= 0 and about["process_peak_mb"] > 0
+
+
+def counted(lengths: tuple[int, ...]) -> Trajectories:
+    """Episodes whose every number is the number of its step, over all of them."""
+    ends = np.zeros(sum(lengths), bool)
+    ends[np.cumsum(lengths) - 1] = True
+    steps = np.arange(len(ends), dtype=np.float32)[:, None]
+    return Trajectories(steps, steps, steps[:, 0], ends, np.zeros_like(ends))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_held_out_plan_is_given_to_its_own_trajectory(seed):
+    """The first plan of an episode begins where the one before ends."""
+    lengths = (5, 4, 3, 9)  # windows of 4 steps: 2, 1, 1 (padded) and 6
+    train, held_out = counted((40,)), counted(lengths)
+    ruler = Normaliser(np.full(2, -1, np.float32), np.ones(2, np.float32))
+    split = recipes.Split(train, held_out, ruler, 4)
+    plans, owner = split.held_out_plans(10, seed)  # all of them, each once
+    starts = plans[:, 0, 1].long().numpy()
+    assert sorted(starts) == [0, 1, 5, 9, *range(12, 18)]
+    whose = np.repeat(np.arange(4), lengths)
+    assert np.array_equal(owner, whose[starts])
+    assert len(set(split.held_out_plans(10, seed + 5)[1])) == 4
+    assert not torch.equal(split.held_out_plans(6, seed + 5)[0], split.held_out_plans(6, seed)[0])
+    # What is drawn to be learnt is the other part.
+    assert split.draw(50, training.stream(seed, 0))[..., 1].max() >= 30
+
+
+@pytest.mark.parametrize("method", ["algorithm1", "discriminator"])
+def test_everything_that_is_drawn_for_a_reward_of_gaussians_is_of_its_seed(
+    method, tmp_path, monkeypatch
+):
+    seen = []
+    compare, loss = comparisons.algorithm1, discriminator.discriminator_loss
+
+    def noted(*args, **kwargs):
+        seen.append((kwargs["seed"], args[2], args[3]))
+        return compare(*args, **kwargs)
+
+    def lost(network, base, *rest):
+        seen.append((recipe.seed, *rest[:2]))
+        return loss(network, base, *rest)
+
+    monkeypatch.setattr(comparisons, "algorithm1", noted)
+    monkeypatch.setattr(discriminator, "discriminator_loss", lost)
+    weights = []
+    for seed in (2, 3):
+        recipe = recipes.GaussianReward(
+            *two_gaussians(), method=method, steps=1, seed=seed, **SMALL
+        )
+        recipe.make(tmp_path, "cpu")
+        weights.append(recipe._network().g[0].weight)
+        draws = training.stream(seed, "data")
+        data = [half.sample(500, draws) for half in (recipe.base, recipe.expert)]
+        mine, *asked = seen.pop()
+        assert mine == seed
+        for ours, wanted in zip(asked, data, strict=True):
+            assert_close(ours.double(), wanted, atol=1e-6, rtol=1e-6)
+    assert not torch.equal(*weights)

@@ -75,3 +75,17 @@ def test_fresh_plans_are_of_another_seed_and_of_episodes_long_enough(monkeypatch
     assert found.owner.tolist() == [0, 0, 0, 1, 1, 1]
     steps = ruler.denormalise(found.plans.numpy())[..., 1]
     assert steps[0, 0] == 9 and steps[2, -1] == 38 and steps[5, -1] == 58
+
+
+def test_fresh_episodes_are_of_seeds_of_their_own(monkeypatch):
+    """Other seeds of the data have other fresh episodes, and none are what was learnt from."""
+    ends = np.arange(60) % 20 == 19
+    count = np.arange(60, dtype=np.float32)[:, None]
+    made = Trajectories(count, -count, np.ones(60, np.float32), ends, np.zeros_like(ends))
+    seen = []
+    monkeypatch.setattr(rivals.store, "obtain", lambda recipe: seen.append(recipe.seed) or made)
+    ruler = Normaliser(np.full(2, -1, np.float32), np.full(2, 1, np.float32))
+    for seed in range(4):
+        diffuser = SimpleNamespace(data=Data(40, seed), horizon=8, normaliser=ruler)
+        rivals.fresh(diffuser, transitions=59, each=3)
+    assert len(set(seen)) == 4 and not set(seen) & set(range(4))

@@ -321,3 +321,30 @@ def test_a_plan_in_fewer_steps_is_the_samplers():
     first = torch.from_numpy((OBSERVATIONS - 1) / 3)
     assert_close(short(OBSERVATIONS, ALL), plans(denoiser(0), first, num_inference_steps=3))
     assert np.abs(short(OBSERVATIONS, ALL) - plans(denoiser(0), first)).max() > 0.01
+
+
+@pytest.mark.parametrize("executed", [1, 2])
+def test_what_is_recorded_is_what_was_seen_and_asked_for(executed):
+    """Every observation before its action, its number as it was then."""
+    seen = {k: [] for k in range(3)}
+
+    def plan(observations, episodes):
+        for k, row in zip(episodes, observations.copy(), strict=True):
+            seen[int(k)].append(row)
+        return closed_form(observations)
+
+    made = rollouts.play(HOPPER, plan, 3, 7, steps=7, executed=executed)
+    for k, (start, stop) in enumerate(made.bounds):
+        own = made.observations[start:stop]
+        assert_array_equal(own[::executed], np.stack(seen[k]))
+        assert (np.abs(np.diff(own, axis=0)).max(1) > 0).all()
+        actions = np.clip(closed_form(own[::executed])[:, :executed], -1, 1)
+        assert_array_equal(made.actions[start:stop], actions.reshape(-1, 3)[: stop - start])
+
+
+def test_starts_come_round_again_after_as_many_as_are_asked_for():
+    made = rollouts.play(HOPPER, closed_form, 5, 7, steps=1, starts=2)
+    first = made.observations
+    assert_array_equal(first[:2], first[2:4])
+    assert_array_equal(first[0], first[4])
+    assert not np.array_equal(first[0], first[1])

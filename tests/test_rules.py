@@ -267,3 +267,24 @@ def test_a_chapter_takes_rules_of_a_table_and_may_have_its_own():
     found = rules.of(table, "n m", "k", m=rules.integer(5, 9), own=rules.text())
     assert list(found) == ["n", "m", "k", *rules.shared(), "own"]
     assert found["n"] is table["n"] and found["m"].allowed == "an integer from 5 to 9"
+
+
+@pytest.mark.parametrize(
+    ("rule", "ends"),
+    [
+        (rules.integer(2, 9), (2, 9)),
+        (rules.integer(8, 40, multiple_of=4), (8, 40)),
+        (rules.real(0.5, 9.0), (0.5, 9.0)),
+    ],
+)
+def test_both_ends_of_a_range_are_allowed(rule, ends):
+    for value in ends:
+        assert rules.check({"x": value}, x=rule).x == value
+    for value in (ends[0] - 4, ends[1] + 4):
+        with pytest.raises(InputError, match=r"x=.* is not allowed"):
+            rules.check({"x": value}, x=rule)
+
+
+def test_several_numbers_take_both_ends():
+    assert rules.check({"x": "0,9"}, x=rules.several_numbers(0, 9, whole=True)).x == (0, 9)
+    assert rules.check({"x": "0,9"}, x=rules.several_numbers(0, 9)).x == (0.0, 9.0)

@@ -341,3 +341,35 @@ def test_scores_cannot_steer_where_a_step_is_noise_alone():
         denoise(base, START, stream(0, 0), reward=RelativeReward(Exact("score"), "score", "x_t"))
     means = RelativeReward(Exact("mean"), "mean", "x_t")
     assert next(denoise(base, START, stream(0, 0), reward=means))[0] == STEPS - 1
+
+
+def test_what_is_held_is_in_its_place_when_the_authors_form_asks_the_model():
+    """The gradient is added to x_t before the mean is computed: what is given must not move."""
+    seen = []
+
+    def network(x, t):
+        seen.append(x)
+        return 0.5 * x
+
+    model = Denoiser(network, SCHEDULER)
+    reward = RelativeReward(WindowReward(5, 4, torch.ones(STEPS)).double(), "mean", "x_t")
+    first = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
+    start = torch.randn(3, 4, 5, generator=stream(0, 0), dtype=torch.float64)
+    options = {"reward": reward, "guidance_scale": 50.0, "apply_to": "x_t"}
+    free, kept = (
+        list(denoise(model, start, stream(1, 0), keep=keep, **options))[-1][1]
+        for keep in (None, hold(first))
+    )
+    assert len(seen) == 2 * STEPS and not torch.equal(free, kept)
+    for x in seen[STEPS:]:
+        assert torch.equal(x[:, 0, 3:], first)
+    assert not torch.equal(seen[0][:, 0, 3:], start[:, 0, 3:])  # without, it is moved
+
+
+@pytest.mark.parametrize("stop", [1, 7, STEPS - 1])
+def test_the_last_steered_step_is_steered(stop):
+    reward = RelativeReward(Exact("mean"), "mean", "x_t")
+    model = BASE.denoiser(SCHEDULER)
+    steered, plain = path(model, reward=reward, stop_step=stop), path(model, reward=reward)
+    alike = [torch.equal(a, b) for a, b in zip(steered, plain, strict=True)]
+    assert alike == [True] * (STEPS - stop + 1) + [False] * stop  # the state after step `stop`, too

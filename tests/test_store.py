@@ -873,3 +873,14 @@ def test_no_room_can_read_or_write_a_pickle(path):
         forbidden = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
         forbidden |= {"torch.save", "torch.load", "allow_pickle", "weights_only"}
         assert not forbidden & set(names)
+
+
+def test_what_artefacts_took_is_in_hours_and_in_gigabytes(monkeypatch):
+    took = {
+        1.0: {"cpu_seconds": 1800.0, "cuda_peak_mb": None, "process_peak_mb": 512},
+        2.0: {"cpu_seconds": 5400.0, "cuda_peak_mb": 3072, "process_peak_mb": 9999},
+    }
+    monkeypatch.setattr(store, "manifest", lambda recipe, device: took[recipe.value])
+    assert store.spent([Number(1.0), Number(1.0)]) == (0.5, 0.5)
+    assert store.spent([Number(1.0), Number(2.0)]) == (2.0, 3.0)  # of the GPU, where there is one
+    assert store.spent([]) == (0.0, 0.0)

@@ -68,3 +68,24 @@ def test_the_gradient_of_the_log_ratio_is_the_difference_of_scores():
     (slope,) = torch.autograd.grad(LogRatio(base, expert, scheduler)(x, t).sum(), x)
     scores = [law.denoiser(scheduler).score(x.detach(), t) for law in (base, expert)]
     torch.testing.assert_close(slope, scores[1] - scores[0], rtol=1e-6, atol=1e-8)
+
+
+def test_the_sides_draw_independently_and_by_the_seed():
+    """What is rough in a plan of the base says nothing of the expert's plan of that row."""
+    rough = []
+    for side in ("base", "expert"):
+        diffuser = toys.ToyDiffuser(side, samples=2_000)
+        data, means = diffuser.data()[..., 0].double(), toys.mixture(side).means
+        assert torch.equal(diffuser.data(), toys.ToyDiffuser(side, samples=2_000).data())
+        other = toys.ToyDiffuser(side, samples=2_000, seed=1).data()
+        assert not torch.equal(diffuser.data(), other)
+        nearest = torch.cdist(data, means).argmin(1)
+        rough.append((data - means[nearest]).flatten())
+    assert abs(float(torch.corrcoef(torch.stack(rough))[0, 1])) < 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_toy_reward_begins_at_its_own_seed(seed):
+    pair = [toys.ToyDiffuser(side, seed=seed) for side in ("base", "expert")]
+    weights = [toys.ToyReward(*pair, seed=own)._network().g[0].weight for own in (0, 0, 1)]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])

@@ -1,5 +1,7 @@
 """Files against h5py and Minari, the normaliser against scikit-learn, splits and windows."""
 
+from dataclasses import replace
+
 import h5py
 import minari
 import numpy as np
@@ -411,3 +413,22 @@ def test_normaliser_survives_safetensors(tmp_path):
     again = normalisers.Normaliser(**load_file(tmp_path / "n.safetensors"))
     plans = joined(make(seed=3))
     np.testing.assert_array_equal(again.normalise(plans), normaliser.normalise(plans))
+
+
+def test_standardised_sets_have_mean_0_and_deviation_a_half_together():
+    """Whatever their lengths: each counts the same, and how far apart they are counts, too."""
+    near, far = make((40, 5)), make((300, 80, 20), seed=1)
+    far = replace(far, observations=far.observations + np.float32([3, -2, 0, 50]))
+    ruler = normalisers.standardiser(near, far)
+    rows = [
+        ruler.normalise(np.concatenate([s.actions, s.observations], 1).astype(float))
+        for s in (near, far)
+    ]
+    np.testing.assert_allclose(np.mean([r.mean(0) for r in rows], axis=0), 0, atol=1e-5)
+    squares = np.mean([np.square(r).mean(0) for r in rows], axis=0)
+    np.testing.assert_allclose(squares, 0.25, rtol=1e-5)
+    alone = normalisers.standardiser(near)
+    both = np.concatenate([near.actions, near.observations], 1)
+    centre, half = alone.centre_and_half
+    np.testing.assert_allclose(centre, both.mean(0), atol=1e-6)
+    np.testing.assert_allclose(half, 2 * both.std(0), rtol=1e-5)
