@@ -191,6 +191,16 @@ def test_an_old_result_is_marked_row_by_row(monkeypatch, tmp_path):
     assert "| one |  | 0.5 (stale) | not measured |  |  |" in lines
 
 
+def test_a_file_that_is_older_than_its_bar_can_miss_it(tmp_path):
+    told = {"value": 0.01, "label": "in walls", "bar": "<= 0.05"}
+    for profile, entry in (("full", {"value": 0.257}), ("quick", told)):
+        folder = str(tmp_path / profile)
+        publish(folder, "maze2d-diffusers", rows=[], summary={"walls": entry}, parameters={})
+    lines = page(read(sorted(tmp_path.rglob("*.json")))).splitlines()
+    (row,) = (line for line in lines if line.startswith("| in walls"))
+    assert "| ≤ 0.05 (**missed**: full) |" in row
+
+
 def test_scoreboard_without_results_says_so():
     assert page([]) == "No results have been published yet.\n"
 

@@ -106,19 +106,20 @@ def _row(study: str, name: str, label: str, entries: dict[str, dict], old: set[s
 
 
 def _bar(entries: dict[str, dict]) -> str:
-    barred = {profile: found for profile, found in entries.items() if "bar" in found}
-    if not barred:
+    """The bar, and which profiles miss it: their own, or another's where the file has none."""
+    bars = [found["bar"] for found in entries.values() if "bar" in found]
+    if not bars:
         return ""
+    measured = {p: found for p, found in entries.items() if found["value"] is not None}
     missed = [
         plain(profile)
-        for profile, found in barred.items()
-        if found["value"] is not None and not meets(found["value"], found["bar"])
+        for profile, found in measured.items()
+        if not meets(found["value"], found.get("bar", bars[0]))
     ]
     verdict = f"**missed**: {', '.join(missed)}" if missed else "met"
-    if all(found["value"] is None for found in barred.values()):
+    if not measured:
         verdict = "not measured"
-    sign = next(iter(barred.values()))["bar"].replace(">=", "≥").replace("<=", "≤")
-    return f"{sign} ({verdict})"
+    return f"{bars[0].replace('>=', '≥').replace('<=', '≤')} ({verdict})"
 
 
 def _value(entry: dict) -> str:
