@@ -31,13 +31,13 @@ document.addEventListener("DOMContentLoaded", () => {
     film.decode().then(() => stop(matchMedia("(prefers-reduced-motion: reduce)").matches));
   }
   // Who follows a link to a folded box finds it open.
-  const open = () => {
-    const box = location.hash && document.getElementById(location.hash.slice(1));
+  const unfold = () => {
+    const box = document.getElementById(location.hash.slice(1));
     const folded = box?.matches(".dropdown") ? box : box?.querySelector(":scope > .dropdown") ?? box?.nextElementSibling;
     if (folded?.matches(".admonition.toggle-hidden")) folded.querySelector(".toggle-button").click();
   };
-  addEventListener("hashchange", open);
-  addEventListener("load", open);
+  addEventListener("hashchange", unfold);
+  addEventListener("load", unfold);
   // Entries of a bibliography are no list items, so what holds them is no list.
   for (const list of document.querySelectorAll(".citation-list[role=list]")) list.removeAttribute("role");
 });
