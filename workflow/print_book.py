@@ -22,9 +22,9 @@ from urllib.parse import urldefrag
 
 import yaml
 from bs4 import BeautifulSoup, Tag
-from build_site import ROOT, pages
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -153,6 +153,8 @@ def main() -> None:
         sys.exit("Chromium is needed: apt-get install chromium")
     if args.check:
         return
+    from build_site import pages  # it takes seconds to load what draws
+
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     print_book(args.html.resolve(), args.output.resolve(), args.pages or pages(toc))
 
