@@ -55,12 +55,13 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book release verify check mutants oldest accept ship lock format clean
+.PHONY: help book test test-book pdf release verify check mutants oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
 	@echo "make test-book             every page of the book in a browser (needs Chromium)"
+	@echo "make pdf                   the book as it is stored, in one file: _build/book.pdf (needs Chromium)"
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
@@ -104,13 +105,20 @@ test: $(STAMP) emptied
 		--nbval-cell-timeout=$(PATIENCE) --nbval-kernel-startup-timeout=$(PATIENCE) $(CHAPTERS)
 
 # What reads pages is asked for here alone: the book and the other tests need no browser.
-test-book: $(STAMP)
-	@$(PY) -c 'import shutil, sys; any(map(shutil.which, ("chromium", "chromium-browser", \
-		"google-chrome"))) or sys.exit("Chromium is needed: apt-get install chromium")'
+.PHONY: browser pages
+browser: $(STAMP)
+	$(PY) workflow/print_book.py --check
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+
+pages: browser
 	$(PY) workflow/build_site.py --notebooks notebooks --results results \
 		--work _run/pages --html _run/pages/html
+
+test-book: pages
 	RRLIB_HTML=_run/pages/html $(PY) -m pytest tests/browser
+
+pdf: pages
+	$(PY) workflow/print_book.py
 
 # Of what is committed: a source distribution and a wheel in _run/release, the wheel installed in an
 # environment of its own and used from there.

@@ -98,7 +98,7 @@ def test_a_row_of_a_chapter_has_both_profiles(tmp_path):
     text = page(read(sorted(tmp_path.rglob("*.json"))))
     (row,) = [line for line in text.splitlines() if line.startswith("| goals")]
     assert row == (
-        "| goals a&#124;b | 0.781 | 0.781 (0.7 to 0.85) | 0.5 (0.7 to 0.85) "
+        "| goals a&#124;b | 0.781 | 0.781 (0.7 to 0.85) (stale) | 0.5 (0.7 to 0.85) "
         "| ≥ 0.75 (**missed**: quick) | Wilson's |"
     )
     assert "- maze2d, full: " in text and "**stale**, for today's profile has another maze," in text
@@ -170,6 +170,35 @@ def test_intervals_are_called_wilsons_where_they_are():
                 assert is_wilsons(found["value"], found["ci"]) == expected, said
                 seen += 1
     assert seen > 60
+
+
+def test_each_row_leads_to_what_recomputes_it():
+    """And what was made with other settings than today's is marked, row by row."""
+    lines = page(read(sorted(ROOT.glob("results/*/*.json")))).splitlines()
+    led = {found[1] for line in lines if (found := re.search(r"`how <(\S+)>` \|$", line))}
+    assert len(led) > 4 and {f"({name})=" for name in led} <= set(lines)
+    made = [line for line in lines if re.match(r"- \S+, (full|quick): ", line)]
+    assert len(made) > 25
+    assert all(re.search(r": commit [0-9a-f]{8}", line) for line in made)
+    assert all("processor hours" in line or "hours not recorded" in line for line in made)
+
+
+def test_an_old_result_is_marked_row_by_row(monkeypatch, tmp_path):
+    monkeypatch.setattr(chapter_tables, "stale", lambda result: ["horizon"])
+    entry = {"value": 0.5, "label": "one"}
+    publish(str(tmp_path / "full"), "maze2d", rows=[], summary={"a": entry}, parameters={})
+    lines = page(read([tmp_path / "full" / "maze2d.json"])).splitlines()
+    assert "| one |  | 0.5 (stale) | not measured |  |  |" in lines
+
+
+def test_a_file_that_is_older_than_its_bar_can_miss_it(tmp_path):
+    told = {"value": 0.01, "label": "in walls", "bar": "<= 0.05"}
+    for profile, entry in (("full", {"value": 0.257}), ("quick", told)):
+        folder = str(tmp_path / profile)
+        publish(folder, "maze2d-diffusers", rows=[], summary={"walls": entry}, parameters={})
+    lines = page(read(sorted(tmp_path.rglob("*.json")))).splitlines()
+    (row,) = (line for line in lines if line.startswith("| in walls"))
+    assert "| ≤ 0.05 (**missed**: full) |" in row
 
 
 def test_scoreboard_without_results_says_so():

@@ -3,8 +3,8 @@
     build_site.py --notebooks FOLDER --work FOLDER --html FOLDER [--results FOLDER]...
 
 The sources are this checkout's pages, the executed chapters in --notebooks, the first page's
-picture and table, made from results/full, and the scoreboard, made from the JSON files under each
---results; they meet in --work, so that nothing is written between them.
+picture, film and tables, made from results/full and chapter 06, and the scoreboard, made from the
+JSON files under each --results; they meet in --work, so that nothing is written between them.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import nbformat
 import scoreboard
 import yaml
 from normalise import written
-from picture import draw
+from picture import draw, film
 from watch import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,43 @@ def pages(toc: dict) -> list[str]:
     return found
 
 
+def configured(config: dict) -> dict:
+    """What _config.yml says, with all that the address of a repository turns on, if it has one.
+
+    That is a link to the repository, one to its issues, and on every chapter's page buttons that
+    open it on Binder and on Colab.
+    """
+    if not config["repository"]["url"]:
+        return config
+    html = {"use_repository_button": True, "use_issues_button": True}
+    launch = {
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+    }
+    return config | {
+        "html": config["html"] | html,
+        "launch_buttons": config["launch_buttons"] | launch,
+    }
+
+
+CLOUD = """## Run a chapter in the cloud
+
+The rocket above a chapter opens it on Binder, where `environment.yml` is installed, or on Colab,
+where two lines have to be run first:
+
+```
+!git clone {url} book && pip install -q -e book
+%cd book
+```
+"""
+
+
+def cloud(config: dict) -> str:
+    """How to run a chapter on other people's machines; nothing without a repository's address."""
+    url = config["repository"]["url"]
+    return CLOUD.format(url=url) if url else ""
+
+
 def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     """Fill the folder `site` with all that Jupyter Book needs.
 
@@ -39,16 +76,22 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     """
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(ROOT / "book", site / "book", ignore=shutil.ignore_patterns("_generated"))
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, site / name)
+    shutil.copy(ROOT / "_toc.yml", site / "_toc.yml")
+    config = configured(yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")))
+    (site / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     files = [path for folder in results for path in sorted(folder.glob("**/*.json"))]
     generated = site / "book" / "_generated"
     generated.mkdir()
     draw(generated / "relative-reward.svg")
-    (generated / "headline.md").write_text(headline.table(), encoding="utf-8")
-    (generated / "scoreboard.md").write_text(
-        scoreboard.page(scoreboard.read(files)), encoding="utf-8"
-    )
+    shown = film(notebooks / "06_maze_rewards.ipynb", generated / "film.webp")
+    for name, text in {
+        "film": f"```{{figure}} _generated/film.webp\n{shown}```\n",
+        "headline": headline.table(),
+        "first": headline.table(first=True),
+        "scoreboard": scoreboard.page(scoreboard.read(files)),
+        "cloud": cloud(config),
+    }.items():
+        (generated / f"{name}.md").write_text(text, encoding="utf-8")
     (site / "notebooks").mkdir()
     for page in pages(yaml.safe_load((site / "_toc.yml").read_text(encoding="utf-8"))):
         if page.startswith("notebooks/"):

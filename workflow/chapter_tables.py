@@ -8,6 +8,7 @@ import nbformat
 import yaml
 from quoted import entry
 
+from rrlib.lab import environment as host
 from rrlib.lab.results import meets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,11 +46,31 @@ def _chapter(stem: str, found: Results) -> str:
     lines += [command(stem, profile) for profile in ("quick", "full")]
     lines += ["```", ""]
     for (study, profile), result in sorted(found.items()):
-        device, other = result["provenance"]["device"], stale(result)
+        other = stale(result)
         old = f"; **stale**, for today's profile has another {', '.join(other)}" if other else ""
-        lines.append(f"- {plain(study)}, {plain(profile)}: {plain(device)}{old}")
+        lines.append(f"- {plain(study)}, {plain(profile)}: {plain(origin(result))}{old}")
     rows = _rows(found)
-    return _folded(title(stem), [*lines, "", _TABLE, *rows]) if rows else ""
+    if not rows:
+        return ""
+    return f"({place(stem)})=\n" + _folded(title(stem), [*lines, "", _TABLE, *rows])
+
+
+def place(stem: str) -> str:
+    """The name under which other pages link to a chapter's table."""
+    return f"numbers-of-{stem[:2]}"
+
+
+def origin(result: dict) -> str:
+    """The commit that made a result and its day, how long that took, and on what."""
+    known = result["provenance"]
+    commit, seconds = known.get("commit"), known.get("wall_seconds")
+    when, hours = "commit not recorded", "hours not recorded"
+    if isinstance(commit, str) and commit:
+        day = host.commit_date(commit)
+        when = f"commit {commit[:8]}{f' of {day}' if day else ''}"
+    if isinstance(seconds, float):
+        hours = f"{seconds / 3600:.1f} processor hours"
+    return f"{when}, {hours}, on {known['device']}"
 
 
 _TABLE = "| quantity | paper | full | quick | bar | interval |\n" + "|---" * 6 + "|"
@@ -60,20 +81,23 @@ def _rows(found: Results) -> list[str]:
     lines = []
     for study in sorted({study for study, _ in found}):
         by_profile = {profile: r for (s, profile), r in found.items() if s == study}
+        old = {profile for profile, r in by_profile.items() if stale(r)}
         names = {name for r in by_profile.values() for name in r["summary"]}
         for name in sorted(names):
             entries = {p: entry(r, name) for p, r in by_profile.items() if name in r["summary"]}
             label = next((e["label"] for e in reversed(entries.values()) if "label" in e), None)
             if label:
-                lines.append(_row(study, name, label, entries))
+                lines.append(_row(study, name, label, entries, old))
     return lines
 
 
-def _row(study: str, name: str, label: str, entries: dict[str, dict]) -> str:
+def _row(study: str, name: str, label: str, entries: dict[str, dict], old: set[str]) -> str:
     stem = chapter_of(study)
     same = stem is not None and "full" not in entries and alike(stem)
-    ours = ["as quick" if same else _value(entries.get("full")), _value(entries.get("quick"))]
-    others = [f"{plain(p)} {_value(e)}" for p, e in entries.items() if p not in PROFILES]
+    said = {p: _value(e) + " (stale)" * (p in old) for p, e in entries.items()}
+    ours = ["as quick" if same else said.get("full", "not measured")]
+    ours += [said.get("quick", "not measured")]
+    others = [f"{plain(p)} {value}" for p, value in said.items() if p not in PROFILES]
     ours[1] = "; ".join([ours[1], *others])
     paper = next((e["paper"] for e in entries.values() if "paper" in e), "")
     has = any("ci" in found for found in entries.values())
@@ -82,23 +106,24 @@ def _row(study: str, name: str, label: str, entries: dict[str, dict]) -> str:
 
 
 def _bar(entries: dict[str, dict]) -> str:
-    barred = {profile: found for profile, found in entries.items() if "bar" in found}
-    if not barred:
+    """The bar, and which profiles miss it: their own, or another's where the file has none."""
+    bars = [found["bar"] for found in entries.values() if "bar" in found]
+    if not bars:
         return ""
+    measured = {p: found for p, found in entries.items() if found["value"] is not None}
     missed = [
         plain(profile)
-        for profile, found in barred.items()
-        if found["value"] is not None and not meets(found["value"], found["bar"])
+        for profile, found in measured.items()
+        if not meets(found["value"], found.get("bar", bars[0]))
     ]
     verdict = f"**missed**: {', '.join(missed)}" if missed else "met"
-    if all(found["value"] is None for found in barred.values()):
+    if not measured:
         verdict = "not measured"
-    sign = next(iter(barred.values()))["bar"].replace(">=", "≥").replace("<=", "≤")
-    return f"{sign} ({verdict})"
+    return f"{bars[0].replace('>=', '≥').replace('<=', '≤')} ({verdict})"
 
 
-def _value(entry: dict | None) -> str:
-    if entry is None or entry["value"] is None:
+def _value(entry: dict) -> str:
+    if entry["value"] is None:
         return "not measured"
     text = _number(entry["value"])
     if "ci" in entry:

@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- headline: made by workflow/headline.py -->\n", "<!-- end of headline -->\n"
 
 
-def table() -> str:
-    """The table in Markdown."""
+def table(first: bool = False) -> str:
+    """The table in Markdown; with `first` only the rows that are marked so."""
     rows = yaml.safe_load((ROOT / "workflow" / "headline.yaml").read_text(encoding="utf-8"))
+    rows = [row for row in rows if row.get("first") or not first]
     lines = ["| | paper | here, 95 % interval | what differs |", "|---|---|---|---|"]
     for row in rows:
         cells = row["what"], *(_filled(row[name]) for name in ("paper", "here", "differs"))

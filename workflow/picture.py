@@ -1,14 +1,17 @@
-"""The picture of the book's first page: two densities, their scores, the reward; and a stored one.
+"""The picture of the book's first page, two densities, their scores, a reward; and its film.
 
 picture.py OUTPUT
 """
 
 import argparse
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import torch
+from bs4 import BeautifulSoup
 from matplotlib.axes import Axes
 
 from rrlib import metrics
@@ -25,7 +28,7 @@ CASE = "large", (7, 10), "large (7, 10), seed 0"  # a maze, an expert's goal, it
 def draw(path: Path) -> None:
     """Draw two mixtures with the closed forms of chapter 04, and a map of the full run."""
     plots.use_style()
-    figure, axes = plt.subplots(1, 4, figsize=(11, 2.3), width_ratios=(1, 1, 1, 1.1))
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.05), width_ratios=(1, 1, 1, 1.1))
     _draw_mixtures(axes[:3])
     maze, goal, name = CASE
     plots.draw_maze(axes[3], mazes.load(maze).walls)
@@ -59,9 +62,31 @@ def _draw_mixtures(axes: Sequence[Axes]) -> None:
         style = {"arrowstyle": "-|>", "color": plots.STEERED, "lw": 1.2}
         axes[1].annotate("", xy=(where, high), xytext=(where, low), arrowprops=style)
     axes[2].plot(x, sde.log_ratio(base, expert, x, abar), color=plots.STEERED, lw=2)
+    top = x[expert.log_prob(x, abar).argmax(), 0]
+    axes[2].axvline(top, color=plots.EXPERT, ls=":", label="the expert's hump")
+    axes[2].legend(loc="lower left")
     titles = ("what each model draws", "their scores, and the difference", "the relative reward")
     for ax, title in zip(axes, titles, strict=True):
-        ax.set(title=title, xticks=[], yticks=[])
+        ax.set(title=title, xticks=[], yticks=[], xlabel="x")
+
+
+def film(chapter: Path, path: Path) -> str:
+    """Write the film of an executed chapter to a WebP file; what is seen, and the finding.
+
+    Raises ValueError for a chapter without a film.
+    """
+    cells = nbformat.read(chapter, as_version=4).cells
+    shown = (
+        output.get("data", {}).get("text/html", "")
+        for cell in cells
+        for output in cell.get("outputs", [])
+    )
+    page = BeautifulSoup("".join(shown), "html.parser")
+    image = page.select_one("figure > img[src^='data:image/webp']")
+    if image is None:
+        raise ValueError(f"{chapter} shows no film")
+    path.write_bytes(base64.b64decode(image["src"].partition(",")[2]))
+    return f":alt: {image['alt']}\n\n{image.find_next_sibling('figcaption').get_text()}\n"
 
 
 def main() -> None:

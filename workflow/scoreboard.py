@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import yaml
-from chapter_tables import PROFILES, Results, alike, chapters, line, plain, stale
+from chapter_tables import PROFILES, Results, alike, chapter_of, chapters, line, place, plain, stale
 from quoted import entry, said
 
 from rrlib import disk
@@ -25,18 +25,25 @@ def page(results: list[dict]) -> str:
     if not results:
         return "No results have been published yet.\n"
     found = {(result["study"], result["profile"]): result for result in results}
-    return f"{paper_table(found)}\n## All numbers, by chapter\n\n{chapters(found)}"
+    below = chapters(found)
+    return f"{paper_table(found, below)}\n## All numbers, by chapter\n\n{below}"
 
 
-def paper_table(found: Results) -> str:
-    """One row for each figure and table of the paper and each accuracy in its text."""
-    lines = ["| in the paper, here in chapter | paper | full | quick | how comparable |"]
-    lines.append("|---" * 5 + "|")
+def paper_table(found: Results, below: str) -> str:
+    """One row for each figure and table of the paper and each accuracy in its text.
+
+    below: the chapters' tables, to which rows lead.
+    """
+    lines = ["| in the paper, here in chapter | paper | full | quick | how comparable | again |"]
+    lines.append("|---" * 6 + "|")
     for row in yaml.safe_load((ROOT / "workflow" / "paper.yaml").read_text(encoding="utf-8")):
         ours = [_cell(found, row, profile) for profile in PROFILES]
         chapter = f"{{doc}}`{row['chapter'][:2]} </notebooks/{row['chapter']}>`"
         what = f"**{plain(row['item'])}**, {plain(row['what'])} ({chapter})"
-        lines.append(line([what, *map(plain, [row["paper"], *ours, row["comparable"]])]))
+        led = place(chapter_of(row.get("study", "")) or "")
+        again = f"{{ref}}`how <{led}>`" if f"({led})=" in below else "–"
+        cells = [what, *map(plain, [row["paper"], *ours, row["comparable"]]), again]
+        lines.append(line(cells))
     return "\n".join(lines) + "\n"
 
 

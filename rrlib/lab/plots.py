@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
@@ -39,7 +40,9 @@ def maze_grid(n: int, walls: list[np.ndarray], columns: int = 4) -> tuple[Figure
     """A figure of n maze panels, `walls` (one [rows, columns] per panel) drawn in each."""
     columns = min(n, columns)
     rows = -(-n // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.1 * rows), squeeze=False)
+    widths = [max(layout.shape[1] - 1 for layout in walls[k::columns]) for k in range(columns)]
+    size = 2.4 * columns, 2.1 * rows
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, width_ratios=widths)
     for ax, layout in zip(axes.flat, walls, strict=False):
         draw_maze(ax, layout)
     for ax in axes.flat[n:]:
@@ -48,11 +51,11 @@ def maze_grid(n: int, walls: list[np.ndarray], columns: int = 4) -> tuple[Figure
 
 
 def draw_maze(ax: Axes, walls: np.ndarray) -> None:
-    """Walls [rows, columns] in grey; the axes are in cell units, rows downwards."""
+    """Walls [rows, columns] in grey, half of the outer ones; in cell units, rows downwards."""
     rows, columns = walls.shape
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
-    ax.imshow(np.where(walls, 0.45, 1.0), cmap="gray", vmin=0, vmax=1, extent=extent)
-    ax.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+    ax.imshow(np.where(walls, 0.6, 0.95), cmap="gray", vmin=0, vmax=1, extent=extent)
+    ax.set(xticks=[], yticks=[], xlim=(0, columns - 1), ylim=(rows - 1, 0))
     ax.spines[:].set_visible(False)
 
 
@@ -65,8 +68,10 @@ def draw_heat(ax: Axes, heat: np.ndarray, bins: int) -> AxesImage:
 
 def draw_goal(ax: Axes, goal: tuple[float, float], peak: tuple[float, float] | None = None) -> None:
     """The expert's goal as an open circle of one cell's radius, the map's peak as a cross."""
-    ax.add_patch(plt.Circle(goal[::-1], 1.0, fill=False, color=EXPERT, lw=1, ls=":"))
-    ax.plot(goal[1], goal[0], "o", mec=EXPERT, mfc="none", ms=9, mew=2, label="goal")
+    ax.add_patch(plt.Circle(goal[::-1], 1.0, fill=False, color="black", lw=1, ls=":"))
+    seen = [patheffects.withStroke(linewidth=4, foreground="white")]
+    ring = {"mec": EXPERT, "mfc": "none", "ms": 9, "mew": 2, "path_effects": seen}
+    ax.plot(goal[1], goal[0], "o", label="goal", **ring)
     if peak is not None:
         ax.plot(peak[1], peak[0], "x", color="black", ms=7, mew=2, label="peak of the reward")
 
@@ -90,6 +95,13 @@ def draw_histograms(ax: Axes, base: np.ndarray, expert: np.ndarray) -> None:
         ax.hist(values, edges, density=True, color=colour, alpha=0.6, label=name)
     ax.set(yticks=[], xlabel="reward of a plan at t = 0")
     ax.spines["left"].set_visible(False)
+
+
+def draw_shares(ax: Axes, base: np.ndarray, expert: np.ndarray) -> None:
+    """The share of base and of expert plans that earn less than each reward."""
+    for values, colour, name in ((base, BASE, "base"), (expert, EXPERT, "expert")):
+        ax.ecdf(values, color=colour, label=name)
+    ax.set(yticks=[0, 0.5, 1], xlabel="reward of a plan at t = 0")
 
 
 def draw_density(ax: Axes, grid: np.ndarray, density: np.ndarray, colour: str) -> None:

@@ -171,6 +171,44 @@ def test_a_film_can_be_stopped(page, browser, address):
     calm.close()
 
 
+def test_the_first_page_says_it_in_one_screen(page, address):
+    """Of a small laptop: picture, film, the table's first rows and the doors; on a phone no tiny
+    picture."""
+    page.set_viewport_size({"width": 1280, "height": 800})
+    settled(page, f"{address}book/intro.html")
+    screen = page.locator(".first-screen")
+    assert screen.locator("img").count() == 2 and screen.locator("tbody tr").count() >= 4
+    assert screen.locator("dt a").all_text_contents() == ["Read", "Run it again", "Use it"]
+    box = screen.bounding_box()
+    assert box["y"] > 0 and box["y"] + box["height"] <= 800
+    assert not page.get_by_text("49 days of a P40 GPU").is_visible()
+    page.get_by_text("All rows of the table").click()
+    assert page.get_by_text("49 days of a P40 GPU").is_visible()
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.evaluate(FRAME)
+    assert page.locator("img.wide").bounding_box()["width"] > 700
+
+
+@pytest.mark.parametrize("name", ["book/intro", "notebooks/06_maze_rewards"])
+def test_a_figure_keeps_its_colours_in_the_dark(page, address, name):
+    """It stands undimmed on a white card: what is drawn in black stays to be seen."""
+    settled(page, f"{address}{name}.html")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    shown = page.eval_on_selector_all(
+        "article figure img",
+        "all => all.map(getComputedStyle).map(s => [s.filter, s.backgroundColor])",
+    )
+    assert len(shown) > 1 and set(map(tuple, shown)) == {("none", "rgb(255, 255, 255)")}
+
+
+def test_a_link_to_a_folded_box_opens_it(page, address):
+    settled(page, f"{address}book/scoreboard.html")
+    table = page.locator("#numbers-of-06 ~ *, #numbers-of-06").get_by_text("run again by").first
+    assert not table.is_visible()
+    page.get_by_role("link", name="how", exact=True).first.click()
+    table.wait_for(state="visible")
+
+
 def test_the_gaussians_of_the_page_are_the_ones_of_the_formulas(page, address):
     """The reward against SciPy's densities; the steered base at w = 1 against the expert."""
     settled(page, f"{address}book/play.html")
