@@ -54,13 +54,14 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book release verify check oldest accept ship lock format clean
+.PHONY: help book test test-book release slurm verify check oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
 	@echo "make test                  everything: tests, the chapters re-run and compared, the book"
 	@echo "make test-book             every page of the book in a browser (needs Chromium)"
 	@echo "make release               build the distributions, install the wheel, use it"
+	@echo "make slurm                 the quick mazes' diffusers as jobs of a SLURM on this machine"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
@@ -120,6 +121,10 @@ release: $(STAMP)
 	$(PY) -m venv _run/release/venv
 	_run/release/venv/bin/python -m pip install --quiet -c requirements.lock _run/release/*.whl
 	cd _run/release && venv/bin/python source/workflow/smoke.py source/results/full
+
+# A controller and a node of our own, on loopback; it says so at once if SLURM is not installed.
+slurm: $(STAMP)
+	$(PY) workflow/slurm.py --cores $(CORES)
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)
