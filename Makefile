@@ -55,7 +55,7 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book pdf release verify check mutants oldest accept ship lock format clean
+.PHONY: help book test test-book pdf release slurm verify check mutants oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
@@ -63,6 +63,7 @@ help:  ## list the commands
 	@echo "make test-book             every page of the book in a browser (needs Chromium)"
 	@echo "make pdf                   the book as it is stored, in one file: _build/book.pdf (needs Chromium)"
 	@echo "make release               build the distributions, install the wheel, use it"
+	@echo "make slurm                 the quick mazes' diffusers as jobs of a SLURM on this machine"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
@@ -130,6 +131,10 @@ release: $(STAMP)
 	$(PY) -m venv _run/release/venv
 	_run/release/venv/bin/python -m pip install --quiet -c requirements.lock _run/release/*.whl
 	cd _run/release && venv/bin/python source/workflow/smoke.py source/results/full
+
+# A controller and a node of our own, on loopback; it says so at once if SLURM is not installed.
+slurm: $(STAMP)
+	$(PY) workflow/slurm.py --cores $(CORES)
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)

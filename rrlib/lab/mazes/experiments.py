@@ -138,6 +138,21 @@ def sample(
     return Sample.of(world, normaliser, split.held_out_plans(plans, seed))
 
 
+def of_transitions(chosen: SimpleNamespace, n: int) -> list[MazeExperiment]:
+    """The experiments of data sets of n transitions each, maze by maze.
+
+    Args:
+        chosen: see `experiments`, and `n_seeds` and `reward_steps`.
+        n: transitions of a data set, in whole episodes.
+    """
+    found = []
+    for name in chosen.maze:
+        asked = {"maze": (name,), "goal": None, "dataset_path": "", "episodes": n // LENGTHS[name]}
+        given = SimpleNamespace(**vars(chosen) | asked)
+        found += experiments(given, chosen.n_seeds, chosen.reward_steps)
+    return found
+
+
 def experiments(
     chosen: SimpleNamespace, n_seeds: int = 1, reward_steps: int = 3_000
 ) -> list[MazeExperiment]:
