@@ -19,6 +19,7 @@ from rrlib.errors import InputError
 
 # Temporary names start with a dot and end so; one that is found was left by a run that was killed.
 SUFFIX = ".part"
+CHECKSUM = "checksum"  # its key in a JSON object
 DAMAGED = ".damaged"  # ends the hidden name of what `set_aside` renamed
 UNSAID: list[str] = []  # lines of `say` that wait for the end of a chapter
 
@@ -94,7 +95,8 @@ def reason(error: Exception) -> str:
     numbered = re.search(r"os error (\d+)|errno = (\d+)", str(error))
     if numbered:
         return os.strerror(int(numbered[1] or numbered[2]))
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    said = re.sub(r" object at 0x[0-9a-f]+", "", str(error))  # where it lies in memory says nothing
+    return " ".join(said.split())[:100] or type(error).__name__
 
 
 def is_full(error: Exception) -> bool:
@@ -121,6 +123,28 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"File '{path}' cannot be read ({reason(error)}).") from None
     except (ValueError, RecursionError):
         raise InputError(f"File '{path}' is damaged: a JSON file is needed.") from None
+
+
+def write_sealed(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with a checksum of all that it says; see `write_json`."""
+    write_json(path, content | {CHECKSUM: digest(content)})
+
+
+def read_sealed(path: str | Path, *, allow_unsealed: bool = False) -> dict[str, Any]:
+    """The content of a file that `write_sealed` made, without the checksum.
+
+    Args:
+        path: of the file.
+        allow_unsealed: take also one without a checksum, of before there was one.
+
+    Raises:
+        InputError: it cannot be read, is no JSON object, or not what was written.
+    """
+    found = read_json(path)
+    told = found.pop(CHECKSUM, None) if isinstance(found, dict) else ""
+    if told != digest(found) and not (told is None and allow_unsealed):
+        raise InputError(f"File '{path}' is damaged: its content is not what was written.")
+    return found
 
 
 def digest(content: Any) -> str:

@@ -6,7 +6,16 @@ import IPython  # noqa: F401 (a kernel has it loaded)
 import pytest
 import torch
 
-from rrlib.disk import atomic, read_json, say, set_aside, write_json
+from rrlib.disk import (
+    atomic,
+    read_json,
+    read_sealed,
+    reason,
+    say,
+    set_aside,
+    write_json,
+    write_sealed,
+)
 from rrlib.errors import InputError, shown
 from rrlib.tensor_files import read_tensors, write_tensors
 
@@ -144,6 +153,26 @@ def test_a_damaged_json_names_its_file(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json' is damaged"):
         read_json(tmp_path / "a.json")
+
+
+def test_an_object_with_a_checksum_is_what_was_written_or_refused(tmp_path):
+    path, content = tmp_path / "a.json", {"share": 0.9375, "é": [1, None]}
+    write_sealed(path, content)
+    assert read_sealed(path) == content
+    for old, new in (("0.9375", "0.9365"), ('"é"', '"e"'), ("checksum", "checksun"), ("{", "[{")):
+        write_sealed(path, content)
+        path.write_text(path.read_text("utf-8").replace(old, new, 1) + "]" * (new == "[{"), "utf-8")
+        with pytest.raises(InputError, match=r"a\.json' is damaged: its content is not what"):
+            read_sealed(path, allow_unsealed=True) if "sun" not in new else read_sealed(path)
+    write_json(path, content)
+    assert read_sealed(path, allow_unsealed=True) == content
+    with pytest.raises(InputError, match="damaged"):
+        read_sealed(path)
+
+
+def test_a_librarys_reason_has_no_address():
+    said = reason(ValueError("malformed node: <ast.Name object at 0x7f2c4c3c2650>"))
+    assert said == "malformed node: <ast.Name>"
 
 
 def test_long_values_are_cut():

@@ -64,7 +64,10 @@ def load_denoiser(folder: Path, device: str = "cpu") -> tuple[Denoiser, int]:
     if made.config.out_channels != width:
         raise _refused(folder, f"its network makes {made.config.out_channels} numbers of {width}")
     saved = SavedNetwork(made.eval().requires_grad_(False), width)
-    return Denoiser(saved.to(device, torch.float32), scheduler), width
+    try:
+        return Denoiser(saved.to(device, torch.float32), scheduler), width
+    except InputError as error:  # of its scheduler
+        raise _refused(folder, str(error).rstrip(".")) from None
 
 
 def _part(folder: Path, part: str, config: str) -> tuple[Path, str]:
