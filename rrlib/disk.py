@@ -21,6 +21,8 @@ from rrlib.errors import InputError
 SUFFIX = ".part"
 CHECKSUM = "checksum"  # its key in a JSON object
 DAMAGED = ".damaged"  # ends the hidden name of what `set_aside` renamed
+UMASK = os.umask(0o077)  # it cannot be read without being set
+os.umask(UMASK)
 UNSAID: list[str] = []  # lines of `say` that wait for the end of a chapter
 
 
@@ -58,7 +60,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a finished file or folder its name, once the disk holds it."""
+    """Give a finished file or folder its name, once the disk holds it.
+
+    Whom the umask lets read may read it: safetensors makes files that are their owner's alone.
+    """
+    for part in _files(temporary):
+        mode = part.stat().st_mode
+        if mode != (wanted := mode | (0o444 & ~UMASK)):
+            part.chmod(wanted)
     _sync(temporary)
     os.replace(temporary, path)
     _sync_one(path.parent)
@@ -100,8 +109,9 @@ def reason(error: Exception) -> str:
 
 
 def is_full(error: Exception) -> bool:
-    """Whether the disk, its quota or its table of files is full."""
-    return reason(error) in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    """Whether the disk, its quota or its table of files is full, or lets no file grow so large."""
+    codes = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+    return reason(error) in map(os.strerror, codes)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -156,6 +166,11 @@ def sha256(path: str | Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all in a folder."""
+    return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import IPython  # noqa: F401 (a kernel has it loaded)
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rrlib.disk import (
     atomic,
@@ -69,6 +70,17 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
         write_json(tmp_path / "file" / "a", 1)
 
 
+def test_whom_the_umask_lets_read_may_read(tmp_path, monkeypatch):
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640), (0o077, 0o600)):
+        monkeypatch.setattr("rrlib.disk.UMASK", umask)
+        write_tensors(tmp_path / "a", TENSORS)
+        with atomic(tmp_path / "b") as temporary:
+            temporary.mkdir()
+            save_file(TENSORS, temporary / "c")
+        for name in ("a", "b/c"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
 def test_a_full_disk_is_one_sentence(small_disk):
     for write in (
         lambda: write_json(small_disk / "a", "x" * 200_000),
@@ -104,8 +116,6 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path, content):
 
 
 def test_a_file_without_checksum_is_refused_unless_allowed(tmp_path):
-    from safetensors.torch import save_file
-
     save_file(TENSORS, tmp_path / "a")
     with pytest.raises(InputError, match="no checksum"):
         read_tensors(tmp_path / "a")
