@@ -54,7 +54,7 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book release verify check oldest accept ship lock format clean
+.PHONY: help book test test-book release verify faults check oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
@@ -62,6 +62,7 @@ help:  ## list the commands
 	@echo "make test-book             every page of the book in a browser (needs Chromium)"
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
+	@echo "make faults [SEED=2]       kill runs, damage files, fill disks: one table (half an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
@@ -123,6 +124,9 @@ release: $(STAMP)
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)
+
+faults: $(STAMP)
+	@$(PY) tests/faults/main.py --seed '$(SEED)' --results results/full
 
 check: $(STAMP)
 	$(PY) -m ruff check
