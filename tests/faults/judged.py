@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rrlib.errors import InputError
 
 LONGEST = 1200  # letters of a sentence; a path alone may have 200
-PATIENCE = 60  # seconds that no case may take: it hangs
+PATIENCE = 900  # seconds that no case takes, on any machine: it hangs
 
 
 class End(NamedTuple):

@@ -163,7 +163,8 @@ def _wanted(recipe: Any, log: Path) -> str:
 
     store._make = logged
     end = ended(lambda: digests.of(store.obtain(recipe)), ("",))
-    sums = {path.name: disk.sha256(path) for path in sorted(store.folder(recipe).iterdir())}
+    found = sorted(store.folder(recipe).glob("*"))  # none, if it was not made
+    sums = {path.name: disk.sha256(path) for path in found}
     return f"{end.kind} {end.value} {end.said} {sums}"
 
 
