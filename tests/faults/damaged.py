@@ -83,11 +83,9 @@ def _trials(name: str, victim: Victim, damages: list[str], draw: random.Random) 
         if content is not None:
             victim.place.write_bytes(content)
         end = ended(victim.use, names)
-        noticed = end.kind == "refused" or (
-            same(end.value, right.value) and (bool(end.said) or content is None)
-        )
         again = victim.again is not None and _is_as_it_was(victim.again, whole)
-        mended = noticed and end.kind == "value" and again
+        mended = same(end.value, right.value) and again  # what is replaced need not be spoken of
+        noticed = mended or end.kind == "refused"
         counts["noticed"] += noticed
         counts["mended"] += mended
         if not noticed or (victim.again and not mended):

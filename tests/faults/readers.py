@@ -131,7 +131,7 @@ def tensors(folder: Path) -> dict[str, Reader]:
             models, lambda: digests.of(locomotion_files.read(models)), 250, True
         ),
         "shards": Reader(shard, lambda: Shards(runs).check(), 300, True, names=(str(runs),)),
-        "record of shards": Reader(record, lambda: Shards(runs).record, 200, changes=JSON),
+        "record of shards": Reader(record, lambda: Shards(runs).record, 200, True, SEALED),
         "checkpoint": Reader(checkpoint, train, 100, True),
     }
 
