@@ -55,7 +55,7 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book pdf release slurm verify check mutants oldest accept ship lock format clean
+.PHONY: help book test test-book pdf release slurm verify faults check mutants oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
@@ -65,6 +65,7 @@ help:  ## list the commands
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make slurm                 the quick mazes' diffusers as jobs of a SLURM on this machine"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
+	@echo "make faults [SEED=2]       kill runs, damage files, fill disks: one table (half an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
@@ -138,6 +139,9 @@ slurm: $(STAMP)
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)
+
+faults: $(STAMP)
+	@$(PY) tests/faults/main.py --seed '$(SEED)' --results results/full
 
 check: $(STAMP)
 	$(PY) -m ruff check

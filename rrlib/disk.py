@@ -19,7 +19,10 @@ from rrlib.errors import InputError
 
 # Temporary names start with a dot and end so; one that is found was left by a run that was killed.
 SUFFIX = ".part"
+CHECKSUM = "checksum"  # its key in a JSON object
 DAMAGED = ".damaged"  # ends the hidden name of what `set_aside` renamed
+UMASK = os.umask(0o077)  # it cannot be read without being set
+os.umask(UMASK)
 UNSAID: list[str] = []  # lines of `say` that wait for the end of a chapter
 
 
@@ -57,7 +60,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a finished file or folder its name, once the disk holds it."""
+    """Give a finished file or folder its name, once the disk holds it.
+
+    Whom the umask lets read may read it: safetensors makes files that are their owner's alone.
+    """
+    for part in _files(temporary):
+        mode = part.stat().st_mode
+        if mode != (wanted := mode | (0o444 & ~UMASK)):
+            part.chmod(wanted)
     _sync(temporary)
     os.replace(temporary, path)
     _sync_one(path.parent)
@@ -94,12 +104,14 @@ def reason(error: Exception) -> str:
     numbered = re.search(r"os error (\d+)|errno = (\d+)", str(error))
     if numbered:
         return os.strerror(int(numbered[1] or numbered[2]))
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    said = re.sub(r" object at 0x[0-9a-f]+", "", str(error))  # where it lies in memory says nothing
+    return " ".join(said.split())[:100] or type(error).__name__
 
 
 def is_full(error: Exception) -> bool:
-    """Whether the disk, its quota or its table of files is full."""
-    return reason(error) in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    """Whether the disk, its quota or its table of files is full, or lets no file grow so large."""
+    codes = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+    return reason(error) in map(os.strerror, codes)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -123,6 +135,28 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"File '{path}' is damaged: a JSON file is needed.") from None
 
 
+def write_sealed(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with a checksum of all that it says; see `write_json`."""
+    write_json(path, content | {CHECKSUM: digest(content)})
+
+
+def read_sealed(path: str | Path, *, allow_unsealed: bool = False) -> dict[str, Any]:
+    """The content of a file that `write_sealed` made, without the checksum.
+
+    Args:
+        path: of the file.
+        allow_unsealed: take also one without a checksum, of before there was one.
+
+    Raises:
+        InputError: it cannot be read, is no JSON object, or not what was written.
+    """
+    found = read_json(path)
+    told = found.pop(CHECKSUM, None) if isinstance(found, dict) else ""
+    if told != digest(found) and not (told is None and allow_unsealed):
+        raise InputError(f"File '{path}' is damaged: its content is not what was written.")
+    return found
+
+
 def digest(content: Any) -> str:
     """The sha256 of what JSON has of some content, keys sorted, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -132,6 +166,11 @@ def sha256(path: str | Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all in a folder."""
+    return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
 
 
 def _sync(path: Path) -> None:

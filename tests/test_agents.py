@@ -143,7 +143,12 @@ def test_a_damaged_agent_and_a_missing_one_are_refused(tmp_path):
     with pytest.raises(InputError, match="No agent 'pointmaze-nobody' is shipped"):
         evidence.load_agent("pointmaze", "nobody", tmp_path)
     (tmp_path / "pointmaze-true.safetensors").write_bytes(b"0")
-    disk.write_json(tmp_path / "pointmaze-true.json", {"sha256": "1"})
+    card = tmp_path / "pointmaze-true.json"
+    for content in ({"sha256": "1"}, [], 5):  # no object, or one without a checksum
+        disk.write_json(card, content)
+        with pytest.raises(InputError, match=r"pointmaze-true\.json' is damaged"):
+            evidence.load_agent("pointmaze", "true", tmp_path)
+    disk.write_sealed(card, {"sha256": "1"})
     with pytest.raises(InputError, match="is damaged: one with its card's sha256"):
         evidence.load_agent("pointmaze", "true", tmp_path)
 

@@ -327,6 +327,11 @@ def test_models_that_are_no_pair_are_refused(planners, tmp_path, capsys):
     (broken / "unet").mkdir(parents=True)
     (broken / "unet" / "config.json").write_text('{"_class_name": "Popen"}')
     DDPMScheduler(20).save_pretrained(broken / "scheduler")
+    odd, deep = (planner(tmp_path / name, 0.0) for name in ("odd", "deep"))
+    config = Path(deep, "unet", "config.json")
+    config.write_text(config.read_text().replace('per_block": 1', f'per_block": {2**63}'))
+    scheduler = Path(odd, "scheduler", "scheduler_config.json")
+    scheduler.write_text(scheduler.read_text().replace('"sample"', "0"))
     cases = [
         ([base, tmp_path / "none", "--horizon", "8"], "there is no unet/config.json"),
         ([base, broken, "--horizon", "8"], "its network is a 'Popen'"),
@@ -336,7 +341,9 @@ def test_models_that_are_no_pair_are_refused(planners, tmp_path, capsys):
         ([base, expert, "--horizon", "8", "--steps", "0"], "--steps=0 is not allowed"),
         ([base, expert, "--horizon", "8", "--prompts", "a"], "--prompts='a' is not allowed: it is"),
         ([base, base, "--horizon", "8", "--n", "50"], "no difference from the base"),
-        ([base, expert, "--layout", number], "about: no order, widths, low, high"),
+        ([base, expert, "--layout", number], "number.json' is not allowed: about: no order, wid"),
+        ([base, odd, "--horizon", "8"], "prediction_type=0 is none of"),
+        ([base, deep, "--horizon", "8"], "asks for more than the"),
         ([pipeline, pipeline], "--prompts is missing"),
         ([pipeline, pipeline, "--window", "3", "--prompts", "a"], "--window=3 is not allowed"),
         ([pipeline, pipeline, "--prompts", tmp_path / "none"], "none"),

@@ -5,8 +5,18 @@ import os
 import IPython  # noqa: F401 (a kernel has it loaded)
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from rrlib.disk import atomic, read_json, say, set_aside, write_json
+from rrlib.disk import (
+    atomic,
+    read_json,
+    read_sealed,
+    reason,
+    say,
+    set_aside,
+    write_json,
+    write_sealed,
+)
 from rrlib.errors import InputError, shown
 from rrlib.tensor_files import read_tensors, write_tensors
 
@@ -60,6 +70,17 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
         write_json(tmp_path / "file" / "a", 1)
 
 
+def test_whom_the_umask_lets_read_may_read(tmp_path, monkeypatch):
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640), (0o077, 0o600)):
+        monkeypatch.setattr("rrlib.disk.UMASK", umask)
+        write_tensors(tmp_path / "a", TENSORS)
+        with atomic(tmp_path / "b") as temporary:
+            temporary.mkdir()
+            save_file(TENSORS, temporary / "c")
+        for name in ("a", "b/c"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
 def test_a_full_disk_is_one_sentence(small_disk):
     for write in (
         lambda: write_json(small_disk / "a", "x" * 200_000),
@@ -95,8 +116,6 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path, content):
 
 
 def test_a_file_without_checksum_is_refused_unless_allowed(tmp_path):
-    from safetensors.torch import save_file
-
     save_file(TENSORS, tmp_path / "a")
     with pytest.raises(InputError, match="no checksum"):
         read_tensors(tmp_path / "a")
@@ -144,6 +163,26 @@ def test_a_damaged_json_names_its_file(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json' is damaged"):
         read_json(tmp_path / "a.json")
+
+
+def test_an_object_with_a_checksum_is_what_was_written_or_refused(tmp_path):
+    path, content = tmp_path / "a.json", {"share": 0.9375, "é": [1, None]}
+    write_sealed(path, content)
+    assert read_sealed(path) == content
+    for old, new in (("0.9375", "0.9365"), ('"é"', '"e"'), ("checksum", "checksun"), ("{", "[{")):
+        write_sealed(path, content)
+        path.write_text(path.read_text("utf-8").replace(old, new, 1) + "]" * (new == "[{"), "utf-8")
+        with pytest.raises(InputError, match=r"a\.json' is damaged: its content is not what"):
+            read_sealed(path, allow_unsealed=True) if "sun" not in new else read_sealed(path)
+    write_json(path, content)
+    assert read_sealed(path, allow_unsealed=True) == content
+    with pytest.raises(InputError, match="damaged"):
+        read_sealed(path)
+
+
+def test_a_librarys_reason_has_no_address():
+    said = reason(ValueError("malformed node: <ast.Name object at 0x7f2c4c3c2650>"))
+    assert said == "malformed node: <ast.Name>"
 
 
 def test_long_values_are_cut():

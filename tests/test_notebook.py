@@ -238,7 +238,7 @@ def published(folder: Path, **changed) -> dict:
         "wall_seconds": 12.5,
     }
     results.publish(str(folder), "maze-rewards", **(given | changed))
-    return json.loads((folder / "maze-rewards.json").read_text(encoding="utf-8"))
+    return results.read(folder / "maze-rewards.json")
 
 
 def test_publish(tmp_path):
@@ -304,6 +304,20 @@ def test_no_number_loses_the_hours_of_a_chapter(tmp_path):
     assert [line.split(" | ")[4] for line in found] == ["≤ 3 (not measured)", ""]
     values = [line.split(" | ")[3].split() for line in found]
     assert [value[-1] for value in values] == ["measured", "0.5"]
+
+
+def test_a_digit_of_a_published_number_cannot_change_in_silence(tmp_path):
+    published(tmp_path)
+    path = tmp_path / "maze-rewards.json"
+    whole = path.read_text(encoding="utf-8")
+    for old, new in (
+        ("0.8,", "0.7,"),
+        ("goals found", "goals fount"),
+        ('"checksum"', '"checksun"'),
+    ):
+        path.write_text(whole.replace(old, new), encoding="utf-8")
+        with pytest.raises(InputError, match=r"maze-rewards\.json' is (damaged|not as results)"):
+            results.read(path)
 
 
 def test_a_published_interval_has_a_width(tmp_path):

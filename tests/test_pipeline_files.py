@@ -303,6 +303,14 @@ KINDS = {
         configured("model_index.json", unet=["network", "UNet2DConditionModel"]),
         r"its unet is \['network', 'UNet2DConditionModel'\] and UNet2DConditionModel is needed",
     ),
+    "a class that is no name": (
+        configured("model_index.json", unet=["diffusers", ["UNet2DConditionModel"]]),
+        r"its unet is \['diffusers', \['UNet2DConditionModel'\]\] and",
+    ),
+    "a version that is no text": (
+        configured("unet/config.json", _diffusers_version={}),
+        r"what it is made of cannot be used \(TypeError",
+    ),
     "no VAE": (without("model_index.json", "vae"), r"its model_index.json tells of no vae"),
     "inpainting": (another_unet(in_channels=9), r"takes 9 channels and gives 4"),
     "classes": (another_unet(num_class_embeds=10), r"told a class: num_class_embeds=10"),

@@ -18,6 +18,7 @@ from typing import ClassVar
 import pytest
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rrlib import disk
@@ -539,6 +540,15 @@ def test_no_room_is_one_sentence_and_room_mends_it(small_disk, monkeypatch):
     assert not store.folder(Number()).exists()
     subprocess.run(["mount", "-o", "remount,size=1m", str(disk_)], check=True)
     assert store.obtain(Number()) == "loaded"
+
+
+def test_a_file_too_large_for_the_disk_is_one_sentence(monkeypatch):
+    def make(self, folder, device):
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(Number, "make", make)
+    with pytest.raises(InputError, match=r"^store='.*' is not allowed: .*\(File too large\)\.$"):
+        store.obtain(Number())
 
 
 def test_no_files_left_is_one_sentence(small_disk, monkeypatch):

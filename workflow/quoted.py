@@ -27,7 +27,7 @@ from pathlib import Path
 import nbformat
 from normalise import written
 
-from rrlib import disk
+from rrlib.lab import results
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
@@ -38,7 +38,7 @@ MARK = re.compile(
 
 def read(profile: str, study: str) -> dict:
     """A published result."""
-    return disk.read_json(ROOT / "results" / profile / f"{study}.json")
+    return results.read(ROOT / "results" / profile / f"{study}.json")
 
 
 def entry(result: dict, name: str) -> dict:

@@ -13,9 +13,8 @@ import yaml
 from chapter_tables import PROFILES, Results, alike, chapter_of, chapters, line, place, plain, stale
 from quoted import entry, said
 
-from rrlib import disk
-from rrlib.errors import InputError
-from rrlib.lab.results import meets, validate_result
+from rrlib.lab.results import meets
+from rrlib.lab.results import read as read_result
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,11 +70,7 @@ def read(paths: list[Path]) -> list[dict]:
     """
     found = {}
     for path in paths:
-        result = disk.read_json(path)
-        try:
-            validate_result(result)
-        except ValueError as error:
-            raise InputError(f"File '{path}' is not as results are published: {error}.") from None
+        result = read_result(path)
         found[result["study"], result["profile"]] = result
     return list(found.values())
 

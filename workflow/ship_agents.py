@@ -59,7 +59,7 @@ def ship(world: str, teacher: str, run: Path, steps: int) -> None:
     card = json.loads((run / "training.json").read_text(encoding="utf-8"))
     last = int(files[-1].stem)
     card |= {"steps": last, "shipped": int(best.stem), "sha256": disk.sha256(target)}
-    disk.write_json(target.with_suffix(".json"), card)
+    disk.write_sealed(target.with_suffix(".json"), card)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from watch import locked, start
 
+from rrlib.lab import results
 from rrlib.lab.locomotion import files as locomotion_files
 from rrlib.locomotion import world as locomotion
 
@@ -75,7 +76,7 @@ def images(seed: int, lock: int) -> list[str]:
     """
     run("14_image_rewards", lock, seed=seed, n_prompts=200, style_prompts=100, steered=100)
     places = ROOT / "results" / "full", FOLDER / "results" / "verify"
-    both = [json.loads((place / "images.json").read_text())["summary"] for place in places]
+    both = [results.read(place / "images.json")["summary"] for place in places]
     halves = {n: [(s[n]["ci"][1] - s[n]["ci"][0]) / 2 for s in both] for n in SHARES}
     tolerances = {name: float(2 * np.hypot(*pair)) for name, pair in halves.items()}
     return report(*(summary(place / "images.json") for place in places), tolerances)
@@ -87,7 +88,7 @@ def robots(seed: int) -> list[str]:
     Allowed are four standard errors of the difference of two means, and one point for float16.
     """
     shipped = locomotion_files.read(ROBOTS)
-    rows = json.loads((ROOT / "results" / "full" / "locomotion.json").read_text())["rows"]
+    rows = results.read(ROOT / "results" / "full" / "locomotion.json")["rows"]
     mine = {r["planner"]: r for r in rows if r["environment"] == shipped.world.name}
     published, found, tolerances = {}, {}, {}
     for planner, name in PLAYED.items():
@@ -118,7 +119,7 @@ def report(
 
 def summary(path: Path) -> dict[str, float]:
     """The numbers of a published result, by name; NaN for one that could not be measured."""
-    entries = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    entries = results.read(path)["summary"]
     values = {k: v["value"] if isinstance(v, dict) else v for k, v in entries.items()}
     return {k: float("nan") if value is None else value for k, value in values.items()}
 

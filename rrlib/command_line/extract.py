@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrlib import disk, training
+from rrlib import training
 from rrlib.command_line import inputs
 from rrlib.command_line.info import INDEX
 from rrlib.command_line.networks import load_denoiser
@@ -79,7 +79,7 @@ def of_pipelines(given: argparse.Namespace) -> None:
 def of_planners(given: argparse.Namespace) -> None:
     """The reward of two networks of plans: by Algorithm 1 with data, by Algorithm 2 without."""
     _refuse(given, "prompts", "work", of="pipelines")
-    layout = PlanLayout.of(disk.read_json(given.layout)) if given.layout else None
+    layout = inputs.layout(given.layout) if given.layout else None
     horizon = given.horizon or (layout and layout.horizon)
     if not horizon or horizon < 1:
         raise InputError("--horizon is missing: the steps of a plan, 1 or more, are needed.")

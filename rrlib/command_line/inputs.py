@@ -52,6 +52,15 @@ def reward(text: str) -> RelativeReward:
     return load_reward(path, name=name)
 
 
+def layout(path: str) -> PlanLayout:
+    """The layout that a JSON file tells of, as `PlanLayout.about` has it; InputError if none."""
+    told = disk.read_json(path)
+    try:
+        return PlanLayout.of(told)
+    except InputError as error:
+        raise InputError(f"--layout={shown(path)} is not allowed: {error}") from None
+
+
 def plans(path: Path) -> np.ndarray | None:
     """Plans [N, H, D] of a file that holds such; None of any other file.
 

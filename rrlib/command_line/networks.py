@@ -5,10 +5,12 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from rrlib import disk
 from rrlib.errors import InputError, shown
+from rrlib.images.folders.networks import at_most
 from rrlib.method.denoisers import Denoiser
 from rrlib.plans.networks import ChannelsFirst
 
@@ -52,9 +54,10 @@ def load_denoiser(folder: Path, device: str = "cpu") -> tuple[Denoiser, int]:
     if not known:
         raise _refused(folder, f"its scheduler is a {shown(name)}")
     try:
-        made, report = diffusers.UNet1DModel.from_pretrained(
-            network, use_safetensors=True, output_loading_info=True
-        )
+        with at_most(_weights(network)):
+            made, report = diffusers.UNet1DModel.from_pretrained(
+                network, use_safetensors=True, output_loading_info=True
+            )
         scheduler = scheduler.from_pretrained(place)
     except Exception as error:  # what a damaged folder can end in is anybody's guess
         raise _refused(folder, disk.reason(error)) from None
@@ -64,7 +67,19 @@ def load_denoiser(folder: Path, device: str = "cpu") -> tuple[Denoiser, int]:
     if made.config.out_channels != width:
         raise _refused(folder, f"its network makes {made.config.out_channels} numbers of {width}")
     saved = SavedNetwork(made.eval().requires_grad_(False), width)
-    return Denoiser(saved.to(device, torch.float32), scheduler), width
+    try:
+        return Denoiser(saved.to(device, torch.float32), scheduler), width
+    except InputError as error:  # of its scheduler
+        raise _refused(folder, str(error).rstrip(".")) from None
+
+
+def _weights(folder: Path) -> int:
+    """How many tensors the folder's files hold."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            count += len(file.keys())
+    return count
 
 
 def _part(folder: Path, part: str, config: str) -> tuple[Path, str]:

@@ -208,7 +208,7 @@ def generate(
                 )
             write_tensors(place, shard, {"mark": mark, "prompts": str(len(prompts))})
         if number == 0:  # after the first shard: one of another run has been refused
-            disk.write_json(folder / shards.RECORD, record)
+            disk.write_sealed(folder / shards.RECORD, record)
         yield Progress(number + 1, len(starts), torch.zeros(()))
 
 

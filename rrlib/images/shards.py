@@ -113,7 +113,7 @@ class Shards:
             InputError: the file is damaged.
         """
         path = self.folder / RECORD
-        return disk.read_json(path) if path.exists() else {}
+        return disk.read_sealed(path, allow_unsealed=True) if path.exists() else {}
 
     def images(self, prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Latents of the finished images of some prompts, the base's and the expert's, [n, ...]."""

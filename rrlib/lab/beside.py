@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from rrlib import disk
 from rrlib.errors import InputError
 from rrlib.lab import environment as host
-from rrlib.lab.results import meets, validate_result
+from rrlib.lab import results
+from rrlib.lab.results import meets
 
 Result = Mapping[str, Any]
 UNTOLD = {"store", "results", "device", "workers"}  # parameters that change no number
@@ -17,11 +17,9 @@ UNTOLD = {"store", "results", "device", "workers"}  # parameters that change no 
 def read(study: str) -> Result | None:
     """The full run as this book publishes it; None if it is not there or cannot be read."""
     try:
-        found = disk.read_json(host.CHECKOUT / "results" / "full" / f"{study}.json")
-        validate_result(found)
-    except (InputError, ValueError):
+        return results.read(host.CHECKOUT / "results" / "full" / f"{study}.json")
+    except InputError:
         return None
-    return found
 
 
 def rows(full: Result, here: Mapping[str, Result], words: Mapping[str, str]) -> list[dict]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rrlib import disk
+from rrlib.errors import InputError
 from rrlib.lab import environment as host
 
 UNMEASURED = "no finite number"  # why a value is null
@@ -69,6 +70,7 @@ def publish(
                     wall_seconds processor seconds that making its artefacts took, all processes
                                  together (see `store.manifest`), or null; in what was published
                                  before this was counted, waits for other processes are in it
+        checksum    of all these, see `disk.write_sealed`
 
     No number loses the hours of a chapter: NaN and infinity become null, and an interval that is
     not finite or has no width (one value, or equal ones, from which none can be had) is left out.
@@ -96,16 +98,31 @@ def publish(
         },
     }
     validate_result(result)
-    disk.write_json(Path(folder) / f"{study}.json", result)
+    disk.write_sealed(Path(folder) / f"{study}.json", result)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What `publish` wrote, without its checksum; a file of before there was one is taken as it is.
+
+    Raises:
+        InputError: the file cannot be read, is not as `publish` writes it, or not what it wrote.
+    """
+    found = disk.read_sealed(path, allow_unsealed=True)
+    try:
+        validate_result(found)
+    except ValueError as error:
+        raise InputError(f"File '{path}' is not as results are published: {error}.") from None
+    return found
 
 
 def published(study: str, profile: str = "full") -> dict[str, object]:
     """The summary of a study as this book publishes it: name -> number, or object (`publish`).
 
     Raises:
-        InputError: it is not there, as in an installed copy, which has no `results` folder.
+        InputError: it is not there, as in an installed copy, which has no `results` folder, or it
+            is damaged.
     """
-    return disk.read_json(host.CHECKOUT / "results" / profile / f"{study}.json")["summary"]
+    return read(host.CHECKOUT / "results" / profile / f"{study}.json")["summary"]
 
 
 def number(study: str, name: str, profile: str = "full") -> float:

@@ -98,7 +98,7 @@ class PlanLayout:
             ruler = Normaliser(*(np.asarray(about[side], np.float32) for side in ("low", "high")))
             widths = {part: about["widths"][part] for part in PARTS}
             return cls(ruler, **widths, order=tuple(about["order"]), horizon=about.get("horizon"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(

@@ -60,7 +60,7 @@ def network(folder: Path, name: str, kind_name: str, dtype: torch.dtype) -> nn.M
     else:
         kind = getattr(diffusers, kind_name)
         options["low_cpu_mem_usage"] = False  # the other way needs accelerate
-    meta, most = torch.device("meta"), _at_most(len(shapes))
+    meta, most = torch.device("meta"), at_most(len(shapes))
     with meta, most, blamed(folder, f"{name}/config.json"):
         bare = kind(config) if read_by_text else kind.from_config(config)
     asked = sum(value.numel() for value in bare.parameters())
@@ -159,7 +159,7 @@ def _shapes(folder: Path, files: list[Path]) -> dict[str, int]:
 
 
 @contextmanager
-def _at_most(count: int) -> Iterator[None]:
+def at_most(count: int) -> Iterator[None]:
     """No more weights are built than the files can fill: a depth of 10**9 would take for ever."""
     built = 0
 

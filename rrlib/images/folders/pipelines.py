@@ -80,7 +80,8 @@ def assembled(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
         # Its safety checker would blacken the very images that are to be told apart.
         settings = {"safety_checker": None, "feature_extractor": None}
         settings["requires_safety_checker"] = False
-    return layout.made(**made, **settings)
+    with blamed(folder, "what it is made of"):
+        return layout.made(**made, **settings)
 
 
 def _object_of(folder: Path) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _index(folder: Path, index: dict[str, Any]) -> tuple[Layout, dict[str, tuple
             if name in layout.optional:
                 continue
             raise refusal(folder, f"its model_index.json tells of no {name}")
-        if told[name] not in allowed:
+        if told[name] not in list(allowed):  # what a file tells need not be hashable
             names = " or ".join(sorted(kind for _, kind in allowed)[:3])
             raise refusal(folder, f"its {name} is {shown(list(told[name]))} and {names} is needed")
     for encoder, words in (("text_encoder_3", "tokenizer_3"),):

@@ -41,8 +41,8 @@ def load_agent(world: str, teacher: str, folder: Path = POLICIES) -> tuple[Polic
     file = folder / f"{world}-{teacher}.safetensors"
     if not file.exists():
         raise InputError(f"No agent '{world}-{teacher}' is shipped: one of `shipped()` is needed.")
-    card = disk.read_json(file.with_suffix(".json"))
-    if disk.sha256(file) != card.get("sha256"):
+    card = disk.read_sealed(file.with_suffix(".json"))
+    if disk.sha256(file) != card["sha256"]:
         raise InputError(f"Agent file '{file}' is damaged: one with its card's sha256 is needed.")
     arrays = {name: array.astype(np.float32) for name, array in load_file(file).items()}
     depth = len(arrays) // 2
