@@ -119,7 +119,7 @@ release: $(STAMP)
 		'import setuptools.build_meta as made; print(made.build_sdist(".."), made.build_wheel(".."))'
 	$(PY) -m venv _run/release/venv
 	_run/release/venv/bin/python -m pip install --quiet -c requirements.lock _run/release/*.whl
-	cd _run/release && venv/bin/python source/workflow/smoke.py source/results/full
+	cd _run/release && venv/bin/python source/workflow/release_smoke.py source/results/full
 
 verify: $(STAMP)
 	$(PY) workflow/verify.py --seed $(SEED)
