@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from rrlib.lab import environment  # noqa: F401  one thread, before torch is loaded
-from rrlib.lab import results
+from rrlib.lab import results  # sets one thread, before torch is loaded
+
 from bench import forty, gpu, growth, plan_rows, served, timing, world_rows  # isort: skip
 
 ROOT = Path(__file__).resolve().parent.parent

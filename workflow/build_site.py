@@ -3,8 +3,8 @@
     build_site.py --notebooks FOLDER --work FOLDER --html FOLDER [--results FOLDER]...
 
 The sources are this checkout's pages, the executed chapters in --notebooks, the first page's
-picture and table, made from results/full, and the scoreboard, made from the JSON files under each
---results; they meet in --work, so that nothing is written between them.
+picture and table and the tables of *Speed*, made from results/full, and the scoreboard, made from
+the JSON files under each --results; they meet in --work, so that nothing is written between them.
 """
 
 import argparse
@@ -16,9 +16,12 @@ import headline
 import nbformat
 import scoreboard
 import yaml
+from bench import page as speed
 from normalise import written
 from picture import draw
 from watch import run
+
+from rrlib import disk
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +52,9 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     (generated / "scoreboard.md").write_text(
         scoreboard.page(scoreboard.read(files)), encoding="utf-8"
     )
+    measured = disk.read_json(ROOT / "results" / "full" / "benchmark.json")
+    (generated / "benchmark.md").write_text(speed.tables(measured), encoding="utf-8")
+    speed.draw(measured, generated / "benchmark.svg")
     (site / "notebooks").mkdir()
     for page in pages(yaml.safe_load((site / "_toc.yml").read_text(encoding="utf-8"))):
         if page.startswith("notebooks/"):

@@ -43,9 +43,11 @@ OWN = {
     "05_maze_data": {"plans": 4},
     "15_using_rewards": {"n_goals": 2, "balls": 2},
     "16_do_you_have_to_learn_it": {"plans": 20},
-    **dict.fromkeys(("10_locomotion_data", "11_locomotion_steering"), {"episodes": 2, "steps": 10}),
+    "10_locomotion_data": {"episodes": 2, "steps": 10},
+    "11_locomotion_steering": {"episodes": 2, "steps": 10},
     "12_locomotion_transfer": {"episodes": 2, "steps": 10},
-    **dict.fromkeys(("13_safe_sampler", "14_image_rewards"), {"steps": 2, "n_prompts": 64}),
+    "13_safe_sampler": {"steps": 2, "n_prompts": 64},
+    "14_image_rewards": {"steps": 2, "n_prompts": 64},
 }
 
 

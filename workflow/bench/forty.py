@@ -66,9 +66,9 @@ class Case:
         explained = extraction.explained(network, self.held_out, self.e.base.diffusion_steps)
         return 1 - float(np.nanmean(explained.numpy()))
 
-    def printed(self, steps: int) -> Iterator:
-        """Algorithm 1 as printed, but for what all fits here have: the weights, rate and average."""
-        network, recipe = models.reward("quick"), self.recipe
+    def printed(self, network: nn.Module, steps: int) -> Iterator[training.Progress]:
+        """Algorithm 1 as printed, with what all fits here have: weights, annealing, average."""
+        recipe = self.recipe
         scale = self.pool(self.plans, 1_000, seed=3).scale(self.e.base.diffusion_steps)
         weights = extraction.step_weights(scale, network.unit)
 
@@ -79,8 +79,7 @@ class Case:
             return extraction.weighed_loss(network, found.x, t, found.target, weights[t])
 
         options = {"steps": steps, "learning_rate": recipe.learning_rate, "seed": 0}
-        for progress in training.train(network, loss, **options):
-            yield progress, network
+        return training.train(network, loss, **options)
 
 
 def chosen(diffuser_steps: int) -> SimpleNamespace:
@@ -119,8 +118,8 @@ def measured(diffuser_steps: int, steps: int, held_out: int = 1_000) -> Forty:
     case = Case(chosen(diffuser_steps), steps, held_out)
     taken, error = ours(case)
     for allowed in (max(1, steps // 4), max(1, steps // 2), steps):
-        begun = processor_seconds()
-        for _, network in case.printed(allowed):
+        begun, network = processor_seconds(), models.reward("quick")
+        for _ in case.printed(network, allowed):
             pass
         literal = processor_seconds() - begun
         reached = case.error(network)

@@ -50,7 +50,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> Exponent:
 
 
 def measured(growth: Growth, rounds: int) -> tuple[Exponent, list[float]]:
-    """The exponent, and the seconds at each size: medians of rounds that take the sizes in turns."""
+    """The exponent, and the seconds at each size, medians of rounds through all sizes."""
     calls = [growth.make(size) for size in growth.sizes]
     for call in calls:
         call()

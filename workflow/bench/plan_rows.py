@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rrlib import comparisons, guidance, rewards, training
+from rrlib import comparisons, guidance, rewards
 from rrlib.lab.mazes.steps import operations
 
 from . import models
@@ -113,12 +113,8 @@ def scoring(n: int = 10_000, few: int = 20) -> Row:
             reward.score(plan[None])
 
     against = Against("plan by plan", one_by_one, work=few, ours=n)
-    return Row(
-        "scoring",
-        "plans scored by a reward of the book",
-        lambda: reward.score(recorded),
-        (against,),
-    )
+    name, ours = "plans scored by a reward of the book", lambda: reward.score(recorded)
+    return Row("scoring", name, ours, (against,))
 
 
 def growths() -> list[Growth]:

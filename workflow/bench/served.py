@@ -14,7 +14,6 @@ from pathlib import Path
 
 import h5py
 
-from rrlib.lab import environment  # noqa: F401  one thread, before torch is loaded
 from rrlib.plans import trajectories
 from rrlib.plans.trajectories import Normaliser
 from rrlib.plans.windows import Windows
