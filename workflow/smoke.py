@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,16 +84,17 @@ def runs(profiles: tuple[str, ...], chapters: list[str]) -> dict[tuple[str, str]
 
 
 def smoke(run: tuple[str, str], parameters: dict) -> tuple[str, int, float]:
-    """Run one chapter: its name, exit status and seconds."""
+    """Run one chapter: its name, exit status and processor seconds."""
     profile, chapter = run
     given = parameters | {"results": str(FOLDER / "results" / profile)}
     command = [sys.executable, str(ROOT / "workflow" / "chapter.py")]
     command += [str(ROOT / "notebooks" / f"{chapter}.ipynb")]
     command += [str(FOLDER / profile / "notebooks" / f"{chapter}.ipynb"), json.dumps(given)]
-    start = time.monotonic()
     env = os.environ | {"RRLIB_STORE": str(FOLDER / "artefacts")}
-    code = subprocess.run(command, env=env, cwd=ROOT).returncode
-    return f"{profile} {chapter}", code, time.monotonic() - start
+    child = subprocess.Popen(command, env=env, cwd=ROOT)
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return f"{profile} {chapter}", child.returncode, used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.cores) as pool:
         ended = list(pool.map(smoke, wanted, wanted.values()))
     for name, code, seconds in sorted(ended, key=lambda end: -end[2]):
-        print(f"{seconds:5.0f} s  {name}{': FAILED' if code else ''}")
+        print(f"{seconds:5.0f} s of a core  {name}{': FAILED' if code else ''}")
     if failed := [name for name, code, _ in ended if code]:
         sys.exit(f"{len(failed)} of {len(ended)} chapters failed: {', '.join(failed)}")
     print(f"all {len(ended)} chapters end")

@@ -39,9 +39,9 @@ def found(device: str, workers: int, rounds: int = 5) -> dict[str, float]:
     }
 
 
-def paper_step(device: str, name: str = "paper") -> Row:
+def paper_step(device: str, name: str = "paper", side: int = 8_192) -> Row:
     """A step of the paper's diffuser beside a matrix product, in operations a second."""
-    square = torch.randn(8192, 8192, device=device)
+    square = torch.randn(side, side, device=device)
     ours = partial(next, models.diffuser_steps(name, device=device))
     product = partial(torch.matmul, square, square)
     against = Against("matrix product", product, operations(product), operations(ours))
