@@ -54,7 +54,7 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book release verify check oldest accept ship lock format clean
+.PHONY: help book test test-book release verify check smoke bench oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
@@ -63,6 +63,8 @@ help:  ## list the commands
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
+	@echo "make smoke                 every chapter of full and paper, its own sizes, two steps (minutes)"
+	@echo "make bench                 measure the page Speed again (a quarter of an hour)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
@@ -129,6 +131,12 @@ check: $(STAMP)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not book"
+
+smoke: $(STAMP)
+	$(PY) workflow/smoke.py --cores $(CORES)
+
+bench: $(STAMP)
+	$(PY) workflow/benchmark.py
 
 # With the same pip settings as .venv, but the oldest version of each range. PYTHON= is heard, too.
 oldest: $(STAMP)

@@ -141,7 +141,7 @@ def replace_seconds(row: dict) -> dict:
 @pytest.mark.slow
 def test_forty_rewards_at_a_few_steps():
     found = forty.measured(4_000, steps=4, held_out=64)
-    assert found.ratio > 0 and found.steps in (1, 2, 4)
+    assert found.ratio > 0 and found.batched > 0 and found.steps in (2, 4)
     assert found.equal == (found.reached <= found.error)
 
 
