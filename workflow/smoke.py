@@ -31,7 +31,7 @@ CAPS = {
     **dict.fromkeys(("n_goals", "n_seeds", "rounds", "selected"), 1),
     **dict.fromkeys(("denoising", "particles", "search", "robots", "levels", "picture_levels"), 2),
     **{"episodes": 300, "balls": 10, "plans": 100, "samples": 20, "pictures": 40, "stored": 1},
-    **{"n_prompts": 20, "style_prompts": 20, "steered": 10, "scenes_seen": 50},
+    **{"n_prompts": 20, "style_prompts": 64, "steered": 10, "scenes_seen": 50},
     **{"transitions": 5_000, "robot_steps": 5_000, "world_steps": 2, "paths": 1_000},
 }
 KEPT = {"maze": 2, "weights": 1, "untils": 1, "transitions": 1}

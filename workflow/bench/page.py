@@ -66,7 +66,8 @@ def _machine(provenance: dict) -> str:
     told.append(f"commit {str(provenance['commit'])[:10]}")
     where = f"one thread of {plain(provenance['device'])} ({asked['cores']} cores)"
     load = f"the load was {asked['load']} when it began"
-    return f"One run, {asked['rounds']} rounds, on {where}; {load}; {', '.join(told)}.\n"
+    whole = "One run" if asked.get("finished", True) else "One run, which was cut short"
+    return f"{whole}, {asked['rounds']} rounds, on {where}; {load}; {', '.join(told)}.\n"
 
 
 def draw(result: dict, path: Path) -> None:
