@@ -64,7 +64,7 @@ help:  ## list the commands
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make smoke                 every chapter of full and paper, its own sizes, two steps (minutes)"
-	@echo "make bench                 measure the page Speed again (a quarter of an hour)"
+	@echo "make bench                 measure the page Speed again (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
