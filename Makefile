@@ -55,7 +55,7 @@ endif
 .NOTPARALLEL:
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-book pdf release slurm verify faults check mutants oldest accept ship lock format clean
+.PHONY: help book test test-book pdf release slurm verify faults check smoke bench mutants oldest accept ship lock format clean
 
 help:  ## list the commands
 	@echo "make book [PROFILE=quick]  run the chapters, build the book: _build/html/index.html"
@@ -68,6 +68,8 @@ help:  ## list the commands
 	@echo "make faults [SEED=2]       kill runs, damage files, fill disks: one table (half an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
+	@echo "make smoke                 every chapter of full and paper, its own sizes, two steps (minutes)"
+	@echo "make bench                 measure the page Speed again (minutes)"
 	@echo "make oldest                the same tests on the oldest versions that pyproject.toml allows"
 	@echo "make format                format the code and fix what the linter can fix"
 	@echo "make accept [PROFILE=quick] run the chapters again, store their results in results/ and,"
@@ -131,7 +133,7 @@ release: $(STAMP)
 		'import setuptools.build_meta as made; print(made.build_sdist(".."), made.build_wheel(".."))'
 	$(PY) -m venv _run/release/venv
 	_run/release/venv/bin/python -m pip install --quiet -c requirements.lock _run/release/*.whl
-	cd _run/release && venv/bin/python source/workflow/smoke.py source/results/full
+	cd _run/release && venv/bin/python source/workflow/release_smoke.py source/results/full
 
 # A controller and a node of our own, on loopback; it says so at once if SLURM is not installed.
 slurm: $(STAMP)
@@ -152,6 +154,12 @@ check: $(STAMP)
 # ONLY: words, of which a defect's name has one; without, all of tests/mutants.yaml.
 mutants: $(STAMP)
 	$(PY) workflow/mutants.py --cores $(CORES) --only $(ONLY) --write
+
+smoke: $(STAMP)
+	$(PY) workflow/smoke.py --cores $(CORES)
+
+bench: $(STAMP)
+	$(PY) workflow/benchmark.py
 
 # With the same pip settings as .venv, but the oldest version of each range. PYTHON= is heard, too.
 oldest: $(STAMP)

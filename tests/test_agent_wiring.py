@@ -184,8 +184,9 @@ def test_an_experiments_pair_is_of_its_world_and_seed():
     assert e.base.ruler == e.expert.ruler == (e.base.data, e.expert.data)
     assert e.base.diffusion_steps == e.expert.diffusion_steps == experiments.NOISE["pointmaze"]
     assert e.base.seed == e.expert.seed == 4
-    assert e.reward == StepReward(StepPool(e.base, e.expert), **experiments.FIT["pointmaze"])
-    rival = StepDiscriminator(e.base, e.expert, **experiments.FIT["pointmaze"])
+    fit = {"hidden": (128, 128, 128), "steps": 4_000}
+    assert e.reward == StepReward(StepPool(e.base, e.expert), **fit)
+    rival = StepDiscriminator(e.base, e.expert, **fit)
     assert e.discriminator == rival
     hopper = experiments.experiment("hopper")
     assert [half.data.kind for half in (hopper.base, hopper.expert)] == ["medium-replay", "expert"]

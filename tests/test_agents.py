@@ -159,3 +159,11 @@ def test_the_agent_of_the_extracted_reward_reaches_the_goal_and_chance_does_not(
     assert found.reached.mean() >= 0.9
     random = evidence.push_balls(evidence.at_random(2, 0), 60, seed=99)
     assert random.reached.mean() <= 0.5
+
+
+def test_the_fit_is_as_long_as_is_asked_for():
+    for world, share in (("pointmaze", 1.0), ("hopper", 0.75)):
+        for asked, steps in ((4_000, 4_000 * share), (1, 1)):
+            e = experiments.experiment(world, steps=asked)
+            assert e.reward.steps == e.discriminator.steps == steps
+            assert e.reward.hidden == e.discriminator.hidden == experiments.HIDDEN[world]

@@ -75,6 +75,18 @@ def test_the_full_run_stands_beside_this_one(shown, monkeypatch, tmp_path):
     assert "`seed`" not in line and "results" not in line
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(float("inf"), "inf"), (float("nan"), "nan"), (1234.5, "1,234"), (-98765.4, "-98,765")],
+)
+def test_a_number_without_an_end_is_said(shown, monkeypatch, tmp_path, value, told):
+    full_run(tmp_path)
+    study = this_run(monkeypatch)
+    study.record("new", value)
+    study.beside_full({"new": "what is new"})
+    assert f"| what is new | not measured | ≈ {told} |" in shown[0]
+
+
 def test_a_missing_or_damaged_full_run_is_one_line(shown, monkeypatch, tmp_path):
     study = this_run(monkeypatch)
     study.beside_full(WORDS)

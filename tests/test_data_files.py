@@ -19,6 +19,7 @@ from rrlib.locomotion import robots
 from rrlib.locomotion import world as locomotion
 from rrlib.mazes import recordings
 from rrlib.mazes import world as maze
+from rrlib.plans import columns
 from rrlib.plans import trajectories as tr
 
 N, T = 12, 60  # episodes and their steps
@@ -126,6 +127,18 @@ def test_a_mark_is_0_or_1(write, key, mark):
     marks[7] = mark
     with pytest.raises(InputError, match=rf"has {mark:.1f} in '/{key}' at \(7,\): allowed is 0 or"):
         read_maze(write(arrays(), **{key: marks}))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_numbers_are_looked_at_a_part_at_a_time(write, monkeypatch, rows):
+    monkeypatch.setattr(columns, "ROWS", rows)
+    content = arrays()
+    assert_same(said(read_maze, write(content))[0], content)
+    for key, value, place in (("actions", np.nan, (5, 1)), ("observations", 1e9, (4, 0))):
+        wrong = content[key].astype("f8")
+        wrong[place] = value
+        with pytest.raises(InputError, match=rf"in '/{key}' at \({place[0]}, {place[1]}\)"):
+            read_maze(write(content, **{key: wrong}))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e7, 1e300])

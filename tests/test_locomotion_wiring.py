@@ -335,10 +335,11 @@ CHOSEN = SimpleNamespace(
 )
 
 
+@pytest.mark.parametrize("steps", [7, 4_000])
 @pytest.mark.parametrize("size", ["small", "medium", "paper"])
-def test_an_experiment_is_what_its_parameters_and_its_size_say(size):
+def test_an_experiment_is_what_its_parameters_and_its_size_say(size, steps):
     chosen = SimpleNamespace(**vars(CHOSEN) | {"size": size})
-    found = locomotion_experiments.experiments(chosen, 7)
+    found = locomotion_experiments.experiments(chosen, steps)
     assert [e.base.seed for e in found] == [3, 4, 3, 4]
     for e in found:
         own, seed = locomotion_sizes.sizes(size, e.world.name), e.base.seed
@@ -350,11 +351,13 @@ def test_an_experiment_is_what_its_parameters_and_its_size_say(size):
             wanted |= {"steps": 11, "seed": seed} | own.diffuser
             assert {k: getattr(half, k) for k in wanted} == wanted
         for fitted in (e.reward, e.discriminator):
-            wanted = {"steps": 7, "seed": seed} | own.value
+            wanted = {"steps": steps, "seed": seed} | own.value
             assert {k: getattr(fitted, k) for k in wanted} == wanted
-        assert e.reward.pool == LocomotionPool(e.base, e.expert, own.comparisons, seed=seed)
+        read = 7 * own.value["batch"]  # a fit is given no more than it draws
+        plans, shown = (own.comparisons, own.plans) if steps == 4_000 else (read, read)
+        assert e.reward.pool == LocomotionPool(e.base, e.expert, plans, seed=seed)
         assert (e.discriminator.base, e.discriminator.expert) == (e.base, e.expert)
-        assert e.discriminator.plans == own.plans
+        assert e.discriminator.plans == shown
         assert (e.reward.target, e.reward.place) == ("mean", "mu_base")
 
 

@@ -208,10 +208,11 @@ CHOSEN = SimpleNamespace(
 )
 
 
+@pytest.mark.parametrize("steps", [7, 500])
 @pytest.mark.parametrize("size", ["small", "medium", "paper"])
-def test_an_experiment_is_what_its_parameters_and_its_size_say(size):
+def test_an_experiment_is_what_its_parameters_and_its_size_say(size, steps):
     chosen = SimpleNamespace(**vars(CHOSEN) | {"size": size})
-    found = maze_experiments.experiments(chosen, n_seeds=3, reward_steps=7)
+    found = maze_experiments.experiments(chosen, n_seeds=3, reward_steps=steps)
     names = [(e.world.name, e.goal) for e in found]
     assert names == [(name, goal) for name in CHOSEN.maze for goal in maze.GOALS[name][:2]]
     lengths = {"umaze": 300, "large": 600}
@@ -227,8 +228,10 @@ def test_an_experiment_is_what_its_parameters_and_its_size_say(size):
         share = {"small": 30, "medium": 20, "paper": 40}[size]  # of the base's 40 steps
         assert (e.base.steps, e.expert.steps, e.base.start) == (40, share, None)
         assert e.expert.start == (None if size == "paper" else e.base)
-        assert e.rewards.pool == MazePool(e.base, e.expert, own.plans, seed=4)
-        wanted = {"window": own.window, "hidden": own.hidden, "average": own.average, "steps": 7}
+        plans = own.plans if steps == 500 else 7 * own.reward_batch  # no more than a fit draws
+        assert e.rewards.pool == MazePool(e.base, e.expert, plans, seed=4)
+        wanted = {"window": own.window, "hidden": own.hidden, "average": own.average}
+        wanted |= {"steps": steps}
         wanted |= {"batch": own.reward_batch, "learning_rate": own.reward_rate}
         wanted |= {"seeds": (4, 5, 6), "target": "mean", "place": "mu_base", "strided": False}
         assert {f: getattr(e.rewards, f) for f in wanted} == wanted

@@ -58,6 +58,15 @@ def test_jacobians_at_x_t_are_those_of_the_linear_models(step):
         assert_close(one, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_jacobians_of_many_numbers_are_taken_in_parts():
+    n = 1100  # more than are pulled back at once
+    matrices = [torch.diag(torch.linspace(0, k, n)) for k in (1, 3)]
+    pair = [Denoiser(lambda x, t, m=m: x @ m, BASE.scheduler) for m in matrices]
+    found = rotation.difference_jacobians(*pair, torch.zeros(1, n), 9, "x_t")[0]
+    per_x0 = BASE.mean_from_x0(torch.ones(1), torch.zeros(1), torch.tensor([9])).item()
+    assert_close(found, per_x0 * (matrices[1] - matrices[0]), rtol=1e-4, atol=1e-5)
+
+
 def test_jacobians_at_mu_base_are_differences_along_the_bases_mean():
     """d(mu_2 - mu_1) = J d mu_1 for a small move of x_t, whatever the move."""
     found = jacobians(5, "mu_base")

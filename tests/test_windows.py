@@ -21,6 +21,9 @@ def some(lengths: tuple[int, ...]) -> Trajectories:
     return Trajectories(rows[:, :3], rows[:, 3:], None, ends, np.zeros(n, bool))
 
 
+RULER = normalisers.Normaliser.fit(some((50,)))
+
+
 @pytest.mark.parametrize("lengths", [(9, 30, 12), (3, 8, 2, 40), (5,), (1, 1)])
 @pytest.mark.parametrize("ruler", [normalisers.Normaliser.fit, normalisers.standardiser])
 def test_windows_are_those_that_are_cut_and_normalised(lengths, ruler):
@@ -33,6 +36,13 @@ def test_windows_are_those_that_are_cut_and_normalised(lengths, ruler):
     assert found.dtype == torch.float32 and np.array_equal(found.numpy(), wanted)
     again = Split(data, data, normaliser, horizon).draw(n, stream(4, 0))
     assert torch.equal(found, again)
+
+
+def test_windows_take_room_for_episodes_and_not_for_steps():
+    few, many = (Windows.of(some((n, n)), RULER, 4, "cpu") for n in (10, 400))
+    assert (few.windows, many.windows) == (14, 794)
+    for name in ("stops", "counts", "ahead"):
+        assert len(getattr(few, name)) == len(getattr(many, name)) == 2
 
 
 def test_windows_on_the_cpu_copy_no_data():

@@ -3,8 +3,9 @@
     build_site.py --notebooks FOLDER --work FOLDER --html FOLDER [--results FOLDER]...
 
 The sources are this checkout's pages, the executed chapters in --notebooks, the first page's
-picture, film and tables, made from results/full and chapter 06, and the scoreboard, made from the
-JSON files under each --results; they meet in --work, so that nothing is written between them.
+picture, film and tables and those of *Speed*, made from results/full and chapter 06, and the
+scoreboard, made from the JSON files under each --results; they meet in --work, so that nothing is
+written between them.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import headline
 import nbformat
 import scoreboard
 import yaml
+from bench import page as speed
 from normalise import written
 from picture import draw, film
 from watch import run
@@ -83,6 +85,8 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
     generated = site / "book" / "_generated"
     generated.mkdir()
     draw(generated / "relative-reward.svg")
+    measured = read_results(ROOT / "results" / "full" / "benchmark.json")
+    speed.draw(measured, generated / "benchmark.svg")
     shown = film(notebooks / "06_maze_rewards.ipynb", generated / "film.webp")
     for name, text in {
         "film": f"```{{figure}} _generated/film.webp\n{shown}```\n",
@@ -90,6 +94,7 @@ def assemble(site: Path, notebooks: Path, results: list[Path]) -> None:
         "first": headline.table(first=True),
         "scoreboard": scoreboard.page(scoreboard.read(files)),
         "cloud": cloud(config),
+        "benchmark": speed.tables(measured),
     }.items():
         (generated / f"{name}.md").write_text(text, encoding="utf-8")
     (site / "notebooks").mkdir()

@@ -1,72 +1,117 @@
-"""Use an installed rrlib as a stranger would, outside of any checkout.
+"""Run every chapter of the profiles `full` and `paper`, with their own sizes and almost no steps.
 
-    smoke.py RESULTS
+    smoke.py [--cores N] [--profile NAME] [CHAPTER ...]
 
-RESULTS is the folder `results/full` of a checkout, whose shipped rewards are read and asked. The
-two models are small and untrained: what is tried is that everything is installed and fits together.
-Exits 0 if all is well.
+Networks, horizons, batches, images and channels are the profile's, or the chapter's where the
+profile says nothing; CAPS says what is made small.
+What is asked is whether a chapter ends: its claims may fail, and nothing is published. All it makes
+lies in _run/smoke and is made anew each time. A chapter whose parameters are equal in both profiles
+runs once.
 """
 
 import argparse
-import tempfile
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-from diffusers import DDPMScheduler, UNet1DModel
+import papermill
+import yaml
 
-import rrlib
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "_run" / "smoke"
+PROFILES = "full", "paper"
+# Name of a parameter -> what it is at most; of a list, how many of its parts are kept.
+CAPS = {
+    **dict.fromkeys(("diffuser_steps", "reward_steps", "fit_steps", "cloning_steps"), 2),
+    **dict.fromkeys(("n_goals", "n_seeds", "rounds", "selected"), 1),
+    **dict.fromkeys(("denoising", "particles", "search", "robots", "levels", "picture_levels"), 2),
+    **{"episodes": 300, "balls": 10, "plans": 100, "samples": 20, "pictures": 40, "stored": 1},
+    **{"n_prompts": 20, "style_prompts": 64, "steered": 10, "scenes_seen": 50},
+    **{"transitions": 5_000, "robot_steps": 5_000, "world_steps": 2, "paths": 1_000},
+}
+KEPT = {"maze": 2, "weights": 1, "untils": 1, "transitions": 1}
+# What a chapter means otherwise by a name, or needs more of.
+OWN = {
+    "03_conservative_projection": {"pool": 10_000, "steps": 2},
+    "04_gaussians": {"steps": 2, "sweep_steps": 2},
+    "05_maze_data": {"plans": 4},
+    "15_using_rewards": {"n_goals": 2, "balls": 2},
+    "16_do_you_have_to_learn_it": {"plans": 20},
+    "10_locomotion_data": {"episodes": 2, "steps": 10},
+    "11_locomotion_steering": {"episodes": 2, "steps": 10},
+    "12_locomotion_transfer": {"episodes": 2, "steps": 10},
+    "13_safe_sampler": {"steps": 2, "n_prompts": 64},
+    "14_image_rewards": {"steps": 2, "n_prompts": 64},
+}
+
+
+def defaults(chapter: str) -> dict:
+    """A chapter's parameters as its notebook has them."""
+    found = papermill.inspect_notebook(ROOT / "notebooks" / f"{chapter}.ipynb")
+    return {name: ast.literal_eval(about["default"]) for name, about in found.items()}
+
+
+def capped(chapter: str, given: dict) -> dict:
+    """The parameters of a chapter with almost no work left, on the CPU."""
+    caps = CAPS | OWN.get(chapter, {})
+    return {name: _capped(name, value, caps) for name, value in given.items()}
+
+
+def _capped(name: str, value: object, caps: dict) -> object:
+    if name == "device":
+        return "cpu"
+    if isinstance(value, str) and name in KEPT:
+        return ",".join(value.split(",")[: KEPT[name]])
+    return min(value, caps[name]) if isinstance(value, int) and name in caps else value
+
+
+def runs(profiles: tuple[str, ...], chapters: list[str]) -> dict[tuple[str, str], dict]:
+    """(profile, chapter) -> its parameters; those that are equal in both profiles come once."""
+    found: dict[tuple[str, str], dict] = {}
+    for profile in profiles:
+        path = ROOT / "workflow" / "profiles" / f"{profile}.yaml"
+        for chapter, given in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            parameters = capped(chapter, defaults(chapter) | given)
+            seen = any(c == chapter and p == parameters for (_, c), p in found.items())
+            if not seen and (not chapters or chapter in chapters):
+                found[profile, chapter] = parameters
+    return found
+
+
+def smoke(run: tuple[str, str], parameters: dict) -> tuple[str, int, float]:
+    """Run one chapter: its name, exit status and processor seconds."""
+    profile, chapter = run
+    given = parameters | {"results": str(FOLDER / "results" / profile)}
+    command = [sys.executable, str(ROOT / "workflow" / "chapter.py")]
+    command += [str(ROOT / "notebooks" / f"{chapter}.ipynb")]
+    command += [str(FOLDER / profile / "notebooks" / f"{chapter}.ipynb"), json.dumps(given)]
+    env = os.environ | {"RRLIB_STORE": str(FOLDER / "artefacts")}
+    child = subprocess.Popen(command, env=env, cwd=ROOT)
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return f"{profile} {chapter}", child.returncode, used.ru_utime + used.ru_stime
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("results", type=Path)
-    results = parser.parse_args().results.resolve()
-    if results.parent.parent in Path(rrlib.__file__).resolve().parents:
-        raise SystemExit(f"rrlib is that of the checkout: {rrlib.__file__}")
-    print(f"rrlib {rrlib.__version__}, torch {torch.__version__}")
-    extracts()
-    print("extracted, steered, saved, loaded")
-    print(f"{asks(results / 'maze2d-rewards.safetensors')} of the shipped rewards asked")
-
-
-def extracts() -> None:
-    """The six lines of the README, on two small networks."""
-    torch.manual_seed(0)
-    scheduler = DDPMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2")
-    networks = [
-        UNet1DModel(
-            in_channels=6,
-            out_channels=6,
-            block_out_channels=(16, 32),
-            down_block_types=("DownResnetBlock1D", "DownResnetBlock1D"),
-            up_block_types=("UpResnetBlock1D",),
-            mid_block_type="MidResTemporalBlock1D",
-            out_block_type="OutConv1DBlock",
-            use_timestep_embedding=True,
-            act_fn="mish",
-        ).eval()
-        for _ in range(2)
-    ]
-    base, expert = (rrlib.Denoiser(rrlib.ChannelsFirst(n), scheduler) for n in networks)
-    data = [2 * torch.rand(64, 16, 6) - 1 for _ in range(2)]
-    pairs = rrlib.compare(base, expert, data, n=256, seed=0)
-    reward = rrlib.RelativeReward.fit(pairs, steps=5)
-    steered = rrlib.sample(base, (4, 16, 6), reward=reward, seed=1)
-    with tempfile.TemporaryDirectory() as folder:
-        reward.save(Path(folder) / "reward.safetensors")
-        again = rrlib.load_reward(Path(folder) / "reward.safetensors")
-    t = torch.zeros(4, dtype=torch.long)
-    assert torch.isfinite(steered).all()
-    torch.testing.assert_close(again(steered, t), reward(steered, t))
-
-
-def asks(file: Path) -> int:
-    """Read a file of rewards, and ask the first about random plans; how many there are."""
-    rewards = rrlib.load_rewards(file)
-    reward, _ = next(iter(rewards.values()))
-    t, horizon, width = torch.zeros(2, dtype=torch.long), reward.network.window, 6
-    assert torch.isfinite(reward(torch.randn(2, horizon, width), t)).all()
-    return len(rewards)
+    parser.add_argument("chapters", nargs="*")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--profile", choices=PROFILES, action="append")
+    args = parser.parse_args()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    wanted = runs(tuple(args.profile or PROFILES), args.chapters)
+    with ThreadPoolExecutor(args.cores) as pool:
+        ended = list(pool.map(smoke, wanted, wanted.values()))
+    for name, code, seconds in sorted(ended, key=lambda end: -end[2]):
+        print(f"{seconds:5.0f} s of a core  {name}{': FAILED' if code else ''}")
+    if failed := [name for name, code, _ in ended if code]:
+        sys.exit(f"{len(failed)} of {len(ended)} chapters failed: {', '.join(failed)}")
+    print(f"all {len(ended)} chapters end")
 
 
 if __name__ == "__main__":

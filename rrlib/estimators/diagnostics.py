@@ -74,7 +74,7 @@ def difference_jacobians(
             x, models = condition(x, x, *models)
         return torch.stack([model.mean(x, t).flatten()[numbers] for model in models])
 
-    found = vmap(jacrev(means))(x_t).flatten(3)[..., numbers]  # [B, 2, n, n]
+    found = vmap(jacrev(means, chunk_size=512))(x_t).flatten(3)[..., numbers]  # [B, 2, n, n]
     mine, other = found.unbind(1)
     if place == "x_t":
         return other - mine

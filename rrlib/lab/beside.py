@@ -109,7 +109,7 @@ def _verdict(bar: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> st
 def _number(value: float | str) -> str:
     if isinstance(value, str):
         return value
-    return f"{round(value):,}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _listed(value: Any) -> str:

@@ -47,12 +47,15 @@ def load_rewards(path: str | Path) -> dict[str, tuple[RelativeReward, dict]]:
         InputError: there is no such file, it is damaged, of another version, or holds something
             else.
     """
-    entries, found = files.read(path), {}
-    with files.blamed(path):
-        for name, entry in entries.items():
-            reward = RelativeReward(entry.network, entry.target, entry.place, entry.about)
-            found[name] = reward, dict(entry.about)
-    return found
+    stored = files.read(path)
+    rewards = {name: _stored(stored, name) for name in stored}
+    return {name: (reward, dict(reward.about)) for name, reward in rewards.items()}
+
+
+def _stored(stored: files.Stored, name: str) -> RelativeReward:
+    entry = stored[name]
+    with files.blamed(stored.path):
+        return RelativeReward(entry.network, entry.target, entry.place, entry.about)
 
 
 def load_reward(path: str | Path, device: str = "cpu", name: str | None = None) -> RelativeReward:
@@ -75,7 +78,7 @@ def load_reward(path: str | Path, device: str = "cpu", name: str | None = None) 
     >>> again.steps, again.target, again.about
     (10, 'score', {'data': 'mine'})
     """
-    found = load_rewards(path)
+    found = files.read(path)
     if name is None and len(found) != 1:
         raise InputError(
             f"Reward file '{path}' holds {len(found)} rewards: one is needed, or the name of one, "
@@ -86,6 +89,6 @@ def load_reward(path: str | Path, device: str = "cpu", name: str | None = None) 
             f"name={shown(name)} is not allowed: one of the {len(found)} of '{path}' is needed, "
             f"such as {shown(next(iter(found), ''))}."
         )
-    reward, _ = found[next(iter(found)) if name is None else name]
+    reward = _stored(found, next(iter(found)) if name is None else name)
     reward.network.to(device)
     return reward

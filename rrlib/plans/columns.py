@@ -9,6 +9,7 @@ from rrlib.plans.hdf5 import fault
 MOST = 1e6  # no reward, position, speed or action is larger than this, only a mistake is
 MARKS = "terminals", "timeouts"
 MOST_IDS = 10_000  # choices of a discrete space
+ROWS = 1 << 18  # looked at together
 
 
 def checked(path: str | Path, key: str, name: str, values: np.ndarray) -> np.ndarray:
@@ -19,16 +20,21 @@ def checked(path: str | Path, key: str, name: str, values: np.ndarray) -> np.nda
     """
     if name in (*MARKS, "rewards"):
         values = values.reshape(len(values))
+    for first in range(0, len(values), ROWS):  # a file may fill half of the memory
+        wrong = np.argwhere(~_right(name, values[first : first + ROWS]))
+        if len(wrong):
+            place = (first + int(wrong[0][0]), *wrong[0][1:].tolist())
+            allowed = "0 or 1" if name in MARKS else f"a number, {MOST:,.0f} at most in size"
+            raise fault(path, f"has {values[place]} in '{key}' at {place}", allowed)
+    return values.astype(bool if name in MARKS else np.float32, copy=False)
+
+
+def _right(name: str, values: np.ndarray) -> np.ndarray:
+    """Which of the values can be what the name says, bool."""
     if name in MARKS:
-        right, allowed = (values == 0) | (values == 1), "0 or 1"
-    else:
-        with np.errstate(invalid="ignore"):
-            right = np.abs(values, dtype=float) <= MOST
-        allowed = f"a number, {MOST:,.0f} at most in size"
-    if not right.all():
-        place = tuple(np.argwhere(~right)[0].tolist())
-        raise fault(path, f"has {values[place]} in '{key}' at {place}", allowed)
-    return values.astype(bool if name in MARKS else np.float32)
+        return (values == 0) | (values == 1)
+    with np.errstate(invalid="ignore"):
+        return np.abs(values, dtype=float) <= MOST
 
 
 def vectors(path: str | Path, key: str, values: np.ndarray, width: int) -> np.ndarray:

@@ -66,7 +66,8 @@ def _read(path: Path, groups: list[h5py.Group], layout: Layout, wanted: Wanted) 
         if len(widths) > 1:
             what = f"has {name} of different widths in its episodes"
             raise fault(path, what, "one width for all")
-        arrays[name] = np.concatenate([one[:n] for one, n in zip(read, lengths, strict=True)])
+        parts_of = [one[:n] for one, n in zip(read, lengths, strict=True)]
+        arrays[name] = np.concatenate(parts_of) if len(parts_of) > 1 else parts_of[0]
     if "rewards" not in shared:
         lacking = [g for g, part in zip(groups, parts, strict=True) if "rewards" not in part]
         remarks.append(_without_rewards(hdf5_layouts.lacks(path, lacking[0], "rewards")))

@@ -241,12 +241,18 @@ def windows(trajectories: Trajectories, horizon: int) -> np.ndarray:
 
     An episode shorter than the horizon has one window, from its start, which ``cut`` pads.
     """
+    counts = window_counts(trajectories, horizon)
+    starts = trajectories.bounds[:, 0]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts, counts) + within
+
+
+def window_counts(trajectories: Trajectories, horizon: int) -> np.ndarray:
+    """How many windows each episode has, int [N]; InputError for a horizon below 1."""
     if horizon < 1:
         raise InputError(f"horizon = {horizon} is out of range: allowed is 1 or more.")
     starts, stops = trajectories.bounds.T
-    counts = np.maximum(stops - starts - horizon + 1, 1)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts, counts) + within
+    return np.maximum(stops - starts - horizon + 1, 1)
 
 
 def cut(trajectories: Trajectories, starts: np.ndarray, horizon: int) -> np.ndarray:

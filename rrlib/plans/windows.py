@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,18 +20,22 @@ class Windows:
 
     Attributes:
         actions, observations: as they were recorded, [M, da] and [M, do].
-        starts: first step of each window, [n].
         stops: end of each episode, [N].
+        counts: windows of each episode and of those before it, [N].
+        ahead: first step of a window less its number, for each episode, [N].
         centre, half: of the normaliser, [da + do].
+        windows: how many there are.
         horizon: H, steps of a window.
     """
 
     actions: Tensor
     observations: Tensor
-    starts: Tensor
     stops: Tensor
+    counts: Tensor
+    ahead: Tensor
     centre: Tensor
     half: Tensor
+    windows: int
     horizon: int
 
     @classmethod
@@ -38,24 +43,28 @@ class Windows:
         cls, data: Trajectories, normaliser: Normaliser, horizon: int, device: str | torch.device
     ) -> Self:
         """Of all episodes, see `trajectories.windows`; on the CPU no number is copied."""
+        starts, stops = data.bounds.T
+        each = trajectories.window_counts(data, horizon)
+        counts = np.cumsum(each)
         arrays = {
             "actions": data.actions,
             "observations": data.observations,
-            "starts": trajectories.windows(data, horizon),
-            "stops": data.bounds[:, 1].copy(),
+            "stops": stops.copy(),
+            "counts": counts,
+            "ahead": starts - counts + each,
         }
         arrays |= zip(("centre", "half"), normaliser.centre_and_half, strict=True)
         there = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        return cls(horizon=horizon, **there)
+        return cls(windows=int(each.sum()), horizon=horizon, **there)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n plans [n, H, da + do], actions first; the generator is of this device."""
-        device = self.starts.device
-        rows = torch.randint(len(self.starts), (n,), generator=generator, device=device)
-        starts = self.starts[rows]
-        stops = self.stops[torch.searchsorted(self.stops, starts, right=True)]
-        steps = starts[:, None] + torch.arange(self.horizon, device=device)  # [n, H]
-        rows = torch.minimum(steps, stops[:, None] - 1)
+        device = self.counts.device
+        which = torch.randint(self.windows, (n,), generator=generator, device=device)
+        episodes = torch.searchsorted(self.counts, which, right=True)
+        starts = (which + self.ahead[episodes])[:, None]
+        steps = starts + torch.arange(self.horizon, device=device)  # [n, H]
+        rows = torch.minimum(steps, self.stops[episodes][:, None] - 1)
         actions = self.actions[rows].masked_fill((steps > rows)[..., None], 0.0)
         plans = torch.cat([actions, self.observations[rows]], -1)
         return (plans - self.centre) / self.half

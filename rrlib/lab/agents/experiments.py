@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from rrlib.lab import store
 from rrlib.lab.agents import worths
@@ -17,31 +18,39 @@ WORLDS = ("pointmaze", "hopper")
 # is a tenth of a cell, where much of what the two models' scores differ by is error: there the fit
 # explains 43 % of it, and with 20 steps 98 %.
 NOISE = {"pointmaze": 20, "hopper": 50}
-FIT: dict[str, dict] = {
-    "pointmaze": {"hidden": (128, 128, 128), "steps": 4_000},
-    "hopper": {"hidden": (128, 128), "steps": 3_000},
-}
+HIDDEN = {"pointmaze": (128, 128, 128), "hopper": (128, 128)}
+SHARE = {"pointmaze": 1.0, "hopper": 0.75}  # of the optimisation steps that are asked for
 # What an agent may learn from; "unmoved" is the extracted reward at the level that it has.
 TEACHERS = ("extracted", "true", "smiling", "discriminator", "unmoved")
 
 
 @dataclass(frozen=True)
 class StepExperiment:
-    """A world, base and expert models of its steps, and what is made of them."""
+    """A world, base and expert models of its steps, and what is made of them.
+
+    `steps` are the optimisation steps of a reward and a discriminator, but for the world's share.
+    """
 
     world: str
     base: StepDiffuser
     expert: StepDiffuser
+    steps: int
+
+    @property
+    def fit(self) -> dict[str, Any]:
+        """Of reward and discriminator."""
+        steps = max(1, int(self.steps * SHARE[self.world]))
+        return {"hidden": HIDDEN[self.world], "steps": steps}
 
     @property
     def reward(self) -> StepReward:
         """The extracted one."""
-        return StepReward(StepPool(self.base, self.expert), **FIT[self.world])
+        return StepReward(StepPool(self.base, self.expert), **self.fit)
 
     @property
     def discriminator(self) -> StepDiscriminator:
         """Its rival."""
-        return StepDiscriminator(self.base, self.expert, **FIT[self.world])
+        return StepDiscriminator(self.base, self.expert, **self.fit)
 
     @property
     def recipes(self) -> tuple:
@@ -75,7 +84,7 @@ class StepExperiment:
         return Balls(MAZE, GOAL, n, LENGTHS[MAZE])
 
 
-def experiment(world: str, seed: int = 0) -> StepExperiment:
+def experiment(world: str, seed: int = 0, steps: int = 4_000) -> StepExperiment:
     """The pair of a world: ordinary behaviour, and an expert's."""
     if world == "hopper":
         kinds = "medium-replay", "expert"
@@ -84,4 +93,4 @@ def experiment(world: str, seed: int = 0) -> StepExperiment:
         data = tuple(MazeData(MAZE, g, 1_000, LENGTHS[MAZE], seed) for g in (None, GOAL))
     shape = {"diffusion_steps": NOISE[world], "seed": seed}
     base, expert = (StepDiffuser(one, data, **shape) for one in data)
-    return StepExperiment(world, base, expert)
+    return StepExperiment(world, base, expert, steps)

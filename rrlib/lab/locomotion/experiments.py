@@ -53,6 +53,8 @@ def _experiment(name: str, seed: int, chosen: SimpleNamespace, steps: int) -> Lo
     shape |= size.diffuser | {"diffusion_steps": size.diffusion_steps}
     base, expert = (LocomotionDiffuser(d, steps=chosen.diffuser_steps, **shape) for d in data)
     fit = {"steps": steps, "seed": seed} | size.value
-    reward = LocomotionReward(LocomotionPool(base, expert, size.comparisons, seed=seed), **fit)
-    rival = LocomotionDiscriminator(base, expert, plans=size.plans, **fit)
+    read = steps * size.value["batch"]  # a fit uses no more plans than it draws
+    pool = LocomotionPool(base, expert, min(size.comparisons, read), seed=seed)
+    reward = LocomotionReward(pool, **fit)
+    rival = LocomotionDiscriminator(base, expert, plans=min(size.plans, read), **fit)
     return LocomotionExperiment(base, expert, reward, rival)

@@ -186,8 +186,10 @@ def experiments(
             steps = max(int(chosen.diffuser_steps * size.expert_share), 1)
             start = base if size.from_base else None
             expert = MazeDiffuser(shown, data, steps=steps, start=start, **shape)
+            # A window each: a fit reads no more plans than it draws windows.
+            plans = min(size.plans, reward_steps * size.reward_batch)
             rewards = MazeRewards(
-                MazePool(base, expert, size.plans, seed=chosen.seed),
+                MazePool(base, expert, plans, seed=chosen.seed),
                 window=size.window,
                 hidden=size.hidden,
                 average=size.average,

@@ -76,28 +76,53 @@ def described(entry: Entry, name: str) -> dict:
     return about | {"network": _described(entry.network, name)}
 
 
-def read(path: str | Path) -> dict[str, Entry]:
-    """The rewards of a file by name, in single precision on the CPU, frozen.
+class Stored(Mapping[str, Entry]):
+    """The rewards of a file by name, frozen; each is built when it is asked for.
+
+    Args:
+        path: of the file.
+        tensors: name of a reward -> its own by their names.
+        specs: name of a reward -> what the file says of it.
+    """
+
+    def __init__(self, path: str | Path, tensors: Mapping[str, Mapping], specs: Mapping[str, dict]):
+        self.path, self.tensors, self.specs = path, tensors, specs
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __getitem__(self, name: str) -> Entry:
+        spec = self.specs[name]
+        with blamed(self.path):
+            state = {key: value.float() for key, value in self.tensors[name].items()}
+            network = _built(spec["network"], state, "")
+            network.load_state_dict(state)
+            network.eval().requires_grad_(False)
+            return Entry(network, spec["target"], spec["place"], dict(spec["about"]))
+
+
+def read(path: str | Path) -> Stored:
+    """The rewards of a file by name, in single precision on the CPU.
 
     Raises:
         InputError: there is no such file, it is damaged, of another version, or holds something
-            else.
+            else; of a single reward that is not as it should be, once it is asked for.
     """
     tensors, texts = read_tensors(path)
-    found = {}
     with blamed(path):
-        for name, entry in json.loads(texts[TEXT]).items():
-            mine = f"{name}/"
-            state = {
-                key.removeprefix(mine): value.float()
-                for key, value in tensors.items()
-                if key.startswith(mine)
-            }
-            network = _built(entry["network"], state, "")
-            network.load_state_dict(state)
-            network.eval().requires_grad_(False)
-            found[name] = Entry(network, entry["target"], entry["place"], dict(entry["about"]))
-    return found
+        specs = dict(json.loads(texts[TEXT]).items())
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in specs}
+        for key, value in tensors.items():
+            name, _, part = key.rpartition("/")
+            if name in found:
+                found[name][part] = value
+    return Stored(path, found, specs)
 
 
 @contextmanager
