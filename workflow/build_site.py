@@ -22,6 +22,8 @@ from normalise import written
 from picture import draw, film
 from watch import run
 
+from rrlib.lab.results import read as read_results
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
