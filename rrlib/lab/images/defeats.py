@@ -164,9 +164,10 @@ class Picture:
     centre: bool = False
 
 
-# Kind -> how it is painted. The first is no trick: it is how scenes were rendered in training.
+PLAIN = "as in training"  # no trick, for comparison
+# Kind -> how it is painted.
 PICTURES: dict[str, Picture] = {
-    "as in training": Picture(_sign),
+    PLAIN: Picture(_sign),
     "half the size": Picture(_of(SMALL)),
     "half of it": Picture(_half),
     "thin strokes": Picture(_of(THIN)),
