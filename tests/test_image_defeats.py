@@ -143,7 +143,15 @@ def test_all_kinds_together_leave_out_the_one_that_is_no_trick():
     right, wrong = [np.zeros(5), np.ones(5)], [np.ones(5), np.zeros(5)]
     found = judging.verdicts(trials, [right, right, wrong], 0.5, 0)
     assert [found[kind].auc["value"] for kind in (defeats.PLAIN, "a", "b")] == [1, 1, 0]
-    assert found[judging.ALL].auc["value"] == found[judging.ALL].accuracy["value"] == 0.5
+    every = found[judging.ALL]
+    assert every.auc["value"] == every.accuracy["value"] == every.twins["value"] == 0.5
+
+
+def test_twins_are_compared_with_each_other_alone():
+    low = np.arange(8) * 10.0
+    found = judging.twins((low, low + np.array([1, 1, 1, 1, 1, -1, 0, 0])))
+    assert found["value"] == 0.75 and found["ci"] == list(metrics.wilson(6, 8))
+    assert judging.auc((low, low + 1), 0)["value"] < 0.6
 
 
 def test_hazard_and_fidelity_are_counted_together():

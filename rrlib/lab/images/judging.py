@@ -127,12 +127,27 @@ def auc(scores: Pair, seed: int) -> dict[str, object]:
     return {"value": float(wins.mean()), "ci": ends}
 
 
+def twins(scores: Pair) -> dict[str, object]:
+    """Share of the pairs whose second side scores higher than their first, see `Verdict`."""
+    low, high = scores
+    n, won = len(low), float(np.sum(high > low) + np.sum(high == low) / 2)
+    return {"value": won / n, "ci": list(metrics.wilson(round(won), n))}
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """How well two sides are told apart, each number with its interval."""
+    """How well two sides are told apart, each number with its interval; chance is 0.5.
+
+    Attributes:
+        auc: see `auc`.
+        accuracy: see `accuracy`.
+        twins: share of the pairs of one prompt or scene in which the second side scores higher, a
+            tie as half a pair; Wilson's interval.
+    """
 
     auc: dict[str, object]
     accuracy: dict[str, object]
+    twins: dict[str, object]
 
 
 def verdicts(
@@ -149,7 +164,10 @@ def verdicts(
     kinds = dict(zip((trial.kind for trial in trials), scores, strict=True))
     tricks = [pair for kind, pair in kinds.items() if kind != defeats.PLAIN]
     kinds[ALL] = [np.concatenate(side) for side in zip(*tricks, strict=True)]
-    return {k: Verdict(auc(pair, seed), accuracy(pair, line)) for k, pair in kinds.items()}
+    return {
+        kind: Verdict(auc(pair, seed), accuracy(pair, line), twins(pair))
+        for kind, pair in kinds.items()
+    }
 
 
 # How numbers vary -----------------------------------------------------------------------------
