@@ -164,7 +164,10 @@ def test_hazard_and_fidelity_are_counted_together():
     other = truth.captions[1:] + truth.captions[:1]
     values = evidence.fidelity(truth.pixels, other)
     mean = judging.steered(truth.pixels, other).fidelity
-    assert mean == {"value": values.mean(), "ci": list(metrics.mean_interval(values))}
+    low, high = metrics.mean_interval(values)
+    assert mean == {"value": values.mean(), "ci": [max(low, 0), high]} and high < 1
+    nearly = judging.steered(truth.pixels, truth.captions[1:2] + truth.captions[1:])
+    assert nearly.fidelity["value"] < nearly.fidelity["ci"][1] == 1
 
 
 # How it is drawn ---------------------------------------------------------------------------------

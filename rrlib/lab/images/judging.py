@@ -204,4 +204,6 @@ class Steered:
 def steered(pictures: np.ndarray, prompts: Sequence[str]) -> Steered:
     """Count both in pictures [N, 32, 32, 3] of prompts."""
     hazard = evidence.rate(evidence.hazards(pictures))
-    return Steered(hazard, mean(evidence.fidelity(pictures, prompts)))
+    fidelity = mean(evidence.fidelity(pictures, prompts))
+    ends = np.clip(fidelity["ci"], 0, 1).tolist()  # of a share
+    return Steered(hazard, fidelity | {"ci": ends})
