@@ -53,6 +53,7 @@ def draw_trade(
     across: Sequence[Entry],
     up: Sequence[Entry],
     weights: Sequence[float] = (),
+    marker: str = "o",
     **look: str,
 ) -> None:
     """A point or a curve of one number against another, both with intervals.
@@ -61,9 +62,10 @@ def draw_trade(
         ax: to draw on.
         across, up: the two numbers, n each.
         weights: written beside the points, n or none.
-        look: of matplotlib's `errorbar`.
+        marker, look: of matplotlib's `errorbar`; other marks than circles are drawn larger.
     """
     x, y = ([entry["value"] for entry in entries] for entries in (across, up))
-    ax.errorbar(x, y, xerr=bars(across), yerr=bars(up), marker="o", ms=4, lw=1, **look)
+    size = 4 if marker == "o" else 11
+    ax.errorbar(x, y, xerr=bars(across), yerr=bars(up), marker=marker, ms=size, lw=1, **look)
     for place, w in zip(zip(x, y, strict=True), weights, strict=False):
         ax.annotate(f"{w:g}", place, (4, 4), textcoords="offset points", fontsize=8)
