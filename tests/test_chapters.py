@@ -147,6 +147,8 @@ BAD = {
         ("prompts", "a black cross above a red circle, " * 20, "name too long"),
         ("results", "1.5", "./ before it"),
         ("batch", "1000000000", "GB|days"),
+        ("n_seeds", "0", "from 1 to 50"),
+        ("defeats", "4", "from 5"),
         ("image_sizes", "5", "the parameters here are"),
     ],
     "15_using_rewards": [
@@ -499,6 +501,7 @@ def test_what_cannot_be_compared_stops_an_image_chapter(tmp_path, fault, words):
             "configuration='weak' is not allowed with reward_steps=0: 'max'",
         ),
         ({"steps": 20}, "steps=20 is not allowed with reward_steps=0: 25"),
+        ({"n_seeds": 3}, "n_seeds=3 is not allowed with reward_steps=0: 1 is needed"),
         ({"dtype": "float16"}, "dtype='float16' is not allowed without a model_id"),
         ({"expert_id": "x"}, "expert_id='x' is not allowed without a model_id"),
         ({"model_id": "x"}, "model_id='x' is not allowed without prompts"),

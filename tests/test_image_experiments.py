@@ -1,5 +1,6 @@
 """What chapters 13 and 14 make of their parameters; nothing is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ CHOSEN = SimpleNamespace(
     guidance=4.0,
     batch=50,
     reward_steps=7,
+    n_seeds=1,
     level=0.02,
     truncate=True,
     dtype="float32",
@@ -70,12 +72,22 @@ def test_a_reward_of_ones_own_is_fitted_as_was_chosen(kind, monkeypatch):
     assert pool.safety == (None if kind == "style" else "strong")
     assert (pool.steps, pool.guidance, pool.seed, pool.truncate) == (21, 4.0, 3, True)
     assert (found.pool, found.judged, found.seen) == (pool, [4, 9], pool.prompts)
+    assert found.made == (pool, recipe)
     told = {"configuration": "strong", "steps": 21, "guidance": 4.0, "level": level}
     told |= {"prompts": count, "prompts_seed": 3, "held_out": [4, 9], "accuracy": 0.5}
     tuned = "fine-tuned on hollow shapes" if kind == "style" else "safe guidance 'strong'"
     base = "rrlib.images.miniature"
     told |= {"models": {"base": base, "expert": f"{base}, {tuned}"}}
     assert found.reward.about == told
+
+
+def test_another_fit_is_of_the_same_comparisons(monkeypatch):
+    monkeypatch.setattr(store, "obtain", lambda *_: reward(held_out=[4, 9]))
+    first, third = (image_experiments.study(OWN, CHOSEN, "safe", k) for k in (0, 2))
+    assert first.pool == third.pool and first.made[0] == third.made[0]
+    fits = [one.made[1].fit for one in (first, third)]
+    assert [fit.seed for fit in fits] == [3, 5]
+    assert replace(fits[0], seed=5) == fits[1]
 
 
 @pytest.mark.parametrize("kind", ["safe", "rival", "style"])
@@ -89,11 +101,13 @@ def test_the_books_reward_is_judged_by_prompts_that_it_has_not_seen(kind, monkey
     count = 30 if kind == "style" else 60
     assert len(found.pool.prompts) == count and found.judged == list(range(count))
     assert not set(found.pool.prompts) & set(found.seen)
-    assert found.reward is books[kind]
+    assert found.reward is books[kind] and found.made == (found.pool,)
     assert found.seen == OWN.fresh(found.reward.about["prompts"], 0, "prompts")
     # The rival is judged by the very images of the reward.
     safe = image_experiments.study(OWN, chosen, "safe")
     assert (found.pool == safe.pool) == (kind != "style")
+    with pytest.raises(InputError, match="n_seeds=2 is not allowed with reward_steps=0: 1 is need"):
+        image_experiments.check(OWN, but(**(vars(chosen) | {"n_seeds": 2})))
     for name, value in (("steps", 24), ("guidance", 4.5), ("configuration", "weak")):
         with pytest.raises(InputError, match=rf"{name}={value!r} is not allowed with reward_steps"):
             image_experiments.check(OWN, but(**(vars(chosen) | {name: value})))

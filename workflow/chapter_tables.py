@@ -19,6 +19,10 @@ ELSEWHERE = {"maze2d-use": "15_using_rewards", "maze2d-composed": "15_using_rewa
 INTERVALS = (
     (r"locomotion-diffusers \w+\.data_\w+|locomotion-methods .*", "Student's, episodes"),
     (r"locomotion(-\w+)? .*", "bootstrap, episodes of one pair"),
+    (r"image\S* \w+_seeds.*", "Student's, fits of the reward"),
+    (r"image\S* (text|picture)\w*_auc.*", "bootstrap, prompts or scenes"),
+    (r"image\S* (text|picture)_(accuracy|oracle).*", "Newcombe's of two shares"),
+    (r"image\S* (\w*fidelity\w*|steering_loses)", "Student's, prompts"),
     (r"images \w*accuracy", "Wilson's in full, Newcombe's of two shares in quick"),
     (r"(maze2d\S* goal_found\w*|maze2d-use \w+|image\S* .*)", "Wilson's"),
     (r"reward-as-reward pointmaze\..*", "Wilson's, balls of one agent"),

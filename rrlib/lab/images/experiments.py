@@ -128,15 +128,17 @@ class Study:
         judged: numbers of the pool's prompts that the reward has never seen.
         reward: what the expert prefers.
         seen: the prompts that it has seen, wherever it was fitted.
+        made: recipes of what is kept of it.
     """
 
     pool: ImagePool
     judged: list[int]
     reward: ImageReward
     seen: tuple[str, ...]
+    made: tuple[ImagePool | PoolReward | PoolRival, ...]
 
 
-def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
+def study(found: World, chosen: SimpleNamespace, kind: str, number: int = 0) -> Study:
     """The reward of one kind, fitted now or the one that comes with the book.
 
     Args:
@@ -145,6 +147,8 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
             draws prompts that it has not seen.
         kind: "safe" (or the given expert's), "unlevelled" (the same, fitted with no level), its
             "rival", or "style" (the miniature's fine-tune).
+        number: of the fit, from 0: others of the same comparisons differ in the prompts that are
+            held out, in their first weights and in their batches.
     """
     styled = kind == "style"
     group = kind if styled else "safe"  # the rival is judged by the reward's images
@@ -165,7 +169,7 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
         pool = replace(pool, prompts=found.fresh(count, chosen.seed, "prompts"))
         own = found.miniature
         level = 0.0 if kind in ("unlevelled", "rival") else chosen.level
-        options = (chosen.reward_steps, 64, RATES[own], chosen.seed, level)
+        options = (chosen.reward_steps, 64, RATES[own], chosen.seed + number, level)
         fit = Fit(HELD_OUT[own], CHANNELS[own], *options)
         recipe = (PoolRival if kind == "rival" else PoolReward)(pool, fit)
         reward = store.obtain(recipe, chosen.device)
@@ -176,11 +180,12 @@ def study(found: World, chosen: SimpleNamespace, kind: str) -> Study:
         named = models(kind, chosen.configuration, chosen.model_id, expert_id)
         told |= {"models": named}
         reward = ImageReward(reward.reward, {**reward.about, **told})
-        return Study(pool, list(reward.about["held_out"]), reward, pool.prompts)
+        judged = list(reward.about["held_out"])
+        return Study(pool, judged, reward, pool.prompts, (pool, recipe))
     reward = shipped(kind)
     seen = found.fresh(reward.about["prompts"], reward.about["prompts_seed"], "prompts")
     pool = replace(pool, prompts=found.fresh(count, chosen.seed, f"{group} judged", seen))
-    return Study(pool, list(range(count)), reward, seen)
+    return Study(pool, list(range(count)), reward, seen, (pool,))
 
 
 def models(kind: str, configuration: str, model_id: str, expert_id: str) -> dict[str, str]:
@@ -212,6 +217,11 @@ def check(found: World, chosen: SimpleNamespace) -> None:
         raise InputError(
             f"reward_steps=0 is not allowed with model_id='{chosen.model_id}': an integer of at "
             "least 1 is needed, for the book's rewards are the miniature's."
+        )
+    if chosen.n_seeds > 1:
+        raise InputError(
+            f"n_seeds={chosen.n_seeds} is not allowed with reward_steps=0: 1 is needed, for one "
+            "reward of each kind comes with the book."
         )
     about = shipped("safe").about
     for name in ("configuration", "steps", "guidance"):

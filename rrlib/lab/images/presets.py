@@ -34,8 +34,10 @@ REWARDS = PIPELINES | {
     "n_prompts": rules.integer(20, 50_000),
     "style_prompts": rules.integer(20, 50_000),
     "steered": rules.integer(10, 50_000),
+    "defeats": rules.integer(5, 10_000),
     "configuration": rules.one_of(*CONFIGURATIONS),
     "reward_steps": rules.integer(0, 1_000_000),
+    "n_seeds": rules.integer(1, 50),
     "level": rules.real(0, 1000),
 }
 
@@ -57,13 +59,15 @@ def share(model_id: str) -> float:
 
 def cost(asked: SimpleNamespace) -> Cost:
     """What a chapter about images costs by its parameters; those that it lacks cost nothing."""
-    numbers = "style_prompts", "steered", "reward_steps", "scenes_seen", "stored"
+    numbers = "style_prompts", "steered", "defeats", "reward_steps", "n_seeds", "scenes_seen"
+    numbers = *numbers, "stored"
     of = SimpleNamespace(**dict.fromkeys(numbers, 0) | {"configurations": ("max",)} | vars(asked))
     scale = share(of.model_id) if of.model_id else 1.0
     step, fit, gigabytes = (scale * each for each in SECONDS[not of.model_id])
     images = of.n_prompts * (1 + len(of.configurations)) + 2 * of.style_prompts + 12 * of.steered
-    images += 6 * of.stored
-    seconds = images * of.steps * step + 3 * of.reward_steps * fit
+    images += 18 * of.defeats + 6 * of.stored
+    fits = 3 + of.n_seeds  # of both pairs, a rival, and one that settles no levels
+    seconds = images * of.steps * step + fits * of.reward_steps * fit
     seconds /= 1 if of.device == "cpu" else CUDA
     at_a_time = min(of.batch, images)
     return Cost(at_a_time * gigabytes + of.scenes_seen * 1e-4, seconds / 3600)
