@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rrlib import training
-from rrlib.estimators import levels
+from rrlib.estimators import discriminator, levels
 from rrlib.estimators import noised as ratios
 from rrlib.lab import recipes, store
 from rrlib.lab.agents import cloning, evidence, experiments, worths
@@ -79,7 +79,7 @@ def calls(monkeypatch):
     record(training, "train", lambda _, loss, **k: loss(training.stream(k["seed"], 1)))
     record(extraction, "fit")
     record(conditioning, "plan_loss")
-    record(extraction, "discriminator_loss")
+    record(discriminator, "discriminator_loss")
     record(comparisons, "algorithm1", lambda *a, **k: Comparisons(*[torch.zeros(1)] * 4))
     return found
 
@@ -195,7 +195,7 @@ def test_an_experiments_pair_is_of_its_world_and_seed():
 @pytest.mark.parametrize("teacher", experiments.TEACHERS)
 def test_a_teacher_pays_by_its_own_value(teacher, calls, monkeypatch):
     """Whose value is asked, with which seed, and whether its level is moved."""
-    e, asked, paid = StepExperiment("pointmaze", BASE, OTHER), [], []
+    e, asked, paid = StepExperiment("pointmaze", BASE, OTHER, 8), [], []
     monkeypatch.setattr(worths, "smiling", lambda *a: asked.append(("smiling", *a[2:])))
     monkeypatch.setattr(
         worths, "extracted", lambda reward, ruler: asked.append((reward.network.maker, ruler))
