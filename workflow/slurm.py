@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import artefacts
+import artefact_graph as graph
+
 from rrlib import disk
 from rrlib.lab import store
 
@@ -126,7 +127,7 @@ def free_ports(n: int) -> list[int]:
 
 def train(folder: Path, chapters: list[str]) -> None:
     """The diffusers as jobs, one of them requeued, and what must hold in the end."""
-    plan = artefacts.plan("quick")
+    plan = graph.plan("quick")
     asked = dict.fromkeys(key for chapter in chapters for key in plan["chapters"][chapter])
     wanted = [key for key in asked if plan["artefacts"][key]["kind"] == KIND]
     command = [sys.executable, "-m", "snakemake", *(f"artefacts/{key}" for key in wanted)]
@@ -185,7 +186,7 @@ def undisturbed(folder: Path, key: str) -> dict:
     """The manifest of an artefact that is made again, in one go, in a store that has the others."""
     beside = folder / "alone"
     shutil.copytree(folder / "artefacts", beside, ignore=lambda _, names: {key} & {*names})
-    command = [sys.executable, str(ROOT / "workflow/artefacts.py"), "make", "quick", key]
+    command = [sys.executable, str(ROOT / "workflow/artefact_graph.py"), "make", "quick", key]
     subprocess.run(command, env=os.environ | {"RRLIB_STORE": str(beside)}, check=True)
     return disk.read_json(beside / KIND / key / store.MANIFEST)
 
