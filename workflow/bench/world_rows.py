@@ -150,7 +150,9 @@ def graph(profile: str = "full") -> Row:
         with tempfile.TemporaryDirectory() as folder:
             command = [*snakemake, "chapters", "--dry-run", *snakefile, "--directory", folder]
             command += ["--config", f"profile={profile}", "unit=artefact"]
-            subprocess.run([*command, "--profile", "none", "--cores", "1"], check=True, capture_output=True)
+            subprocess.run(
+                [*command, "--profile", "none", "--cores", "1"], check=True, capture_output=True
+            )
 
     def start() -> None:
         subprocess.run([*snakemake, "--version"], check=True, capture_output=True)
