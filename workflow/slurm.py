@@ -4,8 +4,8 @@
 
 The data and diffusers of the quick profile's mazes are trained as jobs of their own, in an empty
 store; the first diffuser that has written a checkpoint is requeued, which kills it. In the end all
-must be there, that one must have gone on from its checkpoint, and all that the book ships must be
-what the jobs made. A second call of Snakemake must find nothing left to do.
+must be there, that one must have been started again and be, bit for bit, what an undisturbed run
+makes, and a second call of Snakemake must find nothing left to do.
 It is `make slurm`; it needs Debian's packages slurm-wlm and munge, and may have to be root.
 """
 
@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import artefacts
+import artefact_graph as graph
+
 from rrlib import disk
 from rrlib.lab import store
 
@@ -126,7 +127,7 @@ def free_ports(n: int) -> list[int]:
 
 def train(folder: Path, chapters: list[str]) -> None:
     """The diffusers as jobs, one of them requeued, and what must hold in the end."""
-    plan = artefacts.plan("quick")
+    plan = graph.plan("quick")
     asked = dict.fromkeys(key for chapter in chapters for key in plan["chapters"][chapter])
     wanted = [key for key in asked if plan["artefacts"][key]["kind"] == KIND]
     command = [sys.executable, "-m", "snakemake", *(f"artefacts/{key}" for key in wanted)]
@@ -176,12 +177,18 @@ def check(folder: Path, wanted: list[str], requeued: str, job: str) -> None:
     expect(len(manifests) == len(wanted), f"{len(manifests)} of {len(wanted)} diffusers are made")
     restarts = re.search(r"Restarts=(\d+)", slurm("scontrol", "show", "job", job))
     expect(restarts is not None and int(restarts[1]) >= 1, f"job {job} was started again")
-    shipped = {key: store.SHIPPED / KIND / key / store.MANIFEST for key in wanted}
-    known = {key: disk.read_json(file)["sha256"] for key, file in shipped.items() if file.exists()}
-    equal = [key for key in known if known[key] == manifests[key]["sha256"]]
-    print(f"weights equal to the shipped ones, bit for bit: {len(equal)} of {len(known)}")
-    if requeued in known:
-        print(f"the requeued one's among them: {'yes' if requeued in equal else 'no'}")
+    alone = undisturbed(folder, requeued)
+    same = alone["sha256"] == manifests[requeued]["sha256"]
+    expect(same, "its weights are those of a run that nothing disturbed, bit for bit")
+
+
+def undisturbed(folder: Path, key: str) -> dict:
+    """The manifest of an artefact that is made again, in one go, in a store that has the others."""
+    beside = folder / "alone"
+    shutil.copytree(folder / "artefacts", beside, ignore=lambda _, names: {key} & {*names})
+    command = [sys.executable, str(ROOT / "workflow/artefact_graph.py"), "make", "quick", key]
+    subprocess.run(command, env=os.environ | {"RRLIB_STORE": str(beside)}, check=True)
+    return disk.read_json(beside / KIND / key / store.MANIFEST)
 
 
 def expect(holds: bool, what: str) -> None:

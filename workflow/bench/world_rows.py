@@ -142,21 +142,23 @@ def _one_prompt(sides: tuple[PaperSampler, PaperSampler], seed: int) -> dict[str
 
 
 def graph(profile: str = "full") -> Row:
-    """Planning which chapters to run, beside starting Snakemake for nothing."""
+    """Planning a profile with a job for each artefact, beside starting Snakemake for nothing."""
     snakemake = [sys.executable, "-m", "snakemake"]
     snakefile = ["--snakefile", str(ROOT / "workflow" / "Snakefile")]
 
     def plan() -> None:
         with tempfile.TemporaryDirectory() as folder:
             command = [*snakemake, "chapters", "--dry-run", *snakefile, "--directory", folder]
-            command += ["--config", f"profile={profile}", "--profile", "none"]
-            subprocess.run([*command, "--cores", "1"], check=True, capture_output=True)
+            command += ["--config", f"profile={profile}", "unit=artefact"]
+            subprocess.run(
+                [*command, "--profile", "none", "--cores", "1"], check=True, capture_output=True
+            )
 
     def start() -> None:
         subprocess.run([*snakemake, "--version"], check=True, capture_output=True)
 
     against = Against("starting Snakemake", start)
-    return Row("graph", "dry run of the chapters' graph", plan, (against,))
+    return Row("graph", f"dry run of the {profile} profile's graph of artefacts", plan, (against,))
 
 
 def image_reward(size: int, batch: int = 16) -> Call:

@@ -1,7 +1,7 @@
 """The artefacts of a profile as the nodes of a graph, and one of them made.
 
-    artefacts.py plan PROFILE        prints the plan as JSON, see `plan`
-    artefacts.py make PROFILE KEY    has the store make (or find) the artefact of that key
+    artefact_graph.py plan PROFILE        prints the plan as JSON, see `plan`
+    artefact_graph.py make PROFILE KEY    has the store make (or find) the artefact of that key
 
 The Snakefile asks for both where it is given `--config unit=artefact`: on a cluster data sets,
 diffusers and rewards are then jobs of their own, and a chapter begins when its own are there.

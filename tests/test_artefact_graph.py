@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import artefact_graph as graph
 import nbformat
 import pytest
 import slurm
 import snakemake.cli
 
-import artefacts
 from rrlib.errors import InputError
 from rrlib.lab import keys, store
 from rrlib.lab.mazes.recipes import MazeDiffuser, MazePool, MazeRewards
@@ -22,7 +22,7 @@ PROFILES = "quick", "full", "paper"
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, dict]:
-    return {name: artefacts.plan(name) for name in PROFILES}
+    return {name: graph.plan(name) for name in PROFILES}
 
 
 @pytest.mark.book
@@ -45,9 +45,9 @@ def test_every_chapter_that_trains_a_maze_or_a_robot_is_in_the_plan(plans):
     }
     # 07 reads shipped rewards and trains nothing; 16's small pairs are 06's and come with the book.
     shown = {"07_maze_grid", "16_do_you_have_to_learn_it"}
-    assert asks - set(artefacts.CHAPTERS) == shown
+    assert asks - set(graph.CHAPTERS) == shown
     for plan in plans.values():
-        assert set(plan["chapters"]) == set(artefacts.CHAPTERS)
+        assert set(plan["chapters"]) == set(graph.CHAPTERS)
 
 
 def test_nothing_is_due_before_what_it_is_made_of(plans):
@@ -91,18 +91,18 @@ class NotKept:
 
 def test_what_is_not_kept_is_looked_through():
     first, second = Kept(), Kept((1,))
-    assert list(artefacts.needs(Kept((NotKept(first), second)))) == [first, second]
+    assert list(graph.needs(Kept((NotKept(first), second)))) == [first, second]
     real = {MazeRewards: "make", MazeDiffuser: "make", MazePool: None}
     assert all(hasattr(kind, "make") == bool(has) for kind, has in real.items())
 
 
 def test_a_profile_without_a_resource_is_one_sentence():
     with pytest.raises(InputError, match=r"full: Kept: mem_mb=None is not allowed: an integer"):
-        artefacts.resources(["MazeData", "Kept"], "full")
+        graph.resources(["MazeData", "Kept"], "full")
     with pytest.raises(InputError, match=r"profile='none' is unknown"):
-        artefacts.plan("none")
+        graph.plan("none")
     with pytest.raises(InputError, match=r"key='abc' is not allowed"):
-        artefacts.make("quick", "abc")
+        graph.make("quick", "abc")
 
 
 def test_a_job_has_the_store_make_its_artefact(plans, monkeypatch):
@@ -110,7 +110,7 @@ def test_a_job_has_the_store_make_its_artefact(plans, monkeypatch):
     monkeypatch.setattr(store, "obtain", lambda recipe, device: asked.append((recipe, device)))
     monkeypatch.delenv("RRLIB_DEVICE", raising=False)
     key = plans["quick"]["chapters"]["06_maze_rewards"][-1]
-    artefacts.make("quick", key)
+    graph.make("quick", key)
     ((recipe, device),) = asked
     assert store.key(recipe, device) == key and isinstance(recipe, MazeRewards)
     os.environ.pop("RRLIB_DEVICE", None)
@@ -130,7 +130,7 @@ def test_the_graph_of_artefacts_has_a_job_for_each(plans, tmp_path, capfd):
     said = "".join(capfd.readouterr())
     counts = dict(re.findall(r"^(artefact|chapter) +(\d+)$", said, re.MULTILINE))
     assert int(counts["artefact"]) == len(plans["quick"]["artefacts"])
-    assert int(counts["chapter"]) == len(artefacts.profile("quick"))
+    assert int(counts["chapter"]) == len(graph.profile("quick"))
 
 
 def test_slurm_that_is_not_installed_is_one_line(tmp_path):
