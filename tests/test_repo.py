@@ -305,6 +305,10 @@ def test_what_is_compared_of_a_cell_is_text(chapter):
                 assert "base64" not in shown and not kind.startswith("image/"), cell.source
 
 
+def test_no_cell_is_longer_than_a_screen(chapter):
+    assert max(len(cell.source.splitlines()) for cell in code_cells(chapter)) <= 25
+
+
 def test_the_last_cell_is_the_provenance_card(chapter):
     last = code_cells(chapter)[-1]
     assert re.search(r"\bprovenance\(|\.close\(", last.source)
