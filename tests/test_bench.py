@@ -3,7 +3,6 @@
 No test here looks at a clock: ratios are taken of made seconds.
 """
 
-import json
 from pathlib import Path
 
 import benchmark
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from bench import forty, gpu, growth, models, page, plan_rows, timing, world_rows
 
+from rrlib.lab import results
 from rrlib.lab.results import validate_result
 from rrlib.plans.networks import PlanNetwork
 
@@ -109,7 +109,7 @@ def test_images_cost_by_their_area():
 
 
 def published() -> dict:
-    return json.loads((ROOT / "results" / "full" / "benchmark.json").read_text(encoding="utf-8"))
+    return results.read(ROOT / "results" / "full" / "benchmark.json")
 
 
 def test_the_page_is_made_of_the_file_alone(tmp_path):

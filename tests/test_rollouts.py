@@ -222,13 +222,12 @@ def test_a_worker_that_is_killed_is_named_and_no_process_is_left(monkeypatch):
 
 KILLED = """
 import os, signal
-from rrlib.locomotion import world as locomotion
-from rrlib.locomotion import rollouts
+from rrlib.locomotion import robots, rollouts
 def plan(observations, episodes):
     os.kill(os.getpid(), signal.SIGKILL)
 if __name__ == "__main__":
     os.cpu_count = lambda: 2
-    rollouts.play(locomotion.load("hopper"), plan, 2, 0, workers=2)
+    rollouts.play(robots.load("hopper"), plan, 2, 0, workers=2)
 """
 
 
