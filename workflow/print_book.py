@@ -127,6 +127,7 @@ def print_book(html: Path, output: Path, names: list[str]) -> None:
         page.set_default_timeout(600_000)  # of a thousand formulas, on a machine with other work
         page.goto(f"http://127.0.0.1:{server.server_port}/{JOINED}", wait_until="load")
         page.evaluate("() => window.MathJax ? MathJax.startup.promise.then(() => 1) : 1")
+        page.evaluate("() => document.fonts.ready.then(() => 1)")
         page.pdf(
             path=output,
             prefer_css_page_size=True,
