@@ -17,7 +17,7 @@ from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
-from rrlib.locomotion import robots, rollouts
+from rrlib.locomotion import lockstep, robots, rollouts
 from rrlib.locomotion import world as locomotion
 from rrlib.method import guidance as steering
 from rrlib.method.denoisers import Denoiser
@@ -179,8 +179,8 @@ class Threads(ThreadPoolExecutor):
 @pytest.fixture
 def two_workers(monkeypatch):
     monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(rollouts, "ProcessPoolExecutor", Threads)
-    monkeypatch.setattr(rollouts, "_BLOCK", [])
+    monkeypatch.setattr(lockstep, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(lockstep, "_BLOCK", [])
     return monkeypatch
 
 
@@ -200,7 +200,7 @@ def test_a_worker_that_is_gone_is_named_whenever_it_is_noticed(when, two_workers
                 return super().submit(function, name, *arguments)
             return super().submit(gone) if when == "answered" else gone()
 
-    two_workers.setattr(rollouts, "ProcessPoolExecutor", Gone)
+    two_workers.setattr(lockstep, "ProcessPoolExecutor", Gone)
     with pytest.raises(InputError, match=r"^workers = 2: one of these processes was ended"):
         rollouts.play(HOPPER, closed_form, 2, 0, steps=3, workers=2)
 
@@ -245,6 +245,13 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_worker_imports_neither_torch_nor_what_needs_it():
+    slow = "torch", "diffusers", "transformers", "scipy", "sklearn", "matplotlib"
+    code = f"import sys; import {lockstep.__name__}; print([m for m in {slow} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
 
 
 def denoiser(seed: int) -> Denoiser:
