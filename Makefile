@@ -104,9 +104,9 @@ test: $(STAMP) emptied
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadfile
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env \
-		--nbval-cell-timeout=$(PATIENCE) --nbval-kernel-startup-timeout=$(PATIENCE) $(CHAPTERS)
+		--nbval-cell-timeout=$(PATIENCE) --nbval-kernel-startup-timeout=$(PATIENCE) \
+		$(CHAPTERS) tests
 
 # What reads pages is asked for here alone: the book and the other tests need no browser.
 .PHONY: browser pages

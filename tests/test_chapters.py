@@ -457,7 +457,7 @@ def test_an_image_chapter_takes_pipelines_of_your_own(tmp_path, chapter):
         given |= {"configurations": "max", "n_prompts": "10", "stored": "1"}
         wanted = "image-samplers"
     else:
-        given |= {"expert_id": "model1", "n_prompts": "50", "reward_steps": "2"}
+        given |= {"expert_id": "model1", "n_prompts": "50", "reward_steps": "2", "steered": "10"}
         wanted = "images"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(CHAPTERS[chapter])]
     command += ["out.ipynb", *(part for pair in given.items() for part in ("-p", *pair))]

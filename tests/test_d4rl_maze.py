@@ -14,7 +14,7 @@ from rrlib.mazes import world as maze
 
 CHOSEN = SimpleNamespace(
     maze=("umaze",), n_goals=1, goal=None, seed=0, episodes=200, size="small", horizon=32,
-    diffuser_steps=600,
+    diffuser_steps=300,
 )  # fmt: skip
 
 
