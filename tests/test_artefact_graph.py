@@ -116,6 +116,7 @@ def test_a_job_has_the_store_make_its_artefact(plans, monkeypatch):
     os.environ.pop("RRLIB_DEVICE", None)
 
 
+@pytest.mark.slow
 def test_the_graph_of_artefacts_has_a_job_for_each(plans, tmp_path, capfd):
     """Snakemake's own count, of a run that makes nothing."""
     before = Path.cwd()

@@ -354,6 +354,7 @@ def test_models_that_are_no_pair_are_refused(planners, tmp_path, capsys):
     assert not Path(out[1]).exists()
 
 
+@pytest.mark.slow
 def test_the_reward_of_two_saved_pipelines(tmp_path, capsys):
     size = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1)
     for seed, name in enumerate(("model", "tuned")):

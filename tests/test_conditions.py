@@ -68,6 +68,7 @@ def test_a_pool_of_windows_repeats_the_condition():
     assert torch.equal(pool.to("cpu").condition, condition)
 
 
+@pytest.mark.slow
 def test_the_reward_of_a_conditional_pair_is_the_log_ratio_under_each_condition():
     samples, conditions = drawn(4_000, 1)
     found = rrlib.compare(BASE, EXPERT, samples, n=8_000, conditions=conditions)
@@ -81,6 +82,7 @@ def test_the_reward_of_a_conditional_pair_is_the_log_ratio_under_each_condition(
     assert slope[0] > 0 > slope[1]  # a reward that does not see c could not
 
 
+@pytest.mark.slow
 def test_steering_under_a_condition_reaches_the_experts_mean():
     samples, conditions = drawn(4_000, 1)
     found = rrlib.compare(BASE, EXPERT, samples, n=8_000, conditions=conditions)

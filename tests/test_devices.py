@@ -29,6 +29,7 @@ inside = pytest.mark.skipif(INSIDE not in os.environ, reason="run in a process o
 RECIPES, H, D = recipes(), 8, 5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INSIDE in os.environ, reason="the process of its own")
 def test_the_pretend_device_in_a_process_of_its_own():
     in_a_process_of_its_own(__file__)

@@ -548,6 +548,7 @@ def test_explained_is_one_for_the_exact_gradient_and_zero_for_none(batch):
         assert result[~seen].isnan().all() and not seen.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_fit_recovers_the_log_ratio_of_two_gaussians(target):
     """Equal covariances: the log ratio is linear, and grows towards the expert."""

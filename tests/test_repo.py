@@ -181,6 +181,7 @@ def test_a_broken_import_rule_is_seen(room, line, tmp_path):
     assert told.returncode == 1 and "BROKEN" in told.stdout, told.stdout + told.stderr
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_no_settings_and_no_laboratory():
     """What is no part of the book's laboratory sets no variable of its user's process."""
     rooms = [p.relative_to(ROOT).with_suffix("") for p in sorted((ROOT / "rrlib").rglob("*.py"))]

@@ -531,6 +531,7 @@ def test_fitting_a_stack_is_fitting_each_member_to_its_share_of_the_rows():
         assert (ours.g[0].weight - rewards()[k].g[0].weight).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_of_a_stack_goes_on_to_the_same_bytes(tmp_path):
     def fitted(stack: Stack, stop: int | None, **options) -> tuple[int, list[bytes]]:
         progress = extraction.fit(stack, pool(), steps=520, batch=K * 2, **FIT, **options)
