@@ -1,7 +1,7 @@
 """Robots in lock-step: blocks of simulators, here or in worker processes that know nothing else.
 
-A worker imports this module, and so NumPy, Gymnasium and MuJoCo: planners stay where they are asked
-(tests/test_rollouts.py holds it to that; torch alone would take a second and 200 MB of each).
+A worker imports this module, and so NumPy, Gymnasium and MuJoCo, and no torch: planners stay where
+they are asked.
 """
 
 import contextlib
