@@ -15,7 +15,7 @@ from rrlib.lab.images.pools import ImagePool, PoolReward, PoolRival
 from rrlib.lab.images.recipes import LAYERS, MiniAutoencoder, MiniDiffusion
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionDiscriminator, LocomotionPool, LocomotionReward
-from rrlib.lab.mazes.recipes import MazeData, MazeDiffuser, MazePool, MazeRewards
+from rrlib.lab.mazes.recipes import ComponentDiffuser, MazeData, MazeDiffuser, MazePool, MazeRewards
 from rrlib.lab.recipes import GaussianReward
 from rrlib.method import extraction
 from rrlib.theory import examples
@@ -31,6 +31,18 @@ def recipes() -> dict[str, object]:
     shape = {"ruler": maze[0], "horizon": H, "channels": (8, 16), "diffusion_steps": 6} | FIT
     mazes = [MazeDiffuser(data, **shape) for data in maze]
     mazes[1] = replace(mazes[1], start=mazes[0])
+    long = ComponentDiffuser(
+        maze[1],
+        maze[0],
+        horizon=H,
+        diffusion_steps=6,
+        components=3,
+        hidden=8,
+        blocks=1,
+        octaves=2,
+        places=3,
+        **FIT,
+    )
     pool = MazePool(*mazes, plans=12, ends=True, seed=3)
     robots = [LocomotionData("hopper", "random", 300, seed=seed) for seed in (0, 1)]
     shape = {"ruler": tuple(robots), "horizon": 4, "hidden": 8, "blocks": 1, "diffusion_steps": 6}
@@ -48,6 +60,7 @@ def recipes() -> dict[str, object]:
     return {
         "maze base": mazes[0],
         "maze expert": mazes[1],
+        "maze expert of components": long,
         "maze rewards": MazeRewards(pool, window=4, hidden=(8,), seeds=(0, 1), **FIT),
         "robot base": planners[0],
         "robot reward": LocomotionReward(LocomotionPool(*planners, plans=12), **fit),

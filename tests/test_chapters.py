@@ -340,7 +340,7 @@ def test_every_profile_passes_the_rules(place, monkeypatch, profile):
 def test_numbers_that_are_too_much_together_are_refused(place, monkeypatch):
     monkeypatch.setattr(costs, "memory", lambda: 4.0)
     said = refusal("05_maze_data", episodes=100_000)
-    named = "n_goals=2, episodes=100000, horizon=32, diffuser_steps=4000, plans=500"
+    named = "n_goals=2, episodes=100000, horizon=32, diffuser_steps=4000, resamplings=0, plans=500"
     assert said.startswith(f"{named} are not")
     assert "about 6.0 GB of memory" in said and "this machine has 4.0 GB" in said
     assert session("05_maze_data", episodes=60_000).episodes == 60_000

@@ -15,6 +15,7 @@ from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
 from rrlib.lab.mazes.recipes import (
     FRESH_SEED,
+    ComponentDiffuser,
     MazeData,
     MazeDiffuser,
     MazeFile,
@@ -121,8 +122,8 @@ def test_a_diffuser_is_trained_as_the_recipe_says(half, calls, tmp_path):
     assert (calls.train.steps, calls.train.learning_rate) == (17, 0.03)
     assert calls.train.seed == half.seed and calls.files == ["denoiser.safetensors"]
     assert calls.train.checkpoint == tmp_path / "checkpoints" / "denoiser.safetensors"
-    denoiser, plans, width, _, given = calls.plan_loss.args
-    assert calls.train.args[0] is denoiser.network and (width, given) == (4, 0.3)
+    denoiser, plans, width, _, given, unit = calls.plan_loss.args
+    assert calls.train.args[0] is denoiser.network and (width, given, unit) == (4, 0.3, None)
     assert torch.equal(plans, half.split().draw(5, training.stream(half.seed, 1)))
     split = half.split()
     assert np.array_equal(split.train.observations, calls.of(half.data).observations)
@@ -224,10 +225,11 @@ def test_an_experiment_is_what_its_parameters_and_its_size_say(size, steps):
         for half in (e.base, e.expert):
             wanted = {f: getattr(own, f) for f in maze_experiments.SHAPE}
             assert {f: getattr(half, f) for f in wanted} == wanted
+            assert type(half) is (ComponentDiffuser if size == "medium" else MazeDiffuser)
             assert (half.horizon, half.seed) == (256, 4)
-        share = {"small": 30, "medium": 20, "paper": 40}[size]  # of the base's 40 steps
+        share = {"small": 30, "medium": 10, "paper": 40}[size]  # of the base's 40 steps
         assert (e.base.steps, e.expert.steps, e.base.start) == (40, share, None)
-        assert e.expert.start == (None if size == "paper" else e.base)
+        assert e.expert.start == (e.base if size == "small" else None)
         plans = own.plans if steps == 500 else 7 * own.reward_batch  # no more than a fit draws
         assert e.rewards.pool == MazePool(e.base, e.expert, plans, seed=4)
         wanted = {"window": own.window, "hidden": own.hidden, "average": own.average}
@@ -314,11 +316,11 @@ def test_the_sizes_that_published_results_were_made_with():
     """`results/full` and `results/quick` rest on these; the shipped rewards have their shapes."""
     quick, full = (maze_sizes.sizes(size, "large") for size in ("small", "medium"))
     assert quick == maze_sizes.Sizes(
-        *((16, 32, 64), 1, 50, 32, 2e-3, 0.5, 0.75, True),
+        *("u_net", (16, 32, 64), 1, 50, 32, 2e-3, 0.5, 0.75, True),
         *(10_000, 32, (128, 64, 32), 1, 128, 4e-3),
     )
     assert full == maze_sizes.Sizes(
-        *((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True),
+        *("components", (), 1, 50, 512, 2e-3, 0.5, 0.25, False),
         *(8_000, 128, (96, 64, 32), 4, 256, 2e-3),
     )
     assert maze_recipes.LENGTHS == {"open": 300, "umaze": 300, "medium": 500, "large": 600}

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from rrlib.errors import InputError
 from rrlib.method.denoisers import Denoiser
-from rrlib.method.guidance import ExactDifference, denoise, sample
+from rrlib.method.guidance import ExactDifference, denoise, noised_on, sample
 from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.rewards import RelativeReward
@@ -184,6 +184,38 @@ def test_samples_of_the_base_have_its_moments():
     assert_close(x.var(0), torch.full((2,), 0.3, dtype=torch.float64), rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("again", [0, 2])
+def test_steps_that_are_taken_again_have_the_variance_of_the_chain(again):
+    """RePaint's resampling against the recursion of a chain whose steps are all linear."""
+    model, asked = isotropic(0.0, 0.3), []
+    base = Denoiser(lambda x, t: asked.append(t) or model.x0(x, t), SCHEDULER)
+    drawn = sample(base, (100_000, 2), stream(3, 0), dtype=torch.float64, resamplings=again)
+    assert len(asked) == STEPS + again * (STEPS - 1)  # the last step is taken once
+    variance, one, abar = 1.0, torch.ones(1, 2, dtype=torch.float64), SCHEDULER.alphas_cumprod
+    for t in reversed(range(STEPS)):
+        at = torch.tensor([t])
+        slope = float(model.mean(one, at).mean())
+        spread = float(model.deviation(at, one).mean())
+        kept = float(abar[t] / abar[t - 1]) if t else 1.0
+        for _ in range(again if t else 0):
+            variance = kept * (slope**2 * variance + spread**2) + 1 - kept
+        variance = slope**2 * variance + spread**2
+    assert_close(drawn.var(), torch.tensor(variance, dtype=torch.float64), rtol=0.02, atol=0)
+    steer = {"reward": ExactDifference(BASE.denoiser(SCHEDULER), EXPERT.denoiser(SCHEDULER))}
+    steered = path(BASE.denoiser(SCHEDULER), resamplings=again, **steer)
+    assert_close(steered, path(EXPERT.denoiser(SCHEDULER), resamplings=again))
+
+
+def test_noise_that_takes_a_step_back_is_that_of_the_forward_process():
+    model, wide = BASE.denoiser(SCHEDULER), torch.full((200_000, 1), 2.0, dtype=torch.float64)
+    abar = SCHEDULER.alphas_cumprod.double()
+    for step, before in ((1, 0), (12, 9)):
+        kept = abar[step] / abar[before]
+        x = noised_on(model, wide, step, before, stream(6, step))
+        assert_close(x.mean(), 2 * kept.sqrt(), rtol=0, atol=0.01)
+        assert_close(x.var(), 1 - kept, rtol=0.02, atol=0)
+
+
 def test_steering_until_a_step_leaves_the_last_steps_alone():
     reward = RelativeReward(Exact("mean"), "mean", "x_t")
     base, full, early = (
@@ -237,6 +269,8 @@ def test_what_is_held_is_in_its_place_at_every_step():
     [
         ({"stop_step": STEPS}, f"stop_step={STEPS}"),
         ({"stop_step": -1}, "stop_step=-1"),
+        ({"resamplings": -1}, "resamplings=-1 is not allowed: at least 0"),
+        ({"resamplings": 0.5}, "resamplings=0.5"),
         ({"apply_to": "noise"}, "apply_to='noise'"),
         ({"apply_to": "x_t", "place": "mu_base", "force": True}, "apply_to='x_t'"),
     ],

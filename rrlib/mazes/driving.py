@@ -29,6 +29,7 @@ def plans_from(
     reward: RelativeReward | None = None,
     guidance_scale: float = 1.0,
     num_inference_steps: int | None = None,
+    resamplings: int = 0,
 ) -> Tensor:
     """Plans [n, H, 6] that begin at the observations `first` [n, 4], all normalised.
 
@@ -39,6 +40,7 @@ def plans_from(
         generator: of the noise, on the model's device; so are the plans.
         reward, guidance_scale: steer the model; None samples the model itself.
         num_inference_steps: denoising steps, see `guidance.denoise`; None takes all.
+        resamplings: of each step, see there.
     """
     shape, first = (len(first), horizon, first.shape[1] + maze.ACTION), first.to(generator.device)
     scale = guidance_scale if reward else 0.0
@@ -49,6 +51,7 @@ def plans_from(
         reward=reward,
         guidance_scale=scale,
         num_inference_steps=num_inference_steps,
+        resamplings=resamplings,
     )
 
 

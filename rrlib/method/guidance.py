@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of
-from rrlib.method.checks.numbers import check_step
+from rrlib.method.checks.numbers import check_counts, check_step
 from rrlib.method.checks.rewards import check_place, check_reward, check_scale
 from rrlib.method.comparisons import aligned
-from rrlib.method.denoisers import Denoiser, between
+from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.pools import Place, Target
@@ -66,6 +66,7 @@ def denoise(
     stop_step: int = 0,
     keep: Callable[[Tensor], Tensor] | None = None,
     num_inference_steps: int | None = None,
+    resamplings: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling from noise; yields (t, x_t) from (T - 1, start) to (-1, the sample).
 
@@ -88,11 +89,14 @@ def denoise(
             was given; None changes nothing.
         num_inference_steps: steps taken, spaced evenly over the T (`kept_steps`); None
             takes all. A longer step is steered by the same shift of x0.
+        resamplings: times that each step but the last is taken back, by noise of its own size, and
+            taken again (RePaint's resampling). Exact steps would draw the same; these keep the
+            smaller of two deviations, so that a sample draws nearer to where its models are dense.
 
     Raises:
         InputError: `guidance_scale` negative or not finite, the place is not the reward's,
-            `stop_step` is no step of the schedule, `num_inference_steps` too few or too many, or
-            `apply_to` is unknown or wants another place.
+            `stop_step` is no step of the schedule, `num_inference_steps` too few or too many,
+            `resamplings` is no count, or `apply_to` is unknown or wants another place.
     """
     if reward:
         check_reward(denoiser, reward)
@@ -105,6 +109,7 @@ def denoise(
     if apply_to == "x_t" and at == "mu_base":
         raise InputError("apply_to='x_t' is not allowed at place='mu_base': place='x_t' is needed.")
     check_step("stop_step", stop_step, denoiser.steps)
+    check_counts(0, resamplings=resamplings)
     taken = denoiser.steps if num_inference_steps is None else num_inference_steps
     steps = kept_steps(denoiser.steps, taken)
     if isinstance(guidance_scale, Tensor):
@@ -112,7 +117,7 @@ def denoise(
     guide = None
     if reward and any(scales):
         guide = _Guide(reward, guidance_scale, at, apply_to, stop_step)
-    return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x))
+    return _denoise(denoiser, start, generator, steps, guide, keep or (lambda x: x), resamplings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +141,13 @@ def shift_of_mean(
     return unit * reward.gradient(point, t, denoiser.condition)
 
 
-def _denoise(denoiser, x, generator, steps, guide, keep):
+def _denoise(denoiser, x, generator, steps, guide, keep, resamplings):
     yield denoiser.steps - 1, x
     x = keep(x)
     for step, before in pairwise([*steps, -1]):
+        for _ in range(resamplings if before >= 0 else 0):
+            x = _step(denoiser, x, step, before, generator, guide, keep)
+            x = keep(noised_on(denoiser, x, step, before, generator))
         x = keep(_step(denoiser, x, step, before, generator, guide, keep))
         yield before, x
 
@@ -158,6 +166,15 @@ def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Call
         mean = mean + shift * lengthened(denoiser, x, step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return narrow(mean + deviation * draw, x)
+
+
+def noised_on(
+    denoiser: Denoiser, x: Tensor, step: int, before: int, generator: torch.Generator
+) -> Tensor:
+    """A draw of x_step given x_before [B, ...], the forward process between two levels."""
+    way = step_between(denoiser, x, step, before)
+    draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return narrow((way.abar / way.before).sqrt() * x + way.beta.sqrt() * draw, x)
 
 
 def lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Tensor:
@@ -183,6 +200,7 @@ def sample(
     stop_step: int = 0,
     keep: Callable[[Tensor], Tensor] | None = None,
     num_inference_steps: int | None = None,
+    resamplings: int = 0,
 ) -> Tensor:
     """Samples of x_0, [B, ...]: the end of `denoise` from fresh noise.
 
@@ -192,8 +210,8 @@ def sample(
         generator: of the noise, on the samples' device; None takes one of `seed` on `device`.
         seed, device: where no generator is given.
         dtype: of the samples.
-        reward, guidance_scale, place, force, apply_to, stop_step, keep, num_inference_steps: see
-            `denoise`.
+        reward, guidance_scale, place, force, apply_to, stop_step, keep, num_inference_steps,
+            resamplings: see `denoise`.
 
     Raises:
         InputError: see `denoise`.
@@ -218,5 +236,6 @@ def sample(
         stop_step=stop_step,
         keep=keep,
         num_inference_steps=num_inference_steps,
+        resamplings=resamplings,
     )
     return deque(steps, maxlen=1).pop()[1]

@@ -108,7 +108,12 @@ def _check_plans(denoiser: Denoiser, x0: Tensor, observation: int) -> None:
 
 
 def plan_loss(
-    denoiser: Denoiser, x0: Tensor, observation: int, generator: torch.Generator, share: float
+    denoiser: Denoiser,
+    x0: Tensor,
+    observation: int,
+    generator: torch.Generator,
+    share: float,
+    unit: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean squared error of a plan network's x0 at uniform t, [] (Eq. 18 in x0's form).
 
@@ -121,6 +126,8 @@ def plan_loss(
         observation: do, numbers per observation.
         generator: of t, noise and what is given.
         share: of the plans that have an observation given.
+        unit: mean squared error at t [B] that counts as 1, [B], such as
+            `ComponentPerceptron.unexplained`; None for 1 at all t.
 
     Raises:
         InputError: a network that predicts something else, or a number out of range.
@@ -137,7 +144,8 @@ def plan_loss(
     clean = marks[..., None] & (
         torch.arange(x0.shape[-1], device=device) >= x0.shape[-1] - observation
     )
-    return (denoiser.predict(torch.where(clean, x0, x_t), t, marks) - x0).square().mean()
+    error = (denoiser.predict(torch.where(clean, x0, x_t), t, marks) - x0).square()
+    return error.mean() if unit is None else (error.mean((1, 2)) / unit(t)).mean()
 
 
 def control_loss(

@@ -4,6 +4,7 @@ What a step costs does not depend on what a network has learnt.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -26,13 +27,16 @@ from rrlib.plans.rewards import WindowReward
 
 WIDTH = ACTION + OBSERVATION
 SIZES = {"quick": ("small", 32), "full": ("medium", 128), "paper": ("paper", 256)}
+# Between the two other U-Nets; the full profile's own planners have none, see `ComponentDiffuser`.
+BETWEEN = {"network": "u_net", "channels": (32, 64, 128), "patch": 4, "batch": 32}
 MANY = 10**9  # steps of a run that is stopped when enough has been measured
 
 
 def size_of(name: str) -> tuple[presets.Sizes, int]:
-    """Sizes of the networks of a profile, in the U-maze, and its horizon."""
+    """Sizes of the networks of a profile, in the U-maze, and its horizon; all with a U-Net."""
     size, horizon = SIZES[name]
-    return presets.sizes(size, "umaze"), horizon
+    found = presets.sizes(size, "umaze")
+    return (found if found.network == "u_net" else replace(found, **BETWEEN)), horizon
 
 
 def denoiser(name: str, seed: int = 0, device: str = "cpu") -> Denoiser:

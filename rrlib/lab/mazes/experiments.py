@@ -9,7 +9,15 @@ from rrlib.lab import store
 from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
 from rrlib.lab.mazes.evidence import Evidence, Sample, judge
-from rrlib.lab.mazes.recipes import LENGTHS, MazeData, MazeDiffuser, MazeFile, MazePool, MazeRewards
+from rrlib.lab.mazes.recipes import (
+    LENGTHS,
+    ComponentDiffuser,
+    MazeData,
+    MazeDiffuser,
+    MazeFile,
+    MazePool,
+    MazeRewards,
+)
 from rrlib.lab.recipes import Split
 from rrlib.mazes import world as maze
 from rrlib.method.rewards import RelativeReward
@@ -25,6 +33,7 @@ SHAPE = (
     "learning_rate",
     "given",
 )  # of base and expert
+DIFFUSERS = {"u_net": MazeDiffuser, "components": ComponentDiffuser}
 
 
 @dataclass(frozen=True)
@@ -180,12 +189,13 @@ def experiments(
             "horizon": chosen.horizon,
             "seed": chosen.seed,
         }
-        base = MazeDiffuser(data, data, steps=chosen.diffuser_steps, **shape)
+        diffuser = DIFFUSERS[size.network]
+        base = diffuser(data, data, steps=chosen.diffuser_steps, **shape)
         for goal in maze.goals(maze.load(name), chosen.n_goals, chosen.goal):
             shown = MazeData(name, goal, chosen.episodes, LENGTHS[name], chosen.seed)
             steps = max(int(chosen.diffuser_steps * size.expert_share), 1)
             start = base if size.from_base else None
-            expert = MazeDiffuser(shown, data, steps=steps, start=start, **shape)
+            expert = diffuser(shown, data, steps=steps, start=start, **shape)
             # A window each: a fit reads no more plans than it draws windows.
             plans = min(size.plans, reward_steps * size.reward_batch)
             rewards = MazeRewards(

@@ -6,13 +6,14 @@ It imports nothing that is slow, so that a chapter can refuse a horizon at once.
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 
 from rrlib.errors import InputError
 from rrlib.lab import parameters as rules
 from rrlib.lab.costs import CUDA, Cost
 
 # Seconds that one core takes for a step of a diffuser and of a reward, and at which horizon.
-SECONDS = {"small": (0.035, 0.005, 32), "medium": (0.06, 0.005, 128), "paper": (1.7, 0.1, 256)}
+SECONDS = {"small": (0.035, 0.005, 32), "medium": (0.065, 0.005, 128), "paper": (1.7, 0.1, 256)}
 NUMBERS = (  # of parameters that not every chapter has
     *("diffuser_steps", "reward_steps", "choices", "balls", "episodes", "transitions", "plans"),
 )
@@ -28,6 +29,7 @@ PARAMETERS = {  # that several chapters share
     "diffuser_steps": rules.integer(1, 5_000_000),
     "reward_steps": rules.integer(1, 1_000_000),
     "denoising": rules.integer(2, 1000),
+    "resamplings": rules.integer(0, 100),
     "dataset_path": rules.existing_file_or_empty(),
     "choices": rules.several_of(
         *("score", "x_t", "literal", "window_1", "window_4", "window_16", "window_64"),
@@ -42,10 +44,12 @@ class Sizes:
     """Networks and budgets; the fields of `MazeDiffuser`, `MazePool` and `MazeRewards`.
 
     Attributes:
+        network: "u_net" (`MazeDiffuser`) or "components" (`ComponentDiffuser`, no channels).
         expert_share: optimisation steps of an expert over those of its base.
         from_base: whether an expert begins at the base's weights.
     """
 
+    network: Literal["u_net", "components"] = "u_net"
     channels: tuple[int, ...] = (16, 32, 64)
     patch: int = 1
     diffusion_steps: int = 50
@@ -65,16 +69,19 @@ class Sizes:
 def sizes(size: str, name: str) -> Sizes:
     """Sizes for a maze: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
 
+    The medium size has plans of whole ways, and so a perceptron on their components: a U-Net that a
+    core can train in an hour does not learn where the walls of a large maze are.
+
     Tables 2 and 3 are about rewards; the paper's diffusers are its authors' (three resolutions,
     100 steps of noise, batches of 128, a rate of 2e-4, experts from scratch).
     """
     if size == "small":
         return Sizes()
     if size == "medium":
-        diffuser = ((32, 64, 128), 4, 50, 32, 2e-3, 0.25, 0.5, True)
+        diffuser = ("components", (), 1, 50, 512, 2e-3, 0.5, 0.25, False)
         return Sizes(*diffuser, 8_000, 128, (96, 64, 32), 4, reward_batch=256, reward_rate=2e-3)
     own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
-    diffuser = ((32, 128, 256), 1, 100, 128, 2e-4, 0.25, 1.0, False)
+    diffuser = ("u_net", (32, 128, 256), 1, 100, 128, 2e-4, 0.25, 1.0, False)
     return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
 
 
@@ -82,7 +89,8 @@ def check_horizon(horizon: int, size: str, *names: str) -> None:
     """Raise InputError unless plans of `horizon` steps fit diffusers and rewards of these mazes."""
     for name in names:
         found = sizes(size, name)
-        factor = math.lcm(found.window, found.patch * 2 ** (len(found.channels) - 1))
+        halved = 2 ** (len(found.channels) - 1) if found.network == "u_net" else 1
+        factor = math.lcm(found.window, found.patch * halved)
         if horizon < factor or horizon % factor:
             raise InputError(
                 f"horizon={horizon} is not allowed: a multiple of {factor}, which the networks "
@@ -129,7 +137,7 @@ def cost(asked: SimpleNamespace) -> Cost:
     that of diffusers, rewards and balls.
     """
     given = {"n_goals": 8, "n_seeds": 1, "horizon": 128, "size": "medium", "device": "cpu"}
-    given |= {"denoising": 50}
+    given |= {"denoising": 50, "resamplings": 0}
     of = SimpleNamespace(**given | dict.fromkeys(NUMBERS, 0) | vars(asked))
     diffuser, reward, horizon = SECONDS[of.size]
     longer = max(1.0, of.horizon / horizon)
@@ -137,7 +145,8 @@ def cost(asked: SimpleNamespace) -> Cost:
     seconds = longer * (len(of.maze) + pairs) * of.diffuser_steps * diffuser
     kinds = max(1, 15 if "all" in (of.choices or ()) else len(of.choices or ()))
     seconds += longer * pairs * of.n_seeds * kinds * of.reward_steps * reward
-    seconds += pairs * of.balls * of.denoising * diffuser  # an episode
+    evaluations = of.denoising * (1 + of.resamplings)
+    seconds += pairs * of.balls * evaluations * diffuser  # an episode
     seconds /= 1 if of.device == "cpu" else CUDA
     rows = max(600 * of.episodes, *(int(n) for n in of.transitions or (0,)))
     seconds += (len(of.maze) + pairs) * rows / 2e5  # physics

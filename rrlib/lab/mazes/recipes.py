@@ -1,12 +1,14 @@
 """Recipes of Maze2D: data, diffusion models, rewards. Defaults are sizes for a CPU."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrlib import training
 from rrlib.lab import costs, recipes, store
@@ -18,9 +20,11 @@ from rrlib.method import extraction
 from rrlib.method.comparisons import Comparisons
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.noise import schedulers
+from rrlib.method.noise.schedules import Schedule
 from rrlib.method.pools import Place, Target
 from rrlib.method.rewards import RelativeReward
 from rrlib.plans import conditioning, networks, trajectories
+from rrlib.plans.components import ComponentPerceptron
 from rrlib.plans.networks import PlanNetwork
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.rewards import Activation, WindowReward
@@ -29,6 +33,8 @@ from rrlib.plans.trajectories import Trajectories
 # Steps of an episode: 99 in 100 balls have arrived after half of it (2/3 in the large maze).
 LENGTHS = {"open": 300, "umaze": 300, "medium": 500, "large": 600}
 FRESH, FRESH_SEED = 300, 1_000_000  # trajectories that nothing is trained on, and their seeds
+LOOKED_AT = 20_000  # training plans that principal components are taken of
+ErrorUnit = Callable[[Tensor], Tensor] | None  # see `conditioning.plan_loss`
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,12 @@ class MazeDiffuser:
     given: float = 0.5
     start: "MazeDiffuser | None" = None
     seed: int = 0
+    FORM: ClassVar = ("channels", "patch")
 
     def __post_init__(self) -> None:
-        names = "batch", "horizon", "channels", "patch"
+        names = "batch", "horizon", *self.FORM
         shape = {name: getattr(self, name) for name in names}
-        costs.check_training(costs.u_net_step(**shape), self.steps, **shape)
+        costs.check_training(self._step_cost(), self.steps, **shape)
 
     def split(self) -> Split:
         """Its plans; held out are fresh trajectories, or the paper's tenth of a file's."""
@@ -146,10 +153,11 @@ class MazeDiffuser:
         network, file = denoiser.network, folder / "denoiser.safetensors"
         if self.start:
             network.load_state_dict(store.obtain(self.start, device).network.state_dict())
+        unit = self._begin(network, split, device)
 
         def loss(draws: torch.Generator) -> Tensor:
             x0 = split.draw(self.batch, draws)
-            return conditioning.plan_loss(denoiser, x0, OBSERVATION, draws, self.given)
+            return conditioning.plan_loss(denoiser, x0, OBSERVATION, draws, self.given, unit)
 
         label = f"diffuser {self.data.maze}"
         recipes.fitted(network, loss, file, label, **training.options(self))
@@ -161,10 +169,57 @@ class MazeDiffuser:
 
     def blank(self, device: str) -> Denoiser:
         """The model before training."""
-        networks.check_horizon(self.horizon, self.channels, self.patch)
+        scheduler = schedulers.cosine_scheduler(self.diffusion_steps)
         torch.manual_seed(self.seed)
-        network = PlanNetwork(OBSERVATION + ACTION, self.channels, self.patch).to(device)
-        return Denoiser(network, schedulers.cosine_scheduler(self.diffusion_steps))
+        return Denoiser(self._network(schedulers.schedule_of(scheduler)).to(device), scheduler)
+
+    def _network(self, schedule: Schedule) -> nn.Module:
+        networks.check_horizon(self.horizon, self.channels, self.patch)
+        return PlanNetwork(OBSERVATION + ACTION, self.channels, self.patch)
+
+    def _begin(self, network: nn.Module, split: Split, device: str) -> ErrorUnit:
+        """What a network is told of its data before the first step; the unit of its loss."""
+        return None
+
+    def _step_cost(self) -> costs.Cost:
+        return costs.u_net_step(self.batch, self.horizon, self.channels, self.patch)
+
+
+@dataclass(frozen=True)
+class ComponentDiffuser(MazeDiffuser):
+    """A diffusion model of long plans in a maze: a perceptron on their principal components.
+
+    Attributes:
+        channels, patch: not used; there is no U-Net.
+        components, hidden, blocks, octaves, places: of the `ComponentPerceptron`.
+    """
+
+    components: int = 64
+    hidden: int = 256
+    blocks: int = 3
+    octaves: int = 4
+    places: int = 32
+    FORM: ClassVar = ("components", "hidden", "blocks", "octaves", "places")
+
+    def _network(self, schedule: Schedule) -> ComponentPerceptron:
+        return ComponentPerceptron(
+            OBSERVATION + ACTION,
+            self.horizon,
+            torch.tensor(schedule.abar),
+            positions=(ACTION, ACTION + 1),
+            observation=OBSERVATION,
+            **{name: getattr(self, name) for name in self.FORM},
+        )
+
+    def _begin(self, network: ComponentPerceptron, split: Split, device: str) -> ErrorUnit:
+        if not self.start:
+            draws = training.stream(self.seed, "components", device)
+            network.learn_components(split.draw(LOOKED_AT, draws))
+        return network.unexplained
+
+    def _step_cost(self) -> costs.Cost:
+        row = self.components + 2 * self.octaves * self.places
+        return costs.perceptron_step(self.batch, 1, row, self.hidden, 2 * self.blocks)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from torch import Tensor
 from rrlib.errors import InputError, shown
 
 
-def check_counts(**counts: int) -> None:
-    """Raise InputError for one that is no whole number of at least 1."""
+def check_counts(least: int = 1, **counts: int) -> None:
+    """Raise InputError for one that is no whole number of at least `least`."""
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={shown(value)} is not allowed: at least 1 is needed.")
+        if not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={shown(value)} is not allowed: at least {least} is needed.")
 
 
 def check_step(name: str, step: int, steps: int) -> None:
