@@ -253,7 +253,9 @@ PLAYED = LocomotionRollouts(
 
 
 @pytest.mark.parametrize(
-    "guide", [None, EXPERT, REWARD, RIVAL], ids=["none", "expert", "reward", "rival"]
+    "guide",
+    [None, EXPERT, (OTHER, EXPERT), REWARD, RIVAL],
+    ids=["none", "expert", "two planners", "reward", "rival"],
 )
 def test_rollouts_pass_on_all_that_steers(guide, calls):
     replace(PLAYED, guide=guide).planner()
@@ -266,10 +268,14 @@ def test_rollouts_pass_on_all_that_steers(guide, calls):
     names = "guidance_scale", "place", "apply_to", "stop_step", "num_inference_steps"
     assert [getattr(asked, name) for name in names] == [0.7, "x_t", "x_t", 2, 3]
     assert asked.force
-    if guide is EXPERT:
+    if isinstance(guide, tuple):
+        for made, planner in ((asked.against, OTHER), (asked.expert, EXPERT)):
+            weight = planner.blank("cpu").network.enter.weight
+            assert torch.equal(made.network.enter.weight, weight)
+    elif guide is EXPERT:
         weight = EXPERT.blank("cpu").network.enter.weight
         assert torch.equal(asked.expert.network.enter.weight, weight)
-        assert not hasattr(asked, "reward")
+        assert not hasattr(asked, "reward") and not hasattr(asked, "against")
     else:
         assert isinstance(asked.reward, RelativeReward) if guide else asked.reward is None
         assert not hasattr(asked, "expert")

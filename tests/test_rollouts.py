@@ -291,6 +291,23 @@ def test_a_planner_steered_all_the_way_by_the_exact_difference_is_the_expert():
     assert np.abs(half(OBSERVATIONS, ALL) - own(OBSERVATIONS, ALL)).max() > 0.01
 
 
+def test_the_exact_difference_may_be_that_of_another_pair():
+    base, expert, other = (denoiser(seed) for seed in range(3))
+
+    def planned(**pair):
+        planner = rollouts.planner(base, NORMALISER, HOPPER, 8, stream(4, 0), **pair)
+        return planner(OBSERVATIONS, ALL)
+
+    plain, own = planned(), planned(expert=expert)
+    assert_close(planned(expert=expert, against=base), own)
+    assert_close(planned(expert=other, against=other), plain, atol=1e-4, rtol=1e-4)
+    first = torch.from_numpy((OBSERVATIONS - 1) / 3)
+    moved = planned(expert=expert, against=other, num_inference_steps=2)
+    pair = steering.ExactDifference(given(other, first), given(expert, first))
+    assert_close(moved, plans(base, first, reward=pair, num_inference_steps=2))
+    assert np.abs(moved - own).max() > 0.01 and np.abs(moved - plain).max() > 0.01
+
+
 def test_every_episode_may_have_a_weight_of_its_own():
     base, expert = denoiser(0), denoiser(1)
 

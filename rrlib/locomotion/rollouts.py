@@ -32,6 +32,7 @@ def planner(
     horizon: int,
     generator: torch.Generator,
     expert: Denoiser | None = None,
+    against: Denoiser | None = None,
     **guidance,
 ) -> Planner:
     """Plans of a diffusion model, steered or not, from the observations at hand.
@@ -43,6 +44,7 @@ def planner(
         horizon: H, steps of a plan.
         generator: of all noise.
         expert: steers by the exact difference of its means from the base's; None does not.
+        against: whose means are subtracted in the base's place, such as those of another base.
         guidance: of `guidance.denoise`: reward, guidance_scale, stop_step and so on. A tensor of
             scales has one for each episode.
 
@@ -53,7 +55,7 @@ def planner(
     Raises:
         InputError: `guidance.denoise` would refuse the guidance.
     """
-    difference = {"reward": steering.ExactDifference(base, expert)} if expert else {}
+    difference = {"reward": steering.ExactDifference(against or base, expert)} if expert else {}
     width = environment.width
     # Sampled lazily: this refuses at once what the first plan would be refused for.
     steering.denoise(base, torch.empty(0, horizon, width), generator, **guidance | difference)
@@ -66,7 +68,8 @@ def planner(
         first = first.to(generator.device)
         model, options = given(base, first), guidance
         if expert:
-            options = {**guidance, "reward": steering.ExactDifference(model, given(expert, first))}
+            pair = given(against, first) if against else model, given(expert, first)
+            options = {**guidance, "reward": steering.ExactDifference(*pair)}
         if isinstance(scale, torch.Tensor):
             options = {**options, "guidance_scale": scale[episodes]}  # the sampler moves it
         shape = len(first), horizon, width

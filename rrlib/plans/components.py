@@ -38,6 +38,15 @@ class ComponentPerceptron(nn.Module):
     what it found.
     """
 
+    basis: Tensor
+    centre: Tensor
+    variance: Tensor
+    left_out: Tensor
+    signal: Tensor
+    times: Tensor
+    at: Tensor
+    frequencies: Tensor
+
     def __init__(
         self,
         width: int,
@@ -56,21 +65,21 @@ class ComponentPerceptron(nn.Module):
         self.shape, self.observation = (horizon, width), observation
         self.positions = list(positions)
         zeros = torch.zeros(horizon * width, components)
-        self.register_buffer("basis", zeros)
-        self.register_buffer("centre", zeros[:, 0].clone())
-        self.register_buffer("variance", zeros[0].clone())
-        self.register_buffer(
-            "left_out", torch.zeros(())
-        )  # variance of the other components, summed
-        self.register_buffer("signal", signal.float().clone(), persistent=False)
-        self.register_buffer("steps", torch.arange(len(signal)), persistent=False)
-        at = torch.linspace(0, horizon - 1, places).round().long()
-        self.register_buffer("at", at, persistent=False)
-        frequencies = math.pi * 2.0 ** torch.arange(octaves)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        features = components + places * 2 * octaves * len(positions) + 2 * (1 + observation)
+        found = {"basis": zeros, "centre": zeros[:, 0].clone(), "variance": zeros[0].clone()}
+        found["left_out"] = torch.zeros(())  # variance of the other components, summed
+        fixed = {
+            "signal": signal.float().clone(),
+            "times": get_timestep_embedding(
+                torch.arange(len(signal)), TIME_FEATURES, max_period=1000
+            ),
+            "at": torch.linspace(0, horizon - 1, places).round().long(),
+            "frequencies": math.pi * 2.0 ** torch.arange(octaves),
+        }
+        for name, value in (found | fixed).items():
+            self.register_buffer(name, value, persistent=name in found)
+        seen = components + places * 2 * octaves * len(positions) + 2 * (1 + observation)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, hidden), nn.SiLU())
-        self.enter = nn.Linear(features, hidden)
+        self.enter = nn.Linear(seen, hidden)
         self.blocks = nn.ModuleList(_Block(hidden) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, components))
         for parameter in self.leave[1].parameters():
@@ -124,7 +133,7 @@ class ComponentPerceptron(nn.Module):
         guess = seen * signal.sqrt() * self.variance / total.sqrt()
         deviation = (self.variance * (1 - signal) / total).sqrt()
         # There are fewer steps of noise than plans in a batch: what is said of t is said once.
-        time = self.time(get_timestep_embedding(self.steps, TIME_FEATURES, max_period=1000))
+        time = self.time(self.times)
         h = self.enter(torch.cat([seen, self._places(guess), self._ends(x, given)], 1))
         for block in self.blocks:
             h = block(h, block.film(time)[t])

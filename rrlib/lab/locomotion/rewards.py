@@ -205,7 +205,8 @@ class LocomotionRollouts:
     Attributes:
         base: the planner.
         guide: what steers it: a reward, a discriminator, or another planner, whose exact difference
-            from the base is then added; None steers not.
+            from the base is then added; of two planners the second's from the first; None steers
+            not.
         weight, place, onto, until: see `guidance.denoise`; the place need not be the reward's own.
             Of several weights each has `episodes`, from the same starts, those of the first before
             those of the second; they share their batches, which costs little more than one.
@@ -218,7 +219,13 @@ class LocomotionRollouts:
     """
 
     base: LocomotionDiffuser
-    guide: LocomotionReward | LocomotionDiscriminator | LocomotionDiffuser | None = None
+    guide: (
+        LocomotionReward
+        | LocomotionDiscriminator
+        | LocomotionDiffuser
+        | tuple[LocomotionDiffuser, LocomotionDiffuser]
+        | None
+    ) = None
     weight: float | tuple[float, ...] = 1.0
     place: Place | None = None
     onto: steering.ApplyTo = "mean"
@@ -277,8 +284,7 @@ class LocomotionRollouts:
         weight = self.weight
         if isinstance(weight, tuple):
             weight = torch.tensor(weight).repeat_interleave(self.episodes)
-        guide = store.obtain(self.guide, device) if self.guide else None
-        named = {"expert" if isinstance(guide, Denoiser) else "reward": guide}
+        named = self._steered(device)
         return rollouts.planner(
             store.obtain(self.base, device),
             self.base.normaliser,
@@ -292,3 +298,11 @@ class LocomotionRollouts:
                 weight=weight, onto=self.onto, until=self.until, denoising=self.denoising
             ),
         )
+
+    def _steered(self, device: str) -> dict[str, object]:
+        """What `rollouts.planner` takes of the guide."""
+        if isinstance(self.guide, tuple):
+            against, expert = (store.obtain(planner, device) for planner in self.guide)
+            return {"expert": expert, "against": against}
+        guide = store.obtain(self.guide, device) if self.guide else None
+        return {"expert" if isinstance(guide, Denoiser) else "reward": guide}

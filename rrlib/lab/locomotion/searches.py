@@ -16,7 +16,8 @@ from rrlib.locomotion import world as locomotion
 if TYPE_CHECKING:
     from rrlib.lab.notebook import Study
 
-Guide = LocomotionReward | LocomotionDiffuser | None  # or any other guide of LocomotionRollouts
+Pair = tuple[LocomotionDiffuser, LocomotionDiffuser]
+Guide = LocomotionReward | LocomotionDiffuser | Pair | None  # or another of LocomotionRollouts'
 
 SELECTION, REPORT, STUDY = "selection", "report", "study"  # uses of rollouts, with seeds of its own
 
