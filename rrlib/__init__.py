@@ -32,7 +32,7 @@ _PLACES = {
     "save_rewards": "method.reward_files",
     "sample": "method.guidance",
     "best_of": "estimators.particles",
-    "ExactDifference": "method.guidance",
+    "ExactDifference": "method.exact",
     "sample_weighted": "estimators.particles",
     "Particles": "estimators.particles",
     "elbo_difference": "estimators.noised",
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from rrlib.method.comparisons import Comparisons as Comparisons
     from rrlib.method.comparisons import compare as compare
     from rrlib.method.denoisers import Denoiser as Denoiser
-    from rrlib.method.guidance import ExactDifference as ExactDifference
+    from rrlib.method.exact import ExactDifference as ExactDifference
     from rrlib.method.guidance import sample as sample
     from rrlib.method.noise.schedulers import cosine_scheduler as cosine_scheduler
     from rrlib.method.noise.schedules import edm_schedule as edm_schedule

@@ -20,6 +20,7 @@ from rrlib.images.scoring import ImageReward
 from rrlib.method import comparisons, extraction, guidance, pools
 from rrlib.method.comparisons import Comparisons
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.exact import ExactDifference
 from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.method.rewards import RelativeReward, compose
 from rrlib.plans.conditioning import ends_given, first_given, given, hold
@@ -74,7 +75,7 @@ def sampled(device: str, n: int, *meaning, **options) -> torch.Tensor:
 def exact(device: str, n: int) -> torch.Tensor:
     """n steps by the difference of two models, at three scales at once."""
     base = model(n, device)
-    both = guidance.ExactDifference(base, model(n, device, 1))
+    both = ExactDifference(base, model(n, device, 1))
     scales = {"reward": both, "guidance_scale": torch.tensor([0.0, 0.5, 2.0])}
     return guidance.sample(base, (3, H, D), device=device, **scales)
 

@@ -21,6 +21,7 @@ from rrlib.locomotion import lockstep, robots, rollouts
 from rrlib.locomotion import world as locomotion
 from rrlib.method import guidance as steering
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.exact import ExactDifference
 from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.networks import PlanNetwork
@@ -303,7 +304,7 @@ def test_the_exact_difference_may_be_that_of_another_pair():
     assert_close(planned(expert=other, against=other), plain, atol=1e-4, rtol=1e-4)
     first = torch.from_numpy((OBSERVATIONS - 1) / 3)
     moved = planned(expert=expert, against=other, num_inference_steps=2)
-    pair = steering.ExactDifference(given(other, first), given(expert, first))
+    pair = ExactDifference(given(other, first), given(expert, first))
     assert_close(moved, plans(base, first, reward=pair, num_inference_steps=2))
     assert np.abs(moved - own).max() > 0.01 and np.abs(moved - plain).max() > 0.01
 

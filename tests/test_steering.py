@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from rrlib.errors import InputError
 from rrlib.method.denoisers import Denoiser
-from rrlib.method.guidance import ExactDifference, denoise, noised_on, sample
+from rrlib.method.exact import ExactDifference
+from rrlib.method.guidance import denoise, noised_on, sample
 from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.rewards import RelativeReward

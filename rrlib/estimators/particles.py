@@ -12,7 +12,8 @@ from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_counts
 from rrlib.method.checks.rewards import check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
-from rrlib.method.guidance import ExactDifference, lengthened, sample, shift_of_mean
+from rrlib.method.exact import ExactDifference
+from rrlib.method.guidance import lengthened, sample, shift_of_mean
 from rrlib.method.networks.sums import WeightedSum
 from rrlib.method.noise.precision import beside, narrow, stalls
 from rrlib.method.noise.schedules import kept_steps

@@ -16,6 +16,7 @@ from rrlib.locomotion.robots import Environment
 from rrlib.locomotion.world import HORIZON
 from rrlib.method import guidance as steering
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.exact import ExactDifference
 from rrlib.plans.conditioning import given, hold
 from rrlib.plans.normalisers import Normaliser
 from rrlib.plans.trajectories import Trajectories
@@ -55,7 +56,7 @@ def planner(
     Raises:
         InputError: `guidance.denoise` would refuse the guidance.
     """
-    difference = {"reward": steering.ExactDifference(against or base, expert)} if expert else {}
+    difference = {"reward": ExactDifference(against or base, expert)} if expert else {}
     width = environment.width
     # Sampled lazily: this refuses at once what the first plan would be refused for.
     steering.denoise(base, torch.empty(0, horizon, width), generator, **guidance | difference)
@@ -69,7 +70,7 @@ def planner(
         model, options = given(base, first), guidance
         if expert:
             pair = given(against, first) if against else model, given(expert, first)
-            options = {**guidance, "reward": steering.ExactDifference(*pair)}
+            options = {**guidance, "reward": ExactDifference(*pair)}
         if isinstance(scale, torch.Tensor):
             options = {**options, "guidance_scale": scale[episodes]}  # the sampler moves it
         shape = len(first), horizon, width

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,45 +12,14 @@ from torch import Tensor
 from rrlib.errors import InputError, check_one_of
 from rrlib.method.checks.numbers import check_counts, check_step
 from rrlib.method.checks.rewards import check_place, check_reward, check_scale
-from rrlib.method.comparisons import aligned
 from rrlib.method.denoisers import Denoiser, between, step_between
+from rrlib.method.exact import ExactDifference
 from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.noise.schedules import kept_steps
-from rrlib.method.pools import Place, Target
+from rrlib.method.pools import Place
 from rrlib.method.rewards import RelativeReward
 
 ApplyTo = Literal["mean", "x_t"]
-
-
-@dataclass(frozen=True)
-class ExactDifference:
-    """The difference of two models' means itself, in a reward's place: no potential is fitted.
-
-    Added to the base's mean with scale 1 it makes the expert's step; no reward can follow the
-    difference more closely, so it is the ceiling of all of them.
-
-    Attributes:
-        base, expert: diffusion models of one space; the expert is read at the base's levels.
-    """
-
-    base: Denoiser
-    expert: Denoiser
-    target: ClassVar[Target] = "mean"
-    place: ClassVar[Place] = "x_t"
-
-    def __post_init__(self):
-        object.__setattr__(self, "expert", aligned(self.base, self.expert))
-
-    @property
-    def steps(self) -> int:
-        """T of their schedule."""
-        return self.base.steps
-
-    def gradient(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Expert's mean minus base's at (x, t), [B, ...], under a condition if there is one."""
-        base, expert = (model.told(condition) for model in (self.base, self.expert))
-        with torch.no_grad():
-            return expert.mean(x, t) - base.mean(x, t)
 
 
 def denoise(
