@@ -176,8 +176,9 @@ def test_a_diffuser_keeps_what_it_has_seen_in_its_file(tmp_path):
     like.learn_components(plans)
     assert model.variance.any() and torch.equal(model.basis, like.basis)
     assert torch.equal(model.signal, torch.tensor(SMALL.blank("cpu").schedule.abar).float())
-    assert (model.positions, model.observation) == ([2, 3], 4)
-    assert (len(model.at), len(model.frequencies), len(model.blocks)) == (3, 2, 1)
+    # Positions are numbers 2 and 3 of each six; of eight steps the first, the middle and the last.
+    assert model.places.tolist() == [2, 3, 6 * 4 + 2, 6 * 4 + 3, 6 * 7 + 2, 6 * 7 + 3]
+    assert (model.observation, len(model.frequencies), len(model.blocks)) == (4, 2, 1)
     assert model.leave[1].weight.any()  # it has been trained
 
 

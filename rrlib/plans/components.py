@@ -44,7 +44,7 @@ class ComponentPerceptron(nn.Module):
     left_out: Tensor
     signal: Tensor
     times: Tensor
-    at: Tensor
+    places: Tensor
     frequencies: Tensor
 
     def __init__(
@@ -63,8 +63,8 @@ class ComponentPerceptron(nn.Module):
     ):
         super().__init__()
         self.shape, self.observation = (horizon, width), observation
-        self.positions = list(positions)
         zeros = torch.zeros(horizon * width, components)
+        at = torch.linspace(0, horizon - 1, places).round().long()
         found = {"basis": zeros, "centre": zeros[:, 0].clone(), "variance": zeros[0].clone()}
         found["left_out"] = torch.zeros(())  # variance of the other components, summed
         fixed = {
@@ -72,7 +72,7 @@ class ComponentPerceptron(nn.Module):
             "times": get_timestep_embedding(
                 torch.arange(len(signal)), TIME_FEATURES, max_period=1000
             ),
-            "at": torch.linspace(0, horizon - 1, places).round().long(),
+            "places": (at[:, None] * width + torch.tensor(positions)).flatten(),
             "frequencies": math.pi * 2.0 ** torch.arange(octaves),
         }
         for name, value in (found | fixed).items():
@@ -145,15 +145,15 @@ class ComponentPerceptron(nn.Module):
 
     def _places(self, guess: Tensor) -> Tensor:
         """Fourier features [B, F] of where a guess [B, K] is."""
-        basis = self.basis.unflatten(0, self.shape)[self.at][:, self.positions].flatten(0, 1)
-        centre = self.centre.unflatten(0, self.shape)[self.at][:, self.positions].flatten()
-        phases = (guess @ basis.T + centre)[..., None] * self.frequencies
+        there = guess @ self.basis[self.places].T + self.centre[self.places]
+        phases = there[..., None] * self.frequencies
         return torch.cat([phases.sin(), phases.cos()], 2).flatten(1)
 
     def _ends(self, x: Tensor, given: Tensor | None) -> Tensor:
         """Whether the first and the last observation are given, and which; [B, 2 (1 + do)]."""
-        marks = x.new_zeros(len(x), 2) if given is None else given[:, [0, -1]].to(x)
-        ends = x[:, [0, -1], -self.observation :] * marks[..., None]
+        last = self.shape[0] - 1
+        marks = x.new_zeros(len(x), 2) if given is None else given[:, ::last].to(x)
+        ends = x[:, ::last, -self.observation :] * marks[..., None]
         return torch.cat([marks, ends.flatten(1)], 1)
 
     def _check(self, x: Tensor) -> None:
