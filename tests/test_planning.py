@@ -129,8 +129,9 @@ def test_plans_are_made_where_the_noise_is(monkeypatch):
     monkeypatch.setattr(planning, "given", given)
     monkeypatch.setattr(planning.steering, "sample", sample)
     noise = SimpleNamespace(device=torch.device("meta"))
-    planning.plans_from("model", torch.zeros(3, 4), 16, noise, "reward", 2.0, 7)
+    planning.plans_from("model", torch.zeros(3, 4), 16, noise, "reward", 2.0, 7, 3)
     asked = {"reward": "reward", "guidance_scale": 2.0, "num_inference_steps": 7}
+    asked |= {"resamplings": 3}
     assert seen == {"first": "meta", "shape": (3, 16, 6), **asked}
     planning.plans_from("model", torch.zeros(3, 4), 16, noise, None, 2.0)
     assert seen["guidance_scale"] == 0.0

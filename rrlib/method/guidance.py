@@ -179,8 +179,8 @@ def sample(
         generator: of the noise, on the samples' device; None takes one of `seed` on `device`.
         seed, device: where no generator is given.
         dtype: of the samples.
-        reward, guidance_scale, place, force, apply_to, stop_step, keep, num_inference_steps,
-            resamplings: see `denoise`.
+        reward, guidance_scale, place, force, apply_to, stop_step, keep: see `denoise`.
+        num_inference_steps, resamplings: see there.
 
     Raises:
         InputError: see `denoise`.
