@@ -70,7 +70,7 @@ def sizes(size: str, name: str) -> Sizes:
     """Sizes for a maze: "small" (quick), "medium" (full) or "paper" (Tables 2 and 3).
 
     The medium size has plans of whole ways, and so a perceptron on their components: a U-Net that a
-    core can train in an hour does not learn where the walls of a large maze are.
+    core can train in some minutes does not learn where the walls of a large maze are.
 
     Tables 2 and 3 are about rewards; the paper's diffusers are its authors' (three resolutions,
     100 steps of noise, batches of 128, a rate of 2e-4, experts from scratch).
