@@ -144,13 +144,42 @@ def test_what_does_not_vary_has_no_interval(scores):
     assert value == 5 and np.isnan(interval).all()
 
 
-def test_seeds_count_the_same_and_share_no_draws():
+def test_seeds_count_the_same_however_many_episodes_they_have():
     few, many = np.array([0.0, 2.0]), np.full(10, 3.0)
     value, low, high = intervals.bootstrap({"a": [few, many]}, lambda m: m["a"])
     assert value == 2.0
-    assert (low, high) == (1.5, 2.5)
+    assert (low, high) == (0.5, 3.0)  # of the first pair twice 1 in 64 draws is 0, 4 in 64 are 0.5
     ratio = intervals.bootstrap({"a": [many], "b": [few + 1]}, lambda m: m["b"] / m["a"])
     assert_allclose(ratio, (2 / 3, 1 / 3, 1.0))
+
+
+def test_an_interval_is_over_pairs_and_over_episodes():
+    """The mean's variance is that of pairs and that of episodes, each over how many there are."""
+    rng = np.random.default_rng(0)
+    pairs, n = 40, 25
+    scores = rng.normal(0, 2, (pairs, 1)) + rng.normal(0, 5, (pairs, n))
+    value, low, high = intervals.bootstrap({"a": list(scores)}, lambda m: m["a"])
+    between, within = scores.mean(1).var(), scores.var(1).mean() / n
+    wanted = 1.96 * np.sqrt((between + within) / pairs)
+    assert_allclose([value - low, high - value], wanted, rtol=0.06)
+    assert wanted > 1.2 * 1.96 * np.sqrt(within / pairs)  # what episodes alone would say
+
+
+def test_ways_of_an_environment_have_the_same_pairs_drawn():
+    """Of what two ways share, such as a good pair, their difference knows nothing."""
+    luck = 100.0 * np.arange(5)
+    scores = {("a", way, k): np.full(3, luck[k] + up) for k in range(5) for way, up in WAYS.items()}
+    compared = intervals.Comparison(scores)
+    assert_allclose(compared.ahead("a", "expert", "base"), (7, np.nan, np.nan))
+    scores |= {("b", *key[1:]): values for key, values in scores.items()}
+    both = intervals.Comparison(scores).score
+    assert both("a", "base") == both("b", "base")
+    _, low, high = intervals.Comparison(scores).number(lambda m: m["base"], "base")
+    one = both("a", "base")
+    assert high - low < 0.8 * (one.high - one.low)  # environments draw pairs of their own
+
+
+WAYS = {"base": 1.0, "expert": 8.0}
 
 
 def test_a_number_is_written_with_its_interval():
@@ -187,6 +216,7 @@ def test_a_comparison_reads_numbers_off_mean_scores():
     assert found.score("a", "reward")[0] == 6 and found.score("b", "reward")[0] == 12
     assert found.gain("a", "reward")[0] == found.gain("b", "reward")[0] == 200
     assert found.gain("a", "reward", over="rival")[0] == 100
+    assert found.gains("a", "reward") == pytest.approx({0: 800 / 3, 1: 160.0})  # 5.5/1.5, 6.5/2.5
     assert found.ahead("a", "reward", "rival")[0] == 3
     assert found.ahead("b", "reward", "rival")[0] == 6
     assert found.gap_closed("reward")[0] == found.gap_closed("reward", "b")[0] == 0.5

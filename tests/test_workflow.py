@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from statistics import NormalDist
 
@@ -10,15 +11,18 @@ import nbformat
 import numpy as np
 import pytest
 import quoted
+import verify
 import yaml
 from build_site import pages
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from normalise import normalise, written
+from recounts import recount
 from scoreboard import page, read
 from verify import TOLERANCES, report, summary
 
 from rrlib import metrics
 from rrlib.errors import InputError
+from rrlib.lab import results
 from rrlib.lab.results import publish
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,6 +283,37 @@ def test_verify_names_what_is_not_as_published(name, sign, capsys):
         published, published | {name: 0.9 + sign * 1.1 * TOLERANCES[name]}, TOLERANCES
     ) == [name]
     assert f"{name}: 0.9000 on fresh trajectories, 0.9000 published" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("profile", ["full", "quick"])
+def test_published_numbers_are_what_their_rows_say(profile):
+    rows = yaml.safe_load((ROOT / "workflow" / "paper.yaml").read_text(encoding="utf-8"))
+    rows = [(row["study"], row["name"]) for row in rows if "study" in row]
+    counted = 0
+    for study, name in rows:
+        path = ROOT / "results" / profile / f"{study}.json"
+        value = summary(path).get(name) if path.exists() else None
+        if value is None or np.isnan(value):
+            continue
+        found = recount(study, name, results.read(path)["rows"])
+        if found is not None:
+            counted += 1
+            assert found == pytest.approx(value, rel=1e-9), (study, name)
+    assert counted >= {"full": 16, "quick": 8}[profile]
+
+
+def test_verify_names_a_number_that_its_rows_do_not_say(monkeypatch, tmp_path, capsys):
+    assert verify.scoreboard() == []
+    assert "neither of 2 (maze2d.earns_more, maze2d.hours)" in capsys.readouterr().out
+    for path in (ROOT / "results" / "full").glob("*.json"):
+        shutil.copy(path, tmp_path)
+    told = results.read(tmp_path / "maze2d.json")
+    told["rows"][7]["distance"] = 3.0
+    given = {"rows": told["rows"], "summary": told["summary"], "parameters": {}}
+    publish(str(tmp_path), "maze2d", **given)
+    monkeypatch.setattr(verify, "FULL", tmp_path)
+    wrong = ["goal_found_simple", "goal_found"]
+    assert verify.scoreboard() == [f"maze2d.{name}, counted again" for name in wrong]
 
 
 @pytest.mark.parametrize("side", [0, 1])

@@ -4,8 +4,10 @@
 
 Runs the mazes' chapter that reads them with all seeds, lets the shipped robots run from fresh
 starts, runs the images' chapter on fresh prompts, and ends with an error if a number differs from
-results/full by more than such draws can move it. The executed chapters, figures and all, are left
-in _run/verify/notebooks/.
+results/full by more than such draws can move it. What the scoreboard quotes of models that are too
+large to ship is counted again from the rows of its file, by other code. Which rows of the
+scoreboard neither reaches is said at the end. The executed chapters, figures and all, are left in
+_run/verify/notebooks/.
 """
 
 import argparse
@@ -14,17 +16,30 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
+from recounts import recount
 from watch import locked, start
 
 from rrlib.lab import results
 from rrlib.lab.locomotion import files as locomotion_files
+from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "_run" / "verify"
-# 160 peaks: three may move across the line. The mean of 32 accuracies moves by about 0.003.
-TOLERANCES = {"goal_found": 3 / 160, "logreg_mean": 0.01}
-ROBOTS = ROOT / "results" / "full" / "locomotion-models.safetensors"
+FULL = ROOT / "results" / "full"
+# 160 peaks: three may move across the line. The mean of 32 accuracies moves by about 0.003, one of
+# them by 0.008.
+TOLERANCES = {
+    "goal_found": 3 / 160,
+    "goal_found_simple": 3 / 80,
+    "goal_found_advanced": 3 / 80,
+    "logreg_mean": 0.01,
+    "logreg_min": 0.03,
+    "auc": 0.01,
+}
+ROBOTS = FULL / "locomotion-models.safetensors"
+LATE = 5  # the step of Table 5's row down to which the steered robot is steered
 PLAYED = {"base": "base", "steered": "reward", "expert": "expert"}  # what it is called in results
 EPISODES = 32
 SHARES = (
@@ -43,7 +58,7 @@ def main() -> None:
     seed = parser.parse_args().seed
     try:
         with locked(FOLDER.with_suffix(".lock")) as lock:
-            failed = [*mazes(seed, lock), *robots(seed), *images(seed, lock)]
+            failed = [*mazes(seed, lock), *robots(seed), *images(seed, lock), *scoreboard()]
     except BlockingIOError:
         sys.exit(f"another run is under way in {FOLDER}")
     except KeyboardInterrupt:
@@ -65,8 +80,9 @@ def run(chapter: str, lock: int, **parameters) -> None:
 def mazes(seed: int, lock: int) -> list[str]:
     """The shipped rewards of mazes; the names of the numbers that are too far off."""
     run("07_maze_grid", lock, seed=seed, n_seeds=5, episodes=1000, plans=8000)
-    found = FOLDER / "results" / "verify" / "maze2d-verify.json"
-    return report(summary(ROOT / "results" / "full" / "maze2d.json"), summary(found), TOLERANCES)
+    fresh = results.read(FOLDER / "results" / "verify" / "maze2d-verify.json")["rows"]
+    found = {name: recount("maze2d", name, fresh) for name in TOLERANCES}
+    return report(summary(FULL / "maze2d.json"), found, TOLERANCES)
 
 
 def images(seed: int, lock: int) -> list[str]:
@@ -75,7 +91,7 @@ def images(seed: int, lock: int) -> list[str]:
     Allowed are four standard errors of the difference of two shares.
     """
     run("14_image_rewards", lock, seed=seed, n_prompts=200, style_prompts=100, steered=100)
-    places = ROOT / "results" / "full", FOLDER / "results" / "verify"
+    places = FULL, FOLDER / "results" / "verify"
     both = [results.read(place / "images.json")["summary"] for place in places]
     halves = {n: [(s[n]["ci"][1] - s[n]["ci"][0]) / 2 for s in both] for n in SHARES}
     tolerances = {name: float(2 * np.hypot(*pair)) for name, pair in halves.items()}
@@ -88,18 +104,54 @@ def robots(seed: int) -> list[str]:
     Allowed are four standard errors of the difference of two means, and one point for float16.
     """
     shipped = locomotion_files.read(ROBOTS)
-    rows = results.read(ROOT / "results" / "full" / "locomotion.json")["rows"]
-    mine = {r["planner"]: r for r in rows if r["environment"] == shipped.world.name}
-    published, found, tolerances = {}, {}, {}
-    for planner, name in PLAYED.items():
-        played = shipped.play(planner, EPISODES, locomotion.HORIZON, seed)
-        scores = locomotion.scores(shipped.world, played)
-        row, label = mine[name], f"{shipped.world.name}.{name}"
-        published[label], found[label] = row["score"], float(scores.mean())
-        half = (row["score_high"] - row["score_low"]) / 2  # two standard errors
-        error = np.hypot(half / 2, scores.std(ddof=1) / EPISODES**0.5)
-        tolerances[label] = float(4 * error + 1)
+    name, planner = shipped.world.name, shipped.planner
+    rows = results.read(FULL / "locomotion.json")["rows"]
+    # The shipped pair is the first of its robot.
+    mine = {r["planner"]: r for r in reversed(rows) if r["environment"] == name}
+    planners = {PLAYED[who]: planner(who, seed) for who in PLAYED}
+    planners[f"until_{LATE}"] = planner("steered", seed, stop_step=LATE)
+    published, found, tolerances = summary(FULL / "locomotion.json"), {}, {}
+    for who, plans in planners.items():
+        steps = {"steps": locomotion.HORIZON}
+        played = rollouts.play(shipped.world, plans, EPISODES, seed, **steps)
+        scores, label = locomotion.scores(shipped.world, played), f"{name}.{who}"
+        found[label], error = float(scores.mean()), scores.std(ddof=1) / EPISODES**0.5
+        theirs = error  # of a number without an interval, as large as ours
+        if row := mine.get(who):
+            published[label] = row["score"]
+            theirs = (row["score_high"] - row["score_low"]) / 4
+        tolerances[label] = float(4 * np.hypot(error, theirs) + 1)
     return report(published, found, tolerances)
+
+
+def scoreboard() -> list[str]:
+    """Rows of the paper that results/full has, counted again; the names of those that differ."""
+    fresh = {("maze2d", name) for name in TOLERANCES} | {("images", name) for name in SHARES}
+    fresh.add(("locomotion", f"hopper.until_{LATE}"))
+    differ, neither, again = [], [], 0
+    rows = yaml.safe_load((ROOT / "workflow" / "paper.yaml").read_text(encoding="utf-8"))
+    rows = {(row["study"], row["name"]): row for row in rows if "study" in row}
+    rows = {row: value for row in rows if (value := in_full(*row)) is not None}
+    for (study, name), value in rows.items():
+        found = recount(study, name, results.read(FULL / f"{study}.json")["rows"])
+        again += found is not None
+        if found is None and (study, name) not in fresh:
+            neither.append(f"{study}.{name}")
+        elif found is not None and not np.isclose(found, value, rtol=1e-9, atol=0):
+            differ.append(f"{study}.{name}, counted again")
+    judged = len(fresh & set(rows))
+    print(
+        f"scoreboard: {len(rows)} rows of the paper with a full run, {judged} judged on fresh "
+        f"draws, {again} counted again, neither of {len(neither)} ({', '.join(neither) or '-'})"
+    )
+    return differ
+
+
+def in_full(study: str, name: str) -> float | None:
+    """A number of results/full; None where there is none."""
+    path = FULL / f"{study}.json"
+    value = summary(path).get(name) if path.exists() else None
+    return None if value is None or np.isnan(value) else value
 
 
 def report(

@@ -47,26 +47,40 @@ def bootstrap(
     samples: Mapping[Hashable, Sequence[np.ndarray]],
     read: Callable[[dict[Hashable, np.ndarray]], np.ndarray],
     seed: int = 0,
+    shared: Callable[[Hashable], Hashable] = lambda name: name,
 ) -> Number:
-    """A number read off mean scores, and its 95 % interval (percentile bootstrap over episodes).
+    """A number read off mean scores, and its 95 % interval (percentile bootstrap).
 
+    Pairs of planners, of which each has a seed, are drawn again, and in each drawn pair its
+    episodes. Of a single pair there are only episodes to draw: the interval is that of these models
+    and says nothing about others. Of few pairs it is somewhat narrow, as any percentile bootstrap.
     The interval is that of the draws, as they are: where the number is a skewed one, such as a
     ratio, it may leave the value itself out.
 
     Args:
         samples: per name the scores of each seed's episodes; a mean is over seeds of their means.
-            Episodes are drawn again within a seed, so the interval is that of these models.
         read: means [...] by name -> the number [...].
         seed: of the draws.
+        shared: names for which it is the same have the same pairs drawn.
     """
-    rng = np.random.default_rng(seed)
+    rng, of_pairs = np.random.default_rng(seed), np.random.default_rng((seed, 1))
+    drawn_pairs, draw = {}, np.arange(DRAWS)
 
-    def means(array: np.ndarray) -> np.ndarray:
+    def episodes(array: np.ndarray) -> np.ndarray:
         rows = rng.integers(len(array), size=(DRAWS, len(array)))
         return array[rows].mean(1)
 
+    def means(name: Hashable, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        n, key = len(arrays), (shared(name), len(arrays))
+        if n == 1:
+            return episodes(arrays[0])
+        if key not in drawn_pairs:
+            drawn_pairs[key] = of_pairs.integers(n, size=(n, DRAWS))
+        places = [np.stack([episodes(a) for a in arrays])[k, draw] for k in drawn_pairs[key]]
+        return np.mean(places, axis=0)
+
     value = read({k: np.mean([a.mean() for a in v]) for k, v in samples.items()})
-    drawn = read({k: np.mean([means(a) for a in v], axis=0) for k, v in samples.items()})
+    drawn = read({k: means(k, v) for k, v in samples.items()})
     low, high = np.percentile(drawn, [2.5, 97.5]) if np.ptp(drawn) else (np.nan, np.nan)
     return Number(float(value), float(low), float(high))
 
@@ -75,8 +89,8 @@ def bootstrap(
 class Comparison:
     """Scores of several ways to plan, in one or more environments, and what is read off them.
 
-    Numbers are `bootstrap`s; where not all seeds have all ways that a number is about, it is of
-    those that do.
+    Numbers are `bootstrap`s, in which all ways of an environment have the same pairs drawn; where
+    not all seeds have all ways that a number is about, it is of those that do.
 
     Attributes:
         scores: (environment, way, seed) -> scores of its episodes, [n].
@@ -105,7 +119,7 @@ class Comparison:
         def over_environments(means: dict[Hashable, np.ndarray]) -> np.ndarray:
             return np.mean([read({w: means[name, w] for w in ways}) for name in of], axis=0)
 
-        return bootstrap(samples, over_environments, self.seed)
+        return bootstrap(samples, over_environments, self.seed, shared=lambda pair: pair[0])
 
     def _samples(self, name: str, way: Hashable, ways: Sequence[Hashable]) -> list[np.ndarray]:
         return [
@@ -121,6 +135,12 @@ class Comparison:
     def gain(self, name: str, way: Hashable, over: Hashable = "base") -> Number:
         """Relative gain over another way, per cent."""
         return self.number(lambda m: 100 * (m[way] / m[over] - 1), over, way, of=[name])
+
+    def gains(self, name: str, way: Hashable, over: Hashable = "base") -> dict[int, float]:
+        """`gain` of each pair by its seed."""
+        seeds = [s for n, w, s in self.scores if (n, w) == (name, way)]
+        of_pair = {s: [self.scores[name, w, s].mean() for w in (way, over)] for s in seeds}
+        return {s: float(100 * (after / before - 1)) for s, (after, before) in of_pair.items()}
 
     def ahead(self, name: str, way: Hashable, rival: Hashable) -> Number:
         """Score, less a rival's."""
