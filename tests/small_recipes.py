@@ -15,6 +15,7 @@ from rrlib.lab.images.pools import ImagePool, PoolReward, PoolRival
 from rrlib.lab.images.recipes import LAYERS, MiniAutoencoder, MiniDiffusion
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionDiscriminator, LocomotionPool, LocomotionReward
+from rrlib.lab.mazes.planning import MazePlanningPool, MazePlanningReward
 from rrlib.lab.mazes.recipes import ComponentDiffuser, MazeData, MazeDiffuser, MazePool, MazeRewards
 from rrlib.lab.recipes import GaussianReward
 from rrlib.method import extraction
@@ -44,6 +45,7 @@ def recipes() -> dict[str, object]:
         **FIT,
     )
     pool = MazePool(*mazes, plans=12, ends=True, seed=3)
+    planned = MazePlanningPool(*mazes, plans=12, drawn=5, seed=3)
     robots = [LocomotionData("hopper", "random", 300, seed=seed) for seed in (0, 1)]
     shape = {"ruler": tuple(robots), "horizon": 4, "hidden": 8, "blocks": 1, "diffusion_steps": 6}
     planners = [LocomotionDiffuser(data, **shape, **FIT) for data in robots]
@@ -62,6 +64,7 @@ def recipes() -> dict[str, object]:
         "maze expert": mazes[1],
         "maze expert of components": long,
         "maze rewards": MazeRewards(pool, window=4, hidden=(8,), seeds=(0, 1), **FIT),
+        "maze reward for planning": MazePlanningReward(planned, hidden=(8,), **FIT),
         "robot base": planners[0],
         "robot reward": LocomotionReward(LocomotionPool(*planners, plans=12), **fit),
         "robot rival": LocomotionDiscriminator(*planners, plans=6, **fit),

@@ -9,7 +9,7 @@ import torch
 
 from rrlib import training
 from rrlib.lab import recipes, store
-from rrlib.lab.mazes import choices
+from rrlib.lab.mazes import choices, planning
 from rrlib.lab.mazes import experiments as maze_experiments
 from rrlib.lab.mazes import presets as maze_sizes
 from rrlib.lab.mazes import recipes as maze_recipes
@@ -196,6 +196,58 @@ def test_rewards_are_fitted_as_the_recipe_says(target, place, cut, calls, tmp_pa
     assert replace(recipe, activation="leaky_relu")._network(5).activation == "leaky_relu"
 
 
+def test_a_planning_pool_is_of_plans_that_begin_where_they_are_told(calls, monkeypatch, tmp_path):
+    asked = []
+
+    def drawn(model, first, horizon, generator):
+        asked.append((first, generator.initial_seed()))
+        plans = torch.full((len(first), horizon, 6), 7.0)
+        plans[:, 0, 2:] = first
+        return plans
+
+    monkeypatch.setattr(planning.driving, "plans_from", drawn)
+    monkeypatch.setattr(planning, "AT_ONCE", 4)
+    pool = planning.MazePlanningPool(BASE, EXPERT, plans=12, drawn=6, seed=3)
+    pool.load(tmp_path, "cpu")
+    (_, _, *data), options = calls.algorithm1.args, vars(calls.algorithm1)
+    assert [len(part) for part in data] == [18, 18]
+    assert all((part[12:, 1:] == 7).all() and (part[:12] != 7).all() for part in data)
+    assert (options["size"], options["seed"]) == (36, 3)
+    held, models = options["condition"](data[0], torch.zeros(18, 8, 6), *calls.algorithm1.args[:2])
+    assert torch.equal(held[:, 0, 2:], data[0][:, 0, 2:]) and not held[:, 1:].any()
+    assert all(model.known for model in models)
+    seen = BASE.split().train
+    begun = torch.from_numpy(BASE.split().normaliser.normalise(rows_of(seen)))[:, 0, 2:]
+    assert [len(first) for first, _ in asked] == [4, 2, 4, 2]
+    for first, _ in asked:
+        assert (torch.cdist(first, begun).min(1).values < 1e-5).all()
+    assert asked[0][1] == asked[1][1] != asked[2][1]  # another stream for the other model
+
+
+def rows_of(seen: Trajectories) -> np.ndarray:
+    """First steps of episodes as plans of one step, [n, 1, 6]."""
+    starts = seen.bounds[:, 0]
+    return np.concatenate([seen.actions[starts], seen.observations[starts]], 1)[:, None]
+
+
+def test_a_planning_reward_is_fitted_to_its_pool(calls, monkeypatch, tmp_path):
+    monkeypatch.setattr(planning, "save_file", lambda _, file: calls.files.append(file.name))
+    pool = planning.MazePlanningPool(BASE, EXPERT, plans=12, drawn=6, seed=3)
+    fit = {"steps": 21, "batch": 6, "learning_rate": 0.02, "seed": 5}
+    recipe = planning.MazePlanningReward(pool, (8, 4), average=2, **fit)
+    recipe.make(tmp_path, "cpu")
+    network, told = calls.fit.args
+    assert calls.obtained[-1] == (pool, "cpu") and told.kind == ("mean", "mu_base")
+    assert {name: getattr(calls.fit, name) for name in fit} == fit
+    assert (network.observation, network.network.hidden, network.network.average) == (4, (8, 4), 2)
+    assert network.network.positions == (2, 3)
+    unit = extraction.displacement_units(BASE.blank("cpu"), "mean")
+    assert torch.equal(network.network.unit, unit)
+    again, other = recipe.blank(), replace(recipe, seed=6).blank()
+    first = [n.network.g[0].weight for n in (recipe.blank(), again, other)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
 CHOSEN = SimpleNamespace(
     maze=("umaze", "large"),
     n_goals=2,
@@ -237,6 +289,12 @@ def test_an_experiment_is_what_its_parameters_and_its_size_say(size, steps):
         wanted |= {"batch": own.reward_batch, "learning_rate": own.reward_rate}
         wanted |= {"seeds": (4, 5, 6), "target": "mean", "place": "mu_base", "strided": False}
         assert {f: getattr(e.rewards, f) for f in wanted} == wanted
+        told = planning.reward_for(e, own)
+        drawn = min(own.drawn, plans)
+        assert told.pool == planning.MazePlanningPool(e.base, e.expert, plans, drawn, seed=4)
+        wanted = {"hidden": own.planning, "average": own.average, "steps": steps, "seed": 4}
+        wanted |= {"batch": own.reward_batch, "learning_rate": own.reward_rate}
+        assert {f: getattr(told, f) for f in wanted} == wanted
     assert set(maze_experiments.SHAPE) == {f.name for f in fields(MazeDiffuser)} - {
         *("data", "ruler", "horizon", "steps", "start", "seed")
     }
@@ -317,11 +375,11 @@ def test_the_sizes_that_published_results_were_made_with():
     quick, full = (maze_sizes.sizes(size, "large") for size in ("small", "medium"))
     assert quick == maze_sizes.Sizes(
         *("u_net", (16, 32, 64), 1, 50, 32, 2e-3, 0.5, 0.75, True),
-        *(10_000, 32, (128, 64, 32), 1, 128, 4e-3),
+        *(10_000, 32, (128, 64, 32), 1, 128, 4e-3, (128, 64, 32), 250),
     )
     assert full == maze_sizes.Sizes(
         *("components", (), 1, 50, 512, 2e-3, 0.5, 0.25, False),
-        *(8_000, 128, (96, 64, 32), 4, 256, 2e-3),
+        *(8_000, 128, (96, 64, 32), 4, 256, 2e-3, (512, 256, 128), 4_000),
     )
     assert maze_recipes.LENGTHS == {"open": 300, "umaze": 300, "medium": 500, "large": 600}
 

@@ -99,6 +99,27 @@ def test_plans_begin_where_they_are_told_and_a_reward_changes_the_rest():
     assert_close(weightless, plain)
 
 
+def test_a_reward_sees_at_every_step_where_the_plan_begins():
+    model = Denoiser(PlanNetwork(6, (8, 16)), cosine_scheduler(6))
+    first, seen = torch.rand(3, 4, generator=stream(0, 0)) - 0.5, []
+
+    class Seeing(WindowReward):
+        def forward(self, x_t, t):
+            seen.append(x_t[:, 0, 2:].detach().clone())
+            return super().forward(x_t, t)
+
+    for place in ("x_t", "mu_base"):
+        reward = RelativeReward(Seeing(6, 4, torch.ones(6), (8,)), "mean", place)
+        planning.plans_from(model, first, 16, stream(1, 0), reward)
+    assert len(seen) >= 12
+    at_x_t, at_mean = seen[:6], seen[6:12]
+    assert all(torch.equal(one, first) for one in at_x_t)
+    # The mean of what is clean at t and before: between x_0 and x_t, which are one.
+    scale = [one.norm() / first.norm() for one in at_mean]
+    for one, k in zip(at_mean, scale, strict=True):
+        assert_close(one / k, first, atol=1e-5, rtol=1e-5)
+
+
 def test_reached_is_the_first_step_within_reach():
     world = maze.load("open")
     goal = (1.0, 1.0)
@@ -130,6 +151,8 @@ def test_plans_are_made_where_the_noise_is(monkeypatch):
     monkeypatch.setattr(planning.steering, "sample", sample)
     noise = SimpleNamespace(device=torch.device("meta"))
     planning.plans_from("model", torch.zeros(3, 4), 16, noise, "reward", 2.0, 7, 3)
+    keep = seen.pop("keep")
+    assert keep(torch.ones(3, 16, 6, device="meta")).device.type == "meta"
     asked = {"reward": "reward", "guidance_scale": 2.0, "num_inference_steps": 7}
     asked |= {"resamplings": 3}
     assert seen == {"first": "meta", "shape": (3, 16, 6), **asked}

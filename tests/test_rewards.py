@@ -1,5 +1,7 @@
 """Reward networks against literal windows and finite differences."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from rrlib.method.networks.sums import Rescaled
 from rrlib.method.pools import windows
 from rrlib.method.rewards import RelativeReward, compose
 from rrlib.plans.perceptron import PlanPotential
-from rrlib.plans.rewards import ConditionalReward, PlanValue, WindowReward
+from rrlib.plans.rewards import ConditionalReward, PlanValue, StartReward, WindowReward
 from rrlib.training import Stack, stream
 
 WIDTH, HORIZON = 3, 12
@@ -316,6 +318,53 @@ def test_a_plans_value_has_smooth_gradients_of_finite_differences(horizon, patch
     )
 
 
+def started(**options) -> StartReward:
+    torch.manual_seed(0)
+    where = {"observation": 4, "positions": (2, 3)}
+    return StartReward(6, 8, torch.tensor([1.0, 3.0]), **where, hidden=(16, 8), **options)
+
+
+@pytest.mark.parametrize("average", [1, 2, 8])
+def test_a_reward_by_the_start_sees_steps_their_first_observation_and_its_place(average):
+    network = started(average=average, octaves=2).double()
+    x = torch.randn(3, 8, 6, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0, 1, 1])
+    assert torch.autograd.gradcheck(lambda x: network(x, t), x)
+    seen = []
+    network.g.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network(x, t)
+    steps, rest = seen[0].split([6 * 8 // average, 4 + 8 + 16], 1)
+    expected = x.reshape(3, 8 // average, average, 6).mean(2).flatten(1) * average**0.5
+    assert_close(steps, expected)
+    first, place, _ = rest.split([4, 8, 16], 1)
+    assert_close(first, x[:, 0, 2:])
+    phases = x[:, 0, 2:4, None] * torch.tensor([math.pi, 2 * math.pi])
+    assert_close(place, torch.cat([phases.sin().flatten(1), phases.cos().flatten(1)], 1))
+
+
+def test_a_reward_by_the_start_tells_two_sides_of_a_wall_apart_under_any_noise():
+    """Of plans of pure noise nothing is left but what was given."""
+    network = started(average=8)
+    noise = torch.randn(1, 8, 6).repeat(2, 1, 1)
+    noise[:, 0, 2:] = torch.tensor([[0.1, 0.0, 0, 0], [0.2, 0.0, 0, 0]])
+    one, other = network(noise, torch.tensor([1, 1]))
+    assert (one - other).abs() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({"average": 3}, (1, 8, 6), "average=3 is not allowed: a divisor of the horizon 8"),
+        ({"average": 0}, (1, 8, 6), "average=0 is not allowed"),
+        ({}, (1, 4, 6), r"x_t of shape \(1, 4, 6\) is not allowed: plans of shape \(8, 6\)"),
+        ({}, (1, 8, 5), r"x_t of shape \(1, 8, 5\) is not allowed"),
+    ],
+)
+def test_plans_that_do_not_fit_a_reward_by_the_start_are_named(options, shape, message):
+    with pytest.raises(InputError, match=message):
+        started(**options)(torch.zeros(shape), torch.tensor([0]))
+
+
 def test_stacked_values_are_the_values_one_by_one():
     torch.manual_seed(0)
     networks = [PlanValue(3, torch.ones(4), (32, 32)) for _ in range(3)]
@@ -365,7 +414,11 @@ def test_each_step_of_a_wrapped_reward_is_its_own():
 
 @pytest.mark.parametrize(
     "network",
-    [PlanValue(WIDTH, torch.ones(10), (32, 32, 32)), PlanPotential(WIDTH, HORIZON, torch.ones(10))],
+    [
+        PlanValue(WIDTH, torch.ones(10), (32, 32, 32)),
+        PlanPotential(WIDTH, HORIZON, torch.ones(10)),
+        StartReward(WIDTH, HORIZON, torch.ones(10), observation=2, positions=(1,)),
+    ],
 )
 def test_a_reward_of_whole_plans_says_that_it_has_no_steps(network):
     name, x = type(network).__name__, plans()

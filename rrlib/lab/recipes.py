@@ -194,10 +194,12 @@ def drawn(recipe, draws: torch.Generator) -> list[Tensor]:
     return [half.split().draw(recipe.plans, draws) for half in (recipe.base, recipe.expert)]
 
 
-def compared(recipe, data: list[Tensor], condition: Condition | None, device: str) -> Comparisons:
-    """What a recipe's `base` and `expert` say of plans of both."""
+def compared(
+    recipe, data: list[Tensor], condition: Condition | None, device: str, n: int | None = None
+) -> Comparisons:
+    """What a recipe's `base` and `expert` say of n (or the recipe's `plans`) plans of both."""
     pair = [store.obtain(half, device) for half in (recipe.base, recipe.expert)]
-    options = {"size": recipe.plans, "seed": recipe.seed, "condition": condition}
+    options = {"size": n or recipe.plans, "seed": recipe.seed, "condition": condition}
     return comparisons.algorithm1(*pair, *data, **options)
 
 

@@ -50,9 +50,17 @@ def plans_from(
         generator,
         reward=reward,
         guidance_scale=scale,
+        keep=hold(first),
         num_inference_steps=num_inference_steps,
         resamplings=resamplings,
     )
+
+
+def observed(normaliser: Normaliser, states: np.ndarray) -> Tensor:
+    """Observations [n, 4] in the simulator's units as plans have them, normalised."""
+    # A plan's numbers are actions first; those of the present step are not asked.
+    row = np.concatenate([np.zeros((len(states), maze.ACTION)), states], 1)[:, None]
+    return torch.from_numpy(normaliser.normalise(row.astype(np.float32))[:, 0, maze.ACTION :])
 
 
 def weighted_plans(
@@ -143,10 +151,8 @@ def drive(
     for step in range(steps):
         k = step % every
         if k == 0:
-            # A plan's numbers are actions first; those of the present step are not asked.
-            row = np.concatenate([np.zeros((n, maze.ACTION)), states], 1)[:, None]
-            first = normaliser.normalise(row.astype(np.float32))[:, 0, maze.ACTION :]
-            plans = normaliser.denormalise(planner(torch.from_numpy(first)).cpu().numpy())
+            plans = planner(observed(normaliser, states)).cpu().numpy()
+            plans = normaliser.denormalise(plans)
             if not np.isfinite(plans[:, :every]).all():  # MuJoCo would push no ball at all
                 raise InputError(
                     "planner: its plans are not finite; finite ones are needed (a smaller weight, "

@@ -1,5 +1,6 @@
 """Reward networks of plans [B, H, D]: rho(x_t, t) [B], twice differentiable."""
 
+import math
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -111,6 +112,84 @@ class WindowReward(nn.Module):
         """g at t = 0 of the window that each step lies in, [B, H], for plans [B, H, D]."""
         g = self.per_window(plans, torch.zeros(len(plans), dtype=torch.long, device=plans.device))
         return g.repeat(1, self.window) if self.strided else g.repeat_interleave(self.window, 1)
+
+
+class StartReward(nn.Module):
+    """rho(x_t, t) of whole plans by where they begin, an MLP.
+
+    Where the models are told the first observation, how they differ depends on it above all, and
+    among the averaged steps of a noised plan it would be lost. So g sees it as it is, and Fourier
+    features of its place, by which it can tell the two sides of a wall apart. To be used in a
+    `ConditionalReward`.
+
+    Args:
+        width: D, numbers per time step.
+        horizon: H.
+        unit: what a unit of g is worth at each t, [T]; see `extraction.displacement_units`.
+        observation: do, the last numbers of a step.
+        positions: columns of a step that are a place in the map.
+        hidden: widths of the hidden layers.
+        average: neighbouring steps that are seen as their mean; 1 shows every step.
+        octaves: of the Fourier features, from half a period over [-1, 1] up.
+
+    Raises:
+        InputError: the horizon is no multiple of `average`.
+
+    >>> rho = StartReward(6, 32, torch.ones(10), observation=4, positions=(2, 3), average=4)
+    >>> rho(torch.zeros(2, 32, 6), torch.tensor([0, 9])).shape
+    torch.Size([2])
+    """
+
+    SHAPE: ClassVar = (
+        *("width", "horizon", "observation", "positions", "hidden", "average", "octaves"),
+    )
+    TABLES: ClassVar = ("unit",)
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        horizon: int,
+        unit: Tensor,
+        observation: int,
+        positions: tuple[int, ...],
+        hidden: tuple[int, ...] = (128, 64, 32),
+        average: int = 1,
+        octaves: int = 4,
+    ):
+        super().__init__()
+        if average < 1 or horizon % average:
+            raise InputError(
+                f"average={average} is not allowed: a divisor of the horizon {horizon} is needed."
+            )
+        self.width, self.horizon, self.observation = width, horizon, observation
+        self.positions, self.hidden = tuple(positions), tuple(hidden)
+        self.average, self.octaves = average, octaves
+        seen = width * (horizon // average) + observation + 2 * octaves * len(self.positions)
+        layers: list[nn.Module] = []
+        for before, after in pairwise([seen + TIME_FEATURES, *self.hidden]):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        self.g = nn.Sequential(*layers, nn.Linear(self.hidden[-1], 1))
+        frequencies = math.pi * 2.0 ** torch.arange(octaves)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("unit", unit.clone())
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """rho, [B], for x_t [B, H, D] and t [B]; InputError for plans of another shape."""
+        if x_t.shape[1:] != (self.horizon, self.width):
+            raise InputError(
+                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of shape "
+                f"{(self.horizon, self.width)} are needed."
+            )
+        # Times the root, the mean is a projection: lengths, and so gradients, keep their size.
+        steps = x_t.unflatten(1, (-1, self.average)).mean(2).flatten(1) * self.average**0.5
+        place = torch.stack([x_t[:, 0, k] for k in self.positions], 1)
+        phases = (place[..., None] * self.frequencies).flatten(1)
+        first = x_t[:, 0, -self.observation :]
+        hundredths = t * (100.0 / len(self.unit))
+        time = get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000).to(x_t)
+        g = self.g(torch.cat([steps, first, phases.sin(), phases.cos(), time], 1)).squeeze(-1)
+        return g * self.unit.to(g)[t]
 
 
 class PlanValue(nn.Module):

@@ -41,12 +41,15 @@ PARAMETERS = {  # that several chapters share
 
 @dataclass(frozen=True)
 class Sizes:
-    """Networks and budgets; the fields of `MazeDiffuser`, `MazePool` and `MazeRewards`.
+    """Networks and budgets; the fields of `MazeDiffuser`, `MazePool` and `MazeRewards`; and of
+    `MazePlanningReward` and its pool.
 
     Attributes:
         network: "u_net" (`MazeDiffuser`) or "components" (`ComponentDiffuser`, no channels).
         expert_share: optimisation steps of an expert over those of its base.
         from_base: whether an expert begins at the base's weights.
+        planning: hidden layers of the reward for planning.
+        drawn: plans for it that each model draws.
     """
 
     network: Literal["u_net", "components"] = "u_net"
@@ -64,6 +67,8 @@ class Sizes:
     average: int = 1
     reward_batch: int = 128
     reward_rate: float = 4e-3
+    planning: tuple[int, ...] = (128, 64, 32)
+    drawn: int = 250
 
 
 def sizes(size: str, name: str) -> Sizes:
@@ -79,10 +84,12 @@ def sizes(size: str, name: str) -> Sizes:
         return Sizes()
     if size == "medium":
         diffuser = ("components", (), 1, 50, 512, 2e-3, 0.5, 0.25, False)
-        return Sizes(*diffuser, 8_000, 128, (96, 64, 32), 4, reward_batch=256, reward_rate=2e-3)
+        rewards = 8_000, 128, (96, 64, 32), 4, 256, 2e-3
+        return Sizes(*diffuser, *rewards, planning=(512, 256, 128), drawn=4_000)
     own = (64, (32,)) if name == "open" else (4, (128, 64, 32))
     diffuser = ("u_net", (32, 128, 256), 1, 100, 128, 2e-4, 0.25, 1.0, False)
-    return Sizes(*diffuser, 100_000, *own, reward_batch=256, reward_rate=5e-5)
+    rewards = 100_000, *own, 1, 256, 5e-5
+    return Sizes(*diffuser, *rewards, planning=(512, 256, 128), drawn=4_000)
 
 
 def check_horizon(horizon: int, size: str, *names: str) -> None:
