@@ -46,6 +46,7 @@ _PLACES = {
     "WindowReward": "plans.rewards",
     "ContextReward": "plans.rewards",
     "PlanValue": "plans.rewards",
+    "StartReward": "plans.rewards",
     "ChannelsFirst": "plans.networks",
     "ChunkNetwork": "plans.chunks",
     "action_chunks": "plans.chunks",
@@ -60,6 +61,7 @@ _PLACES = {
     "given": "plans.conditioning",
     "first_given": "plans.conditioning",
     "ends_given": "plans.conditioning",
+    "hold": "plans.conditioning",
     "InputError": "errors",
     "DataWarning": "errors",
 }
@@ -100,12 +102,14 @@ if TYPE_CHECKING:
     from rrlib.plans.conditioning import ends_given as ends_given
     from rrlib.plans.conditioning import first_given as first_given
     from rrlib.plans.conditioning import given as given
+    from rrlib.plans.conditioning import hold as hold
     from rrlib.plans.environments import RelativeRewardWrapper as RelativeRewardWrapper
     from rrlib.plans.layouts import PlanLayout as PlanLayout
     from rrlib.plans.networks import ChannelsFirst as ChannelsFirst
     from rrlib.plans.normalisers import Normaliser as Normaliser
     from rrlib.plans.rewards import ContextReward as ContextReward
     from rrlib.plans.rewards import PlanValue as PlanValue
+    from rrlib.plans.rewards import StartReward as StartReward
     from rrlib.plans.rewards import WindowReward as WindowReward
     from rrlib.plans.scoring import TrajectoryScores as TrajectoryScores
     from rrlib.plans.trajectories import Trajectories as Trajectories

@@ -239,12 +239,12 @@ def test_a_planning_reward_is_fitted_to_its_pool(calls, monkeypatch, tmp_path):
     network, told = calls.fit.args
     assert calls.obtained[-1] == (pool, "cpu") and told.kind == ("mean", "mu_base")
     assert {name: getattr(calls.fit, name) for name in fit} == fit
-    assert (network.observation, network.network.hidden, network.network.average) == (4, (8, 4), 2)
-    assert network.network.positions == (2, 3)
+    assert (network.observation, network.hidden, network.average) == (4, (8, 4), 2)
+    assert network.positions == (2, 3)
     unit = extraction.displacement_units(BASE.blank("cpu"), "mean")
-    assert torch.equal(network.network.unit, unit)
+    assert torch.equal(network.unit, unit)
     again, other = recipe.blank(), replace(recipe, seed=6).blank()
-    first = [n.network.g[0].weight for n in (recipe.blank(), again, other)]
+    first = [n.g[0].weight for n in (recipe.blank(), again, other)]
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 

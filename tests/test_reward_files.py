@@ -15,7 +15,13 @@ from rrlib.method.networks.sums import Rescaled, WeightedSum
 from rrlib.method.reward_files import load_reward, load_rewards, save_rewards
 from rrlib.method.rewards import RelativeReward
 from rrlib.plans.perceptron import PlanPotential
-from rrlib.plans.rewards import ConditionalReward, ContextReward, PlanValue, WindowReward
+from rrlib.plans.rewards import (
+    ConditionalReward,
+    ContextReward,
+    PlanValue,
+    StartReward,
+    WindowReward,
+)
 from rrlib.tensor_files import write_tensors
 from rrlib.training import stream
 
@@ -73,6 +79,7 @@ UNIT = torch.linspace(1e-9, 2, 10)
 NETWORKS = {
     "WindowReward": lambda: WindowReward(3, 4, UNIT, (8,)),
     "PlanValue": lambda: PlanValue(3, UNIT, (32, 32), 2),
+    "StartReward": lambda: StartReward(3, 4, UNIT, 2, (1,), (8,), average=2),
     "PlanPotential": lambda: PlanPotential(3, 4, UNIT, 16, 1),
     "ConditionalReward": lambda: ConditionalReward(PlanPotential(3, 4, UNIT, 16, 1), 2),
     "ContextReward": lambda: ContextReward(WindowReward(5, 4, UNIT, (8,)), 2),

@@ -329,7 +329,11 @@ def test_a_reward_by_the_start_sees_steps_their_first_observation_and_its_place(
     network = started(average=average, octaves=2).double()
     x = torch.randn(3, 8, 6, dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0, 1, 1])
-    assert torch.autograd.gradcheck(lambda x: network(x, t), x)
+    free = torch.ones(1, 8, 6, dtype=torch.float64)
+    free[:, 0, 2:] = 0
+    held = (x * (1 - free)).detach()
+    assert torch.autograd.gradcheck(lambda x: network(x * free + held, t), x)
+    assert not torch.autograd.grad(network(x, t).sum(), x)[0][:, 0, 2:].any()
     seen = []
     network.g.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     network(x, t)
@@ -363,6 +367,11 @@ def test_a_reward_by_the_start_tells_two_sides_of_a_wall_apart_under_any_noise()
 def test_plans_that_do_not_fit_a_reward_by_the_start_are_named(options, shape, message):
     with pytest.raises(InputError, match=message):
         started(**options)(torch.zeros(shape), torch.tensor([0]))
+
+
+def test_a_reward_by_the_start_can_do_without_a_map():
+    network = StartReward(6, 8, torch.ones(2), observation=4, positions=(), hidden=(8,))
+    assert network(torch.randn(3, 8, 6), torch.tensor([0, 1, 1])).shape == (3,)
 
 
 def test_stacked_values_are_the_values_one_by_one():

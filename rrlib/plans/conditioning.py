@@ -41,7 +41,12 @@ def held(x: Tensor, first: Tensor) -> Tensor:
 
 
 def hold(first: Tensor) -> Callable[[Tensor], Tensor]:
-    """What keeps the first observation [B, do] of plans in its place, for `guidance.denoise`."""
+    """What keeps the first observation [B, do] of plans in its place: `keep` of `sample`.
+
+    >>> import rrlib
+    >>> rrlib.hold(torch.tensor([[0.7, -0.2]]))(torch.zeros(1, 4, 3))[0, 0]
+    tensor([ 0.0000,  0.7000, -0.2000])
+    """
     return lambda x: held(x, first)
 
 

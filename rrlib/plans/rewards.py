@@ -119,15 +119,15 @@ class StartReward(nn.Module):
 
     Where the models are told the first observation, how they differ depends on it above all, and
     among the averaged steps of a noised plan it would be lost. So g sees it as it is, and Fourier
-    features of its place, by which it can tell the two sides of a wall apart. To be used in a
-    `ConditionalReward`.
+    features of its place, by which it can tell the two sides of a wall apart. Its gradient leaves
+    the first observation alone.
 
     Args:
         width: D, numbers per time step.
         horizon: H.
         unit: what a unit of g is worth at each t, [T]; see `extraction.displacement_units`.
         observation: do, the last numbers of a step.
-        positions: columns of a step that are a place in the map.
+        positions: columns of a step that are a place in the map, none where there is no map.
         hidden: widths of the hidden layers.
         average: neighbouring steps that are seen as their mean; 1 shows every step.
         octaves: of the Fourier features, from half a period over [-1, 1] up.
@@ -145,6 +145,7 @@ class StartReward(nn.Module):
     )
     TABLES: ClassVar = ("unit",)
     frequencies: Tensor
+    columns: Tensor
 
     def __init__(
         self,
@@ -172,6 +173,8 @@ class StartReward(nn.Module):
         self.g = nn.Sequential(*layers, nn.Linear(self.hidden[-1], 1))
         frequencies = math.pi * 2.0 ** torch.arange(octaves)
         self.register_buffer("frequencies", frequencies, persistent=False)
+        columns = torch.tensor(self.positions, dtype=torch.long)
+        self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("unit", unit.clone())
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -181,11 +184,12 @@ class StartReward(nn.Module):
                 f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of shape "
                 f"{(self.horizon, self.width)} are needed."
             )
+        x, first = x_t.clone(), x_t[:, 0, -self.observation :].detach()
+        x[:, 0, -self.observation :] = first
         # Times the root, the mean is a projection: lengths, and so gradients, keep their size.
-        steps = x_t.unflatten(1, (-1, self.average)).mean(2).flatten(1) * self.average**0.5
-        place = torch.stack([x_t[:, 0, k] for k in self.positions], 1)
+        steps = x.unflatten(1, (-1, self.average)).mean(2).flatten(1) * self.average**0.5
+        place = x[:, 0].index_select(1, self.columns)
         phases = (place[..., None] * self.frequencies).flatten(1)
-        first = x_t[:, 0, -self.observation :]
         hundredths = t * (100.0 / len(self.unit))
         time = get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000).to(x_t)
         g = self.g(torch.cat([steps, first, phases.sin(), phases.cos(), time], 1)).squeeze(-1)

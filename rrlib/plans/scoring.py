@@ -18,7 +18,7 @@ from rrlib.method.rewards import RelativeReward
 from rrlib.plans import trajectories
 from rrlib.plans.layouts import PlanLayout
 from rrlib.plans.perceptron import PlanPotential
-from rrlib.plans.rewards import ConditionalReward, WindowReward
+from rrlib.plans.rewards import ConditionalReward, StartReward, WindowReward
 from rrlib.plans.trajectories import Trajectories
 
 Steps: TypeAlias = np.ndarray | Tensor
@@ -146,7 +146,7 @@ def steps_seen(network: nn.Module, layout: PlanLayout) -> int:
     """
     if isinstance(network, WindowReward) and not network.strided:
         return network.window
-    if isinstance(network, PlanPotential):
+    if isinstance(network, PlanPotential | StartReward):
         return network.horizon
     if isinstance(network, ConditionalReward):
         return steps_seen(network.network, layout)

@@ -18,7 +18,7 @@ from rrlib.method import extraction
 from rrlib.method.comparisons import Comparisons
 from rrlib.method.rewards import RelativeReward
 from rrlib.plans.conditioning import first_given
-from rrlib.plans.rewards import ConditionalReward, StartReward
+from rrlib.plans.rewards import StartReward
 
 AT_ONCE = 1_000  # plans that are drawn together
 
@@ -108,15 +108,14 @@ class MazePlanningReward:
         """The fitted reward."""
         return recipes.load_reward(self.blank(), folder, device, "mean", "mu_base")
 
-    def blank(self) -> ConditionalReward:
+    def blank(self) -> StartReward:
         """The network before training."""
         base = self.pool.base
         unit = extraction.displacement_units(base.blank("cpu"), "mean")
         torch.manual_seed(self.seed)  # after `blank`, which sets a seed of its own
         place = {"observation": OBSERVATION, "positions": (ACTION, ACTION + 1)}
         shape = {"hidden": self.hidden, "average": self.average}
-        network = StartReward(OBSERVATION + ACTION, base.horizon, unit, **place, **shape)
-        return ConditionalReward(network, OBSERVATION)
+        return StartReward(OBSERVATION + ACTION, base.horizon, unit, **place, **shape)
 
 
 def reward_for(e: MazeExperiment, size: Sizes) -> MazePlanningReward:

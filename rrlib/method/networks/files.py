@@ -21,6 +21,7 @@ from rrlib.tensor_files import halved, read_tensors, write_tensors
 KINDS = {
     "WindowReward": "rrlib.plans.rewards",
     "PlanValue": "rrlib.plans.rewards",
+    "StartReward": "rrlib.plans.rewards",
     "ConditionalReward": "rrlib.plans.rewards",
     "ContextReward": "rrlib.plans.rewards",
     "PlanPotential": "rrlib.plans.perceptron",
