@@ -154,6 +154,11 @@ def cost(asked: SimpleNamespace) -> Cost:
     seconds += longer * pairs * of.n_seeds * kinds * of.reward_steps * reward
     evaluations = of.denoising * (1 + of.resamplings)
     seconds += pairs * of.balls * evaluations * diffuser  # an episode
+    if of.balls:  # the reward for planning, and what each model draws for it
+        seconds += longer * pairs * 4 * of.reward_steps * reward
+        own = sizes(of.size, of.maze[0])
+        drawn = 2 * own.drawn * own.diffusion_steps / own.batch  # batches
+        seconds += longer * pairs * drawn * diffuser / 3  # one way of three
     seconds /= 1 if of.device == "cpu" else CUDA
     rows = max(600 * of.episodes, *(int(n) for n in of.transitions or (0,)))
     seconds += (len(of.maze) + pairs) * rows / 2e5  # physics
