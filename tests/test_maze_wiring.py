@@ -290,7 +290,7 @@ def test_an_experiment_is_what_its_parameters_and_its_size_say(size, steps):
         wanted |= {"seeds": (4, 5, 6), "target": "mean", "place": "mu_base", "strided": False}
         assert {f: getattr(e.rewards, f) for f in wanted} == wanted
         told = planning.reward_for(e, own)
-        drawn = min(own.drawn, steps * own.reward_batch // 30)
+        drawn = min(own.drawn, steps * own.reward_batch // 150)
         assert told.pool == planning.MazePlanningPool(e.base, e.expert, plans, drawn, seed=4)
         wanted = {"hidden": own.planning, "average": own.average, "steps": steps, "seed": 4}
         wanted |= {"batch": own.reward_batch, "learning_rate": own.reward_rate}

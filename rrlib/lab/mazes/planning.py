@@ -121,8 +121,8 @@ class MazePlanningReward:
 def reward_for(e: MazeExperiment, size: Sizes) -> MazePlanningReward:
     """The planning reward of an experiment's pair, in a chapter's sizes and reward steps."""
     steps, batch = e.rewards.steps, size.reward_batch
-    read = steps * batch  # no more plans than a fit draws; one of its own is read 30 times at least
-    plans, drawn = min(size.plans, read), min(size.drawn, max(read // 30, 1))
+    read = steps * batch  # no more plans than a fit draws; one of its own is read 150 times
+    plans, drawn = min(size.plans, read), min(size.drawn, max(read // 150, 1))
     pool = MazePlanningPool(e.base, e.expert, plans, drawn, e.rewards.seeds[0])
     fit = {"batch": batch, "learning_rate": size.reward_rate, "seed": e.rewards.seeds[0]}
     shape = {"hidden": size.planning, "average": size.average}
