@@ -64,7 +64,7 @@ help:  ## list the commands
 	@echo "make pdf                   the book as it is stored, in one file: _build/book.pdf (needs Chromium)"
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make slurm                 the quick mazes' diffusers as jobs of a SLURM on this machine"
-	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (a quarter of an hour)"
+	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (ten minutes)"
 	@echo "make faults [SEED=2]       kill runs, damage files, fill disks: one table (half an hour)"
 	@echo "make check                 lint and the tests that train nothing (minutes)"
 	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
