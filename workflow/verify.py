@@ -130,18 +130,18 @@ def scoreboard() -> list[str]:
     fresh.add(("locomotion", f"hopper.until_{LATE}"))
     differ, neither, again = [], [], 0
     rows = yaml.safe_load((ROOT / "workflow" / "paper.yaml").read_text(encoding="utf-8"))
-    rows = {(row["study"], row["name"]): row for row in rows if "study" in row}
-    rows = {row: value for row in rows if (value := in_full(*row)) is not None}
-    for (study, name), value in rows.items():
+    names = [(row["study"], row["name"]) for row in rows if "study" in row]
+    values = {name: value for name in names if (value := in_full(*name)) is not None}
+    for (study, name), value in values.items():
         found = recount(study, name, results.read(FULL / f"{study}.json")["rows"])
         again += found is not None
         if found is None and (study, name) not in fresh:
             neither.append(f"{study}.{name}")
         elif found is not None and not np.isclose(found, value, rtol=1e-9, atol=0):
             differ.append(f"{study}.{name}, counted again")
-    judged = len(fresh & set(rows))
+    judged = len(fresh & set(values))
     print(
-        f"scoreboard: {len(rows)} rows of the paper with a full run, {judged} judged on fresh "
+        f"scoreboard: {len(values)} rows of the paper with a full run, {judged} judged on fresh "
         f"draws, {again} counted again, neither of {len(neither)} ({', '.join(neither) or '-'})"
     )
     return differ
