@@ -22,7 +22,6 @@ from watch import locked, start
 
 from rrlib.lab import results
 from rrlib.lab.locomotion import files as locomotion_files
-from rrlib.locomotion import rollouts
 from rrlib.locomotion import world as locomotion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,20 +103,19 @@ def robots(seed: int) -> list[str]:
     Allowed are four standard errors of the difference of two means, and one point for float16.
     """
     shipped = locomotion_files.read(ROBOTS)
-    name, planner = shipped.world.name, shipped.planner
+    name = shipped.world.name
     rows = results.read(FULL / "locomotion.json")["rows"]
     # The shipped pair is the first of its robot.
     mine = {r["planner"]: r for r in reversed(rows) if r["environment"] == name}
-    planners = {PLAYED[who]: planner(who, seed) for who in PLAYED}
-    planners[f"until_{LATE}"] = planner("steered", seed, stop_step=LATE)
+    runs = {label: (who, {}) for who, label in PLAYED.items()}
+    runs[f"until_{LATE}"] = "steered", {"stop_step": LATE}
     published, found, tolerances = summary(FULL / "locomotion.json"), {}, {}
-    for who, plans in planners.items():
-        steps = {"steps": locomotion.HORIZON}
-        played = rollouts.play(shipped.world, plans, EPISODES, seed, **steps)
-        scores, label = locomotion.scores(shipped.world, played), f"{name}.{who}"
+    for planner, (who, how) in runs.items():
+        played = shipped.play(who, EPISODES, locomotion.HORIZON, seed, **how)
+        scores, label = locomotion.scores(shipped.world, played), f"{name}.{planner}"
         found[label], error = float(scores.mean()), scores.std(ddof=1) / EPISODES**0.5
         theirs = error  # of a number without an interval, as large as ours
-        if row := mine.get(who):
+        if row := mine.get(planner):
             published[label] = row["score"]
             theirs = (row["score_high"] - row["score_low"]) / 4
         tolerances[label] = float(4 * np.hypot(error, theirs) + 1)

@@ -72,14 +72,15 @@ class Shipped:
         draws = training.stream(seed, "plans", self.device)
         return rollouts.planner(model, self.normaliser, self.world, self.horizon, draws, **how)
 
-    def play(self, who: str, episodes: int, steps: int, seed: int) -> Trajectories:
+    def play(self, who: str, episodes: int, steps: int, seed: int, **guidance) -> Trajectories:
         """Episodes of such plans.
 
         Args:
-            who: see `planner`.
+            who, guidance: see `planner`.
             episodes, steps, seed: see `rollouts.play`.
         """
-        return rollouts.play(self.world, self.planner(who, seed), episodes, seed, steps=steps)
+        plans = self.planner(who, seed, **guidance)
+        return rollouts.play(self.world, plans, episodes, seed, steps=steps)
 
 
 def write(path: str | Path, e: LocomotionExperiment, chosen: SimpleNamespace, **how) -> None:
