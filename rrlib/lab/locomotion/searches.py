@@ -78,7 +78,8 @@ class Choice:
 
 
 def choose(
-    pairs: Sequence[tuple[LocomotionDiffuser, Guide]],
+    base: LocomotionDiffuser,
+    guide: Guide,
     weights: Sequence[float],
     untils: Sequence[int],
     chosen: SimpleNamespace,
@@ -87,37 +88,35 @@ def choose(
     """The scale and the last steered step with the best score, on seeds that report nothing.
 
     Args:
-        pairs: planner and guide of every seed of one environment; their mean scores are averaged.
+        base: the planner that is steered.
+        guide: what steers it.
         weights, untils: all combinations are tried.
         chosen, guidance: see `rollouts`.
     """
     tried = {}
     for until in untils:
         steered = guidance | {"weight": tuple(weights), "until": until}
-        played = [rollouts(base, chosen, SELECTION, g, **steered) for base, g in pairs]
-        found = [scores(p, chosen.device).reshape(len(weights), -1).mean(1) for p in played]
-        means = np.mean(found, axis=0)
+        found = scores(rollouts(base, chosen, SELECTION, guide, **steered), chosen.device)
+        means = found.reshape(len(weights), -1).mean(1)
         tried |= {(w, until): float(m) for w, m in zip(weights, means, strict=True)}
     weight, until = max(tried, key=tried.get)
     return Choice(weight, until, tried)
 
 
 def search(
-    pairs: Sequence[tuple[LocomotionDiffuser, Mapping[str, tuple[Guide, dict]]]],
-    chosen: SimpleNamespace,
+    base: LocomotionDiffuser, methods: Mapping[str, tuple[Guide, dict]], chosen: SimpleNamespace
 ) -> dict[str, Choice]:
-    """`choose` for every method of the first pair, over the `weights` and `untils` of a chapter.
+    """`choose` for every method, over the `weights` and `untils` of a chapter.
 
     Args:
-        pairs: planner, and method -> guide and guidance, of every seed of one environment; a method
-            is tried with the seeds that have it.
+        base: the planner that is steered.
+        methods: method -> guide and guidance.
         chosen: see `rollouts`; `weights` and `untils`.
     """
-    found = {}
-    for method, (_, how) in pairs[0][1].items():
-        guides = [(base, methods[method][0]) for base, methods in pairs if method in methods]
-        found[method] = choose(guides, chosen.weights, chosen.untils, chosen, **how)
-    return found
+    return {
+        method: choose(base, guide, chosen.weights, chosen.untils, chosen, **how)
+        for method, (guide, how) in methods.items()
+    }
 
 
 def forms(reward: Guide, at_x_t: Guide) -> dict[str, tuple[Guide, dict[str, str]]]:
