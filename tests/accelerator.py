@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "pretend"
 DEVICE = torch.device(NAME, 0) if torch._C._get_privateuse1_backend_name() == NAME else None
@@ -142,12 +141,12 @@ def _ours(device) -> bool:
 
 def _asked(function, args: tuple, kwargs: dict, waits: list[str]):
     """What an operator says, computed on the CPU; what a GPU would wait for goes to `waits`."""
-    leaves = tree_leaves((args, kwargs))
-    there = [x for x in leaves if isinstance(x, Elsewhere)]
-    here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Elsewhere)]
+    tensors = [x for x in _leaves((*args, *kwargs.values())) if isinstance(x, Tensor)]
+    there = [x for x in tensors if isinstance(x, Elsewhere)]
     name, goes = function._overloadpacket.__name__, _ours(kwargs.get("device"))
     if not there and not goes:
         return function(*args, **kwargs)
+    here = [x for x in tensors if not isinstance(x, Elsewhere)]
     source = args[1] if name == "copy_" else args[0] if args else None
     moves = name == "copy_" or (name == "_to_copy" and kwargs.get("device") is not None)
     if moves and isinstance(source, Elsewhere) != (
@@ -158,8 +157,9 @@ def _asked(function, args: tuple, kwargs: dict, waits: list[str]):
         _check_one_device(name, here)
     if name in READS or (name in MASKED and _masked(args[1])):
         waits.append(name)
-    raw = tree_map(lambda x: x.raw if isinstance(x, Elsewhere) else x, (args, kwargs))
-    out = function(*raw[0], **raw[1] | ({"device": torch.device("cpu")} if goes else {}))
+    raw = {key: _each(_here, value) for key, value in kwargs.items()}
+    raw |= {"device": torch.device("cpu")} if goes else {}
+    out = function(*_each(_here, args), **raw)
     if torch.Tag.inplace_view in function.tags:  # such as unsqueeze_: the shape that it says, too
         with no_dispatch():
             function(*args, **kwargs)
@@ -168,7 +168,24 @@ def _asked(function, args: tuple, kwargs: dict, waits: list[str]):
     if name == "_to_copy" and moves and not goes:
         return out
     known = {id(x.raw): x for x in there}  # what is changed in place stays the same object
-    return tree_map(lambda x: known[id(x)] if id(x) in known else _there(x), out)
+    return _each(lambda x: known[id(x)] if id(x) in known else _there(x), out)
+
+
+# Operators nest lists once at most, and torch's own walk through a tree takes most of a test's time.
+
+
+def _leaves(values) -> Iterator:
+    for x in values:
+        yield from x if type(x) in (tuple, list) else (x,)
+
+
+def _each(change, x):
+    """What is changed, item by item, in a value or in lists of values."""
+    return type(x)(_each(change, one) for one in x) if type(x) in (tuple, list) else change(x)
+
+
+def _here(x):
+    return x.raw if isinstance(x, Elsewhere) else x
 
 
 def _there(x):
