@@ -68,11 +68,15 @@ def test_a_pool_of_windows_repeats_the_condition():
     assert torch.equal(pool.to("cpu").condition, condition)
 
 
-@pytest.mark.slow
-def test_the_reward_of_a_conditional_pair_is_the_log_ratio_under_each_condition():
+@pytest.fixture(scope="module")
+def reward():
     samples, conditions = drawn(4_000, 1)
     found = rrlib.compare(BASE, EXPERT, samples, n=8_000, conditions=conditions)
-    reward = rrlib.RelativeReward.fit(found, steps=1_500, learning_rate=3e-3)
+    return rrlib.RelativeReward.fit(found, steps=1_500, learning_rate=3e-3)
+
+
+@pytest.mark.slow
+def test_the_reward_of_a_conditional_pair_is_the_log_ratio_under_each_condition(reward):
     held_out, told_held = drawn(1_000, 2)
     again = rrlib.compare(BASE, EXPERT, held_out, n=2_000, seed=1, conditions=told_held)
     assert reward.explained_variance(again).nanmean() > 0.98
@@ -83,10 +87,7 @@ def test_the_reward_of_a_conditional_pair_is_the_log_ratio_under_each_condition(
 
 
 @pytest.mark.slow
-def test_steering_under_a_condition_reaches_the_experts_mean():
-    samples, conditions = drawn(4_000, 1)
-    found = rrlib.compare(BASE, EXPERT, samples, n=8_000, conditions=conditions)
-    reward = rrlib.RelativeReward.fit(found, steps=1_500, learning_rate=3e-3)
+def test_steering_under_a_condition_reaches_the_experts_mean(reward):
     c = torch.tensor([[0.6, -0.4]]).expand(2_000, 2)
     for guide in (reward, rrlib.ExactDifference(BASE, EXPERT)):
         steered = rrlib.sample(BASE.told(c), (2_000, 2), seed=1, reward=guide)
