@@ -171,7 +171,7 @@ def _asked(function, args: tuple, kwargs: dict, waits: list[str]):
     return _each(lambda x: known[id(x)] if id(x) in known else _there(x), out)
 
 
-# Operators nest lists once at most, and torch's own walk through a tree takes most of a test's time.
+# Operators nest lists once at most; torch's own walk through a tree takes most of a test's time.
 
 
 def _leaves(values) -> Iterator:

@@ -20,6 +20,7 @@ from rrlib.tensor_files import read_tensors
 FULL = Path(__file__).resolve().parent.parent / "results" / "full"
 READERS: dict[Path, Callable] = {
     FULL / "maze2d-rewards.safetensors": load_rewards,
+    FULL / "maze2d-step-rewards.safetensors": load_rewards,
     FULL / "maze2d-maps.safetensors": read_tensors,
     FULL / "locomotion-models.safetensors": locomotion_files.read,
     image_weights.FOLDER / "hollow.safetensors": read_tensors,

@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
     with h5py.File("maze2d-umaze.hdf5", "w") as file:
         for key, array in as_d4rl(maze.load("umaze"), data).items():
             file[key] = array
-    for name in ("maze2d-rewards", "images-style"):
+    for name in ("maze2d-rewards", "maze2d-step-rewards", "images-style"):
         shutil.copy(ROOT / f"results/full/{name}.safetensors", tmp_path)
     Path("pictures").mkdir()
     for k, one in enumerate(scenes.render(3, 0).pixels):

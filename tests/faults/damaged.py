@@ -225,6 +225,7 @@ def _shipped(folder: Path) -> Iterator[tuple[str, Victim]]:
         yield f"miniature: {name}", Victim(mini / name, pipeline)
     for name, read in {
         "maze2d-rewards": load_rewards,
+        "maze2d-step-rewards": load_rewards,
         "maze2d-maps": read_tensors,
         "images-safe": load_reward,
         "locomotion-models": locomotion_files.read,
