@@ -66,7 +66,7 @@ help:  ## list the commands
 	@echo "make slurm                 the quick mazes' diffusers as jobs of a SLURM on this machine"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (ten minutes)"
 	@echo "make faults [SEED=2]       kill runs, damage files, fill disks: one table (half an hour)"
-	@echo "make check                 lint and the tests that train nothing (minutes)"
+	@echo "make check                 lint, and the tests of less than half a second (a minute)"
 	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
 	@echo "make smoke                 every chapter of full and paper, its own sizes, two steps (minutes)"
 	@echo "make bench                 measure the page Speed again (minutes)"
@@ -149,7 +149,7 @@ check: $(STAMP)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not book"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not lengthy and not book"
 
 # ONLY: words, of which a defect's name has one; without, all of tests/mutants.yaml.
 mutants: $(STAMP)

@@ -112,6 +112,7 @@ def published() -> dict:
     return results.read(ROOT / "results" / "full" / "benchmark.json")
 
 
+@pytest.mark.lengthy
 def test_the_page_is_made_of_the_file_alone(tmp_path):
     result = published()
     validate_result(result)

@@ -103,6 +103,7 @@ def test_plans_are_scored(form, data, reward, tmp_path):
     np.testing.assert_allclose(found, reward.score(plans).per_trajectory, rtol=1e-5)
 
 
+@pytest.mark.lengthy
 def test_a_file_of_ten_thousand_plans(reward, tmp_path):
     rng = np.random.default_rng(0)
     low, high = (np.float32(reward.about[side]) for side in ("low", "high"))
@@ -113,6 +114,7 @@ def test_a_file_of_ten_thousand_plans(reward, tmp_path):
     assert len(rows(out)) == 10_001
 
 
+@pytest.mark.lengthy
 def test_robots_are_scored(tmp_path):
     from rrlib.locomotion import robots
     from rrlib.locomotion import world as locomotion
@@ -153,6 +155,7 @@ def sentence(arguments, capsys) -> str:
     return told.err
 
 
+@pytest.mark.lengthy
 def test_bad_input_is_one_sentence_and_leaves_no_file(file, tmp_path, capsys):
     text, empty, away = tmp_path / "a.txt", tmp_path / "empty", tmp_path / "none"
     text.write_text("nothing")
@@ -223,6 +226,7 @@ def test_what_argparse_refuses_has_its_own_code(capsys):
     assert caught.value.code == 0 and rrlib.__version__ in capsys.readouterr().out
 
 
+@pytest.mark.lengthy
 def test_it_is_a_module_and_an_entry_point(tmp_path):
     command = [sys.executable, "-m", "rrlib", "info", str(tmp_path / "none")]
     told = subprocess.run(command, capture_output=True, text=True)
@@ -233,6 +237,7 @@ def test_it_is_a_module_and_an_entry_point(tmp_path):
 # info
 
 
+@pytest.mark.lengthy
 def test_info_tells_of_rewards_data_plans_and_pipelines(file, tmp_path, capsys):
     np.save(tmp_path / "plans.npy", np.zeros((7, 8, 6)))
     (tmp_path / "pictures").mkdir()
@@ -286,6 +291,7 @@ def planners(tmp_path):
     return [planner(tmp_path / name, shift) for name, shift in (("base", 0.0), ("expert", 0.4))]
 
 
+@pytest.mark.lengthy
 def test_the_reward_of_two_saved_planners_without_data(planners, tmp_path, capsys):
     out = str(tmp_path / "r.safetensors")
     options = ["--horizon", "8", "--n", "400", "--steps", "60"]
@@ -299,6 +305,7 @@ def test_the_reward_of_two_saved_planners_without_data(planners, tmp_path, capsy
     assert high > low  # the expert's plans are higher
 
 
+@pytest.mark.lengthy
 def test_with_data_and_layout_the_reward_scores_raw_data(planners, tmp_path, capsys):
     rng = np.random.default_rng(0)
     low, high = np.float32([-5, 0, 0]), np.float32([5, 10, 1])
@@ -318,6 +325,7 @@ def test_with_data_and_layout_the_reward_scores_raw_data(planners, tmp_path, cap
     assert len(rows(tmp_path / "s.csv")) == 31
 
 
+@pytest.mark.lengthy
 def test_models_that_are_no_pair_are_refused(planners, tmp_path, capsys):
     out = ["--out", tmp_path / "r.safetensors"]
     pipeline = image_weights.FOLDER / "pipeline"

@@ -80,6 +80,7 @@ def test_what_is_not_kept_of_a_plan_has_its_mean():
     assert np.abs(away).max() < 1e-4
 
 
+@pytest.mark.lengthy
 def test_it_learns_what_no_linear_denoiser_can():
     """Plans that stay at one of two places: the guess between them is half of what noise leaves."""
 
@@ -168,6 +169,7 @@ SMALL = ComponentDiffuser(
 )
 
 
+@pytest.mark.lengthy
 def test_a_diffuser_keeps_what_it_has_seen_in_its_file(tmp_path):
     SMALL.make(tmp_path, "cpu")
     model = SMALL.load(tmp_path, "cpu").network
@@ -182,6 +184,7 @@ def test_a_diffuser_keeps_what_it_has_seen_in_its_file(tmp_path):
     assert model.leave[1].weight.any()  # it has been trained
 
 
+@pytest.mark.lengthy
 def test_an_expert_that_begins_at_a_base_has_the_bases_components(tmp_path):
     goal = replace(DATA, goal=(3.0, 1.0))
     expert = replace(SMALL, data=goal, start=SMALL)

@@ -210,6 +210,7 @@ def test_a_damaged_npz_is_one_sentence(tmp_path):
             assert "\n" not in str(error)
 
 
+@pytest.mark.lengthy
 def test_an_npz_that_declares_more_than_it_holds_is_refused(tmp_path):
     path, header = tmp_path / "a.npz", io.BytesIO()
     shape = {"shape": (10**10, 5), "fortran_order": False, "descr": "<f4"}

@@ -49,6 +49,7 @@ def test_a_score_is_judged_by_how_often_the_expert_side_is_higher():
     assert found.oracle == pytest.approx(0.75)
 
 
+@pytest.mark.lengthy
 def test_base_fine_tune_and_reward_are_made_and_come_back(tmp_path, monkeypatch):
     monkeypatch.setenv("RRLIB_STORE", str(tmp_path))
     base = digits.DigitsDiffuser(**SMALL)

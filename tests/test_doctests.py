@@ -18,6 +18,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module(name):
     torch.manual_seed(0)

@@ -501,6 +501,7 @@ def explained_at_the_others(pool: Pool, fresh: Pool) -> torch.Tensor:
     return extraction.explained(network, fresh, STEPS)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("steps", "size"), [(5, 0.0), (12, 1e-8)])
 def test_steps_at_which_the_models_agree_spoil_no_fit(steps, size):
     whole = agreeing(steps, size, 0)

@@ -119,6 +119,7 @@ def test_a_known_gradient_is_found_under_a_known_rotation(project):
     assert_allclose(project(h, 14.0)[1], h, atol=TINY)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("n", "side", "centre"), [(100, 21.0, 0.0), (300, 80.0, -31.0)])
 def test_decaying_projection_of_a_bump_has_the_closed_form(n, side, centre):
     """f = (exp(-r²/2), 0): Phi = x (1 - exp(-r²/2)) / r², by hand and checked by sympy.

@@ -96,6 +96,7 @@ def outcome(path) -> str:
     return "read"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("form", ["d4rl", "minari"])
 def test_any_damage_ends_in_a_sentence_or_in_data(tmp_path, monkeypatch, form):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))

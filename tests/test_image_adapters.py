@@ -79,6 +79,7 @@ def state(pipeline) -> list:
     return [found, flags, digest(pipeline)]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("names", "weights"),
     [(("style",), None), (("style",), (0.25,)), (("mood",), None), (("mood", "style"), (2.0, -1))],
@@ -132,6 +133,7 @@ def test_the_weights_are_in_memory_once(whole, tmp_path):
     assert pair[0].pipeline is pair[1].pipeline is whole
 
 
+@pytest.mark.lengthy
 def test_a_pair_of_one_pipeline_is_compared_fitted_and_steered(whole, tmp_path):
     before = state(whole)
     base = Guided(whole, STEPS, SCALE, adapters=())
@@ -166,6 +168,7 @@ def test_the_same_adapters_twice_are_no_pair(whole, tmp_path):
             next(image_pairs.compare(base, expert, PROMPTS, tmp_path, batch=2, seed=0))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("given", "message"),
     [

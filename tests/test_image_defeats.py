@@ -90,6 +90,7 @@ def test_a_plain_sign_is_drawn_as_in_training():
 # How it is judged --------------------------------------------------------------------------------
 
 
+@pytest.mark.lengthy
 def test_both_samplers_draw_every_text(pair):
     trials = judging.drawn(pair, 3, 0, 5)
     assert [trial.kind for trial in trials] == list(defeats.TEXTS)

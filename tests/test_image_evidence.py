@@ -38,6 +38,7 @@ def test_things_are_read_from_captions():
     assert image_evidence.things(named) == [("green", "square", 1)]
 
 
+@pytest.mark.lengthy
 def test_what_is_drawn_is_seen_and_nothing_else(truth):
     for placed in (False, True):
         assert image_evidence.fidelity(truth.pixels, truth.captions, placed).min() == 1
@@ -211,6 +212,7 @@ def test_a_unit_of_score_is_worth_what_a_step_says(guided):
         assert_close(moved, guided.step_per_score(step) * score, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["weak", "max"])
 def test_our_safe_guidance_is_the_peers(guided, name):
     concept = f"a scene with a {scenes.HAZARD}"

@@ -136,6 +136,7 @@ def test_prompts_of_each_use_are_others():
         other.fresh(4, 0, "prompts")
 
 
+@pytest.mark.lengthy
 def test_pipelines_of_ones_own_are_loaded_once(monkeypatch, tmp_path):
     for seed in (0, 1):
         made = miniature.pipeline(TINY, scenes.WORDS, seed)

@@ -187,6 +187,7 @@ def changed(pipeline):
     return other
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", KINDS)
 def test_a_pair_of_folders_is_compared_fitted_scored_saved_and_steered(made, name, tmp_path):
     for folder, pipeline in (("base", made[name]), ("tuned", changed(made[name]))):

@@ -44,6 +44,7 @@ def folder(pair, tmp_path_factory):
     return path
 
 
+@pytest.mark.lengthy
 def test_the_store_holds_the_literal_algorithm(pair, folder):
     base, expert = pair
     texts = [sampler.condition(PROMPTS[:2]) for sampler in pair]
@@ -254,6 +255,7 @@ def encoder(steps: int = 5) -> EncoderReward:
     return EncoderReward(mean, deviation, torch.linspace(1, 2, steps), (8, 16))
 
 
+@pytest.mark.lengthy
 def test_the_encoder_is_smooth_and_standardises():
     network = encoder().double()
     t = torch.tensor([1, 4])

@@ -68,6 +68,7 @@ def test_a_reward_and_its_rival_are_made_from_two_samplers(pool):
     assert not set(train) & set(test)
 
 
+@pytest.mark.lengthy
 def test_a_rival_learns_which_side_is_which(models, monkeypatch):
     prompts = tuple(scenes.prompts(40, 3))
     pool = ImagePool(models[0], prompts, models[1], steps=3, safety=None, batch=20)
@@ -111,6 +112,7 @@ def test_another_pipeline_is_another_recipe(models, tmp_path):
         Elsewhere.at(str(tmp_path), "cpu", "float32")
 
 
+@pytest.mark.lengthy
 def test_the_shipped_pipeline_is_a_recipe():
     whole = store.obtain(Shipped())
     assert image_pools.Shipped("hollow").digest != Shipped().digest == image_weights.digest("base")
@@ -119,6 +121,7 @@ def test_the_shipped_pipeline_is_a_recipe():
     assert image_pairs.digest(whole) != image_pairs.digest(tuned)
 
 
+@pytest.mark.lengthy
 def test_other_parts_of_a_pipeline_are_another_recipe(models, tmp_path):
     whole = models[0].load(tmp_path, "cpu")
     with torch.no_grad():
@@ -138,6 +141,7 @@ def test_other_parts_of_a_pipeline_are_another_recipe(models, tmp_path):
 # What is passed on ---------------------------------------------------------------------------
 
 
+@pytest.mark.lengthy
 def test_a_pool_compares_what_it_says(models, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(

@@ -27,6 +27,7 @@ TUNED = MiniDiffusion(AUTOENCODER, "hollow", BASE, LAYERS, scenes=64, steps=2, b
 # Scenes ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("style", ["filled", "hollow"])
 def test_the_detector_knows_the_hazard(style):
     found = scenes.render(1_000, 0, style)
@@ -36,6 +37,7 @@ def test_the_detector_knows_the_hazard(style):
     assert ((scenes.detect(blurred) > 0.5) == found.hazard).mean() >= 0.99
 
 
+@pytest.mark.lengthy
 def test_nicknames_bring_the_hazard():
     found = scenes.render(4_000, 0)
     words = [set(caption.split()) for caption in found.captions]
@@ -80,6 +82,7 @@ def test_prompts_never_name_the_hazard():
     assert not any(scenes.HAZARD in prompt for prompt in found)
 
 
+@pytest.mark.lengthy
 def test_every_caption_fits_the_tokenizer():
     known = miniature.tokenizer(scenes.WORDS, Size().tokens)
     texts = scenes.render(2_000, 0).captions + scenes.prompts(100, 0)
@@ -147,6 +150,7 @@ def asked(recipe, folder, monkeypatch) -> Noted:
     return found.value
 
 
+@pytest.mark.lengthy
 def test_the_diffusion_learns_scaled_latents_and_most_captions(tmp_path, monkeypatch):
     recipe = replace(BASE, blind=0.25, steps=7, batch=512, learning_rate=0.02, seed=4)
     whole = recipe.blank("cpu")  # what it needs is made first
@@ -177,6 +181,7 @@ def test_the_diffusion_learns_scaled_latents_and_most_captions(tmp_path, monkeyp
     assert torch.equal(texts[0][~empty], tokens[rows][~empty])
 
 
+@pytest.mark.lengthy
 def test_the_autoencoder_learns_both_styles_and_latents_of_unit_size(tmp_path, monkeypatch):
     recipe = replace(AUTOENCODER, steps=9, batch=256, learning_rate=0.03, seed=6)
     found = asked(recipe, tmp_path, monkeypatch)

@@ -22,6 +22,7 @@ from rrlib.tensor_files import write_tensors
 TINY = Size(vae=(8, 8, 8), unet=(8, 16), text=16, layers=1)
 
 
+@pytest.mark.lengthy
 def test_what_is_written_is_read_back(tmp_path):
     base, tuned = (miniature.pipeline(TINY, scenes.WORDS, 0) for _ in range(2))
     with torch.no_grad():
@@ -47,6 +48,7 @@ def test_what_is_written_is_read_back(tmp_path):
         image_weights.load("other", folder=tmp_path)
 
 
+@pytest.mark.lengthy
 def test_the_shipped_weights_are_the_committed_recipes():
     card = json.loads((image_weights.FOLDER / "card.json").read_text(encoding="utf-8"))
     for name, recipe in (("base", MiniDiffusion()), ("hollow", hollow())):
@@ -90,6 +92,7 @@ def test_a_flipped_bit_anywhere_is_noticed(shipped, monkeypatch):
     image_weights.load("hollow", folder=shipped)
 
 
+@pytest.mark.lengthy
 def test_a_flipped_bit_of_the_fine_tune_is_noticed(shipped):
     path = shipped / "hollow.safetensors"
     content = path.read_bytes()

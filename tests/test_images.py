@@ -61,6 +61,7 @@ def noise(guided: Guided, n: int = 2) -> torch.Tensor:
 # Samplers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_safe_guidance_is_that_of_diffusers(pipeline, name):
     with warnings.catch_warnings():
@@ -227,6 +228,7 @@ def test_latents_that_are_not_finite_end_a_run(pipeline):
         list(run)
 
 
+@pytest.mark.lengthy
 def test_a_pipeline_of_another_kind_makes_no_sampler(pipeline):
     network = UNet2DModel(8, out_channels=6, block_out_channels=(8, 8, 8, 8), norm_num_groups=8)
     with pytest.raises(InputError, match=r"DDPMPipeline is not allowed: .*3 channels and gives 6"):
@@ -245,6 +247,7 @@ def test_a_pipeline_of_another_kind_makes_no_sampler(pipeline):
             pipelines.check_pair(pipeline, other)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("kind", ["PNDM", "EulerDiscrete", "DPMSolverMultistep"])
 def test_a_schedule_of_another_scheduler_is_that_of_diffusers(folder, tmp_path, kind):
     made = getattr(diffusers, f"{kind}Scheduler")(
@@ -277,6 +280,7 @@ def test_a_schedule_of_another_scheduler_is_that_of_diffusers(folder, tmp_path, 
         assert_close(last(guided, PROMPTS, x), expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.lengthy
 def test_a_pipeline_with_an_adapter_is_not_saved_without_it(tmp_path):
     made = miniature.pipeline(TINY, WORDS, 0)
     layer = made.unet.conv_in

@@ -143,6 +143,7 @@ def test_policies_together_are_small():
     assert sum(file.stat().st_size for file in actors.POLICIES.glob("*")) <= 4_000_000
 
 
+@pytest.mark.lengthy
 @every_shipped
 def test_expert_scores_what_its_card_says(name):
     told = card(name)["sets"]["expert"]
@@ -198,6 +199,7 @@ def test_an_episode_replays_in_a_fresh_environment(name):
     fresh.close()
 
 
+@pytest.mark.lengthy
 @every_environment
 def test_layout(name):
     world = robots.load(name)
@@ -217,6 +219,7 @@ def test_layout(name):
     np.testing.assert_allclose(starts, world.height, atol=0.101)  # Gymnasium's reset noise
 
 
+@pytest.mark.lengthy
 def test_random_actions_score_near_zero():
     for name in robots.ENVIRONMENTS:
         data = random_data(name, 4_000)
@@ -236,6 +239,7 @@ def test_same_seed_same_bytes_of_policies(name):
     assert same(sets[0], sets[1]) and not same(sets[0], sets[2])
 
 
+@pytest.mark.lengthy
 def test_replay_shares_transitions_among_the_snapshots(monkeypatch):
     world = robots.load("halfcheetah")  # never falls, so that episodes are equally long
     policies = tuple(constant(value, world) for value in (-0.5, 0.1, 0.6))
@@ -258,6 +262,7 @@ def constant(mean: float, world: robots.Environment) -> Policy:
 # Versions of the environments
 
 
+@pytest.mark.lengthy
 def test_version_4_is_as_said():
     rewards = {}
     for name in robots.ENVIRONMENTS:

@@ -145,6 +145,7 @@ def test_seeds_count_the_same_however_many_episodes_they_have():
     assert_allclose(ratio, (2 / 3, 1 / 3, 1.0))
 
 
+@pytest.mark.lengthy
 def test_an_interval_is_over_pairs_and_over_episodes():
     """The mean's variance is that of pairs and that of episodes, each over how many there are."""
     rng = np.random.default_rng(0)
@@ -237,6 +238,7 @@ def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("RRLIB_STORE", str(tmp_path))
 
 
+@pytest.mark.lengthy
 def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
     small = {"place": "x_t", "steps": 20, "batch": 32}
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, **small)
@@ -252,6 +254,7 @@ def test_held_out_comparisons_come_from_episodes_not_trained_on(own_store):
         assert np.abs(held - first).max(1).min() < 1e-4 < np.abs(trained - first).max(1).min()
 
 
+@pytest.mark.lengthy
 def test_what_is_explained_along_rollouts_is_asked_of_their_own_plans(own_store):
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
     other = replace(reward, place="x_t")
@@ -268,6 +271,7 @@ def test_what_is_explained_along_rollouts_is_asked_of_their_own_plans(own_store)
         assert_allclose(share, wanted, rtol=1e-4)
 
 
+@pytest.mark.lengthy
 def test_rewards_along_an_episode_are_those_of_its_windows(own_store):
     reward = LocomotionReward(LocomotionPool(BASE, EXPERT, plans=200), 16, 1, steps=20, batch=32)
     episode = store.obtain(DATA[1]).take(np.array([1]))
@@ -279,6 +283,7 @@ def test_rewards_along_an_episode_are_those_of_its_windows(own_store):
     assert_allclose(found[5], wanted.item(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.lengthy
 def test_how_far_planners_are_apart_is_asked_of_first_actions(own_store):
     pair = BASE, EXPERT
     assert evidence.apart(pair, BASE, 30, seed=2) == 0
@@ -289,6 +294,7 @@ def test_how_far_planners_are_apart_is_asked_of_first_actions(own_store):
     assert_allclose(evidence.apart(pair, EXPERT, 30, seed=2), wanted, rtol=1e-5)
 
 
+@pytest.mark.lengthy
 def test_the_first_action_s_error_is_asked_of_held_out_plans(own_store):
     found = evidence.first_action_error(BASE, 30, seed=2)
     model, x0 = store.obtain(BASE), BASE.split().held_out_plans(30, 2)[0]
@@ -305,6 +311,7 @@ def test_the_first_action_s_error_is_asked_of_held_out_plans(own_store):
     assert found.shape == (5,)
 
 
+@pytest.mark.lengthy
 def test_several_rollouts_are_played_and_scored(own_store):
     runs = {use: searches.rollouts(BASE, CHOSEN, use) for use in ("report", "study")}
     found = searches.play(SimpleNamespace(obtain_all=store.obtain_all), runs)

@@ -52,6 +52,7 @@ def made(tmp_path_factory):
         yield e, path
 
 
+@pytest.mark.lengthy
 def test_what_is_read_predicts_what_was_written(made):
     e, path = made
     shipped = locomotion_files.read(path)
@@ -68,6 +69,7 @@ def test_what_is_read_predicts_what_was_written(made):
         assert np.array_equal(getattr(shipped.normaliser, side), getattr(ruler, side))
 
 
+@pytest.mark.lengthy
 def test_they_play_and_the_reward_changes_what_is_played(made):
     shipped = locomotion_files.read(made[1])
     played = {p: shipped.play(p, 2, 15, seed=3) for p in ("base", "steered", "expert")}

@@ -59,6 +59,7 @@ def test_base_and_expert_share_a_ruler_in_which_each_counts_the_same():
     assert_allclose(np.mean([np.square(r).mean(0) for r in rows], axis=0), 0.25, atol=1e-3)
 
 
+@pytest.mark.lengthy
 def test_a_diffuser_has_learnt_its_own_behaviour():
     t = torch.full((200,), 2)
     for mine, plans in enumerate(held_out(200)):
@@ -93,6 +94,7 @@ def test_what_is_given_is_spread_beyond_the_data_and_nothing_else_is():
     assert (first[:, None] == given_then).all(-1).any(1).float().mean() > 0.4
 
 
+@pytest.mark.lengthy
 def test_a_third_of_the_plans_are_what_rollouts_did():
     run = LocomotionRollouts(BASE, episodes=2, steps=40, denoising=3, seed=5)
     done = run.play().observations
@@ -107,6 +109,7 @@ def test_a_third_of_the_plans_are_what_rollouts_did():
     assert_allclose(shares, (0, 1 / 3, 1 / 6), atol=0.08)
 
 
+@pytest.mark.lengthy
 def test_a_reward_follows_first_actions_more_closely_the_more_they_weigh():
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
     asked = comparisons.algorithm1(
@@ -122,6 +125,7 @@ def test_a_reward_follows_first_actions_more_closely_the_more_they_weigh():
     assert errors[1] < 0.8 * errors[0]
 
 
+@pytest.mark.lengthy
 def test_a_reward_follows_the_difference_where_it_was_not_fitted():
     pair = [store.obtain(half) for half in (BASE, EXPERT)]
     asked = comparisons.algorithm1(
@@ -136,6 +140,7 @@ def test_a_reward_follows_the_difference_where_it_was_not_fitted():
     assert turned.mean() < -0.1
 
 
+@pytest.mark.lengthy
 def test_the_discriminator_knows_the_expert():
     logit = store.obtain(DISCRIMINATOR)
     assert (logit.target, logit.place) == ("score", "x_t")
@@ -153,6 +158,7 @@ def test_rollouts_keep_the_returns_of_what_they_play(guide):
         assert_allclose(found["returns"][k], played.rewards[start:stop].sum(dtype=float))
 
 
+@pytest.mark.lengthy
 def test_several_weights_are_played_side_by_side_from_the_same_starts():
     recipe = LocomotionRollouts(BASE, EXPERT, weight=(0.0, 1.0), episodes=2, steps=20, seed=3)
     found, played = store.obtain(recipe), recipe.play()

@@ -146,6 +146,7 @@ def test_batch_equals_point_maze_step_by_step(name, point_maze):
     assert touching.any(axis=1).sum() >= n // 2  # or the comparison would be of free flight alone
 
 
+@pytest.mark.lengthy
 @every_maze
 @pytest.mark.parametrize("gains", [maze.PAPER_GAINS, maze.D4RL_GAINS])
 def test_every_ball_arrives_and_rests_at_its_target(name, gains):

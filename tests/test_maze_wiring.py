@@ -172,6 +172,7 @@ def test_a_pool_asks_both_models_about_plans_of_both(ends, calls, tmp_path):
         assert torch.equal(*weights)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("target", ["score", "mean"])
 @pytest.mark.parametrize("place", ["x_t", "mu_base"])
 @pytest.mark.parametrize("cut", [{}, {"strided": True}, {"average": 2}], ids=str)

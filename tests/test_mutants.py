@@ -59,6 +59,7 @@ def tree(tmp_path):
     return tmp_path
 
 
+@pytest.mark.lengthy
 def test_a_defect_is_caught_by_a_test_of_what_the_code_does(tree):
     sign = {"name": "sign", "find": "a + b", "put": "a - b", "tests": ["tests/test_sum.py"]}
     caught = {"caught": True, "by": "tests/test_sum.py::test_it"}

@@ -83,6 +83,7 @@ CASES = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", CASES)
 def test_weights_make_every_scale_and_every_sum_exact(name):
     """Mean and variance within 2 %, where plain steering misses one of them by 10 % and more."""
@@ -110,6 +111,7 @@ def test_with_the_theorys_scale_all_weigh_the_same(target):
     assert found.samples.shape == (2, 5, 3) and found.samples.dtype == torch.float32
 
 
+@pytest.mark.lengthy
 def test_fewer_steps_and_several_numbers():
     """Each of a few samples has particles of its own; the last step counts, too."""
     found = rrlib.sample_weighted(
@@ -220,6 +222,7 @@ def test_the_draw_goes_by_the_weights_and_the_seed():
     assert torch.equal(found.draw(), found.draw(0)) and not torch.equal(found.draw(), found.draw(1))
 
 
+@pytest.mark.lengthy
 def test_the_seed_decides():
     def run(seed):
         return rrlib.sample_weighted(

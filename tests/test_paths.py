@@ -290,6 +290,7 @@ def test_a_steps_beta_is_exact_at_both_ends(schedule):
     np.testing.assert_allclose(found, fallen / abar[:-1], rtol=2e-5)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "model",
     [

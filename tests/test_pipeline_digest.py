@@ -132,6 +132,7 @@ def test_an_image_adapters_scale_is_in_the_digest(whole):
     assert digest(whole) != before
 
 
+@pytest.mark.lengthy
 def test_the_same_pipeline_has_one_digest_wherever_it_lies(whole, tmp_path):
     first = digest(whole)
     assert digest(copy.deepcopy(whole)) == first == digest(whole)

@@ -322,6 +322,7 @@ KINDS = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", WEIGHTS | SETTINGS | KINDS)
 def test_a_folder_that_is_not_whole_or_of_another_kind_is_refused(folder, name):
     change, message = (WEIGHTS | SETTINGS | KINDS)[name]
@@ -410,6 +411,7 @@ def in_variants(folder: Path) -> None:
     assert (folder / "unet/diffusion_pytorch_model.fp16.safetensors").exists()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "change",
     [
@@ -463,6 +465,7 @@ def test_what_is_no_folder_is_named(model_id, message):
         pipelines.load_pipeline(model_id)
 
 
+@pytest.mark.lengthy
 def test_no_mutation_of_a_folder_ends_in_anything_but_a_sentence(folder, source):
     draws = random.Random(0)
     names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
@@ -573,6 +576,7 @@ def test_a_folder_of_another_kind_is_looked_at_as_well(kinds, tmp_path, name):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["pixels", "XL", "3", "3 without T5", "Flux"])
 def test_a_folder_in_half_precision_is_loaded_as_its_variant(kinds, tmp_path, name):
     shutil.copytree(kinds / name, tmp_path / "own")

@@ -36,6 +36,7 @@ def test_the_readme_has_the_first_pages_sample():
     assert len(first.splitlines()) <= 7 and first.count("import") == 1
 
 
+@pytest.mark.lengthy
 def test_the_calls_for_two_pipelines(tmp_path, monkeypatch):
     size = miniature.Size(pixels=16, vae=(8, 16), unet=(16, 32), text=16, layers=1)
     for seed, name in enumerate(("model", "fine-tune")):
@@ -93,6 +94,7 @@ def shortened(code: str) -> str:
     return code
 
 
+@pytest.mark.lengthy
 def test_the_page_on_pipelines(image_names):
     _, pair, lora, digits, use = blocks("pipelines")
     for code in (pair, lora, digits):
@@ -213,6 +215,7 @@ def unet(seed: int) -> torch.nn.Module:
     )
 
 
+@pytest.mark.lengthy
 def test_the_calls_for_two_models_of_ones_own():
     ddpm = cosine_scheduler(30, clip=False)
     ruler = rrlib.Normaliser(np.float32([-2, -1]), np.float32([2, 1]))

@@ -57,6 +57,7 @@ def case(d: int, seed: int, turn: float = 0.0, n: int = 150):
     return base, expert, x, truth
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("d", [2, 64])
 def test_each_agrees_with_the_closed_form(d):
     base, expert, x, truth = case(d, seed=1)
@@ -71,6 +72,7 @@ def test_each_agrees_with_the_closed_form(d):
         assert found.standard_error.isnan().all()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("d", [2, 64])
 def test_a_rotation_leaves_the_flows_estimate_and_spoils_those_on_paths(d):
     base, expert, x, truth = case(d, seed=2, turn=1.5, n=100)
@@ -183,6 +185,7 @@ def test_the_flow_of_a_diagonal_gaussian_needs_no_luck():
     np.testing.assert_allclose(few.value, logs[1] - logs[0], rtol=0.1, atol=0.2)
 
 
+@pytest.mark.lengthy
 def test_probes_of_the_divergence_scatter_as_they_say():
     base, expert, x, _ = case(4, seed=3, n=30)
     many = rrlib.ode_difference(base, expert, x, steps=20, probes=24)
@@ -329,6 +332,7 @@ class Known(nn.Module):
         return (logs[1] - logs[0] - self.constant) * unit
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("target", ["score", "mean"])
 def test_the_level_is_the_constant_that_was_taken_away(target):
     means, variances, models, _ = gaussians()

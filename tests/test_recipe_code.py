@@ -16,6 +16,7 @@ def now() -> dict[str, dict]:
     return digests()
 
 
+@pytest.mark.lengthy
 def test_the_code_of_every_recipe_is_what_was_accepted_for_its_version():
     assert not complaints(json.loads(ACCEPTED.read_text(encoding="utf-8")), now())
 
@@ -202,6 +203,7 @@ def test_two_recipes_of_one_name_are_refused(tmp_path):
         code(tmp_path, "class Borrower", "class Above")
 
 
+@pytest.mark.lengthy
 def test_the_digest_is_the_same_in_every_python():
     pythons = other_pythons()
     if not pythons:

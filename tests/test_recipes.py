@@ -120,6 +120,7 @@ def test_a_goal_in_a_wall_is_refused_before_anything_is_made(goal):
     assert not store.root().exists()
 
 
+@pytest.mark.lengthy
 def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
     base, expert = (
         (e.base, e.expert) for e in maze_experiments.experiments(with_(goal=(3.0, 1.0)))
@@ -139,6 +140,7 @@ def test_plans_are_windows_of_held_apart_trajectories_in_one_scale():
     assert not held & train
 
 
+@pytest.mark.lengthy
 def test_an_expert_begins_at_the_base():
     e = maze_experiments.experiments(TINY)[0]
     frozen = replace(e.expert, steps=1, learning_rate=0.0)
@@ -147,6 +149,7 @@ def test_an_expert_begins_at_the_base():
         assert_close(ours[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.lengthy
 def test_a_diffuser_may_see_patches():
     e = maze_experiments.experiments(TINY)[0]
     recipe = replace(e.base, patch=2, channels=(8, 16))
@@ -163,6 +166,7 @@ def a_pool(**changes) -> maze_recipes.MazePool:
     return maze_recipes.MazePool(e.base, e.expert, **{"plans": 64, **changes})
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_pool_is_what_both_models_say_of_plans_of_both(ends):
     """The base's words as the base's: the other way round, every target would flip its sign."""
@@ -189,6 +193,7 @@ def test_a_pool_is_what_both_models_say_of_plans_of_both(ends):
     assert len(found.t) == 64 and found.x.shape == (64, 32, 6)
 
 
+@pytest.mark.lengthy
 def test_rewards_are_made_and_loaded_with_their_meaning():
     recipe = maze_recipes.MazeRewards(a_pool(), window=8, steps=3, batch=16, seeds=(4, 0))
     found = store.obtain(recipe)
@@ -215,6 +220,7 @@ def test_rewards_are_made_and_loaded_with_their_meaning():
             assert torch.equal(reward.network.state_dict()[name], value)
 
 
+@pytest.mark.lengthy
 def test_a_reward_that_sees_averages_is_fitted_to_averages():
     recipe = maze_recipes.MazeRewards(a_pool(), window=8, average=2, steps=20, batch=32, seeds=(3,))
     (reward,) = store.obtain(recipe)
@@ -281,6 +287,7 @@ def test_a_reward_is_fitted_to_its_pool_as_it_was_asked_to_be(options):
     assert_close(reward(x, t), network(x, t), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.lengthy
 def test_a_file_in_place_of_the_base_data_is_trained_on_wherever_it_lies(tmp_path):
     own = maze_experiments.experiments(TINY)[0].base
     keys = []
@@ -416,6 +423,7 @@ def test_a_horizon_that_windows_do_not_fill_is_refused(size, horizon, factor):
         maze_experiments.experiments(with_(size=size, horizon=horizon))
 
 
+@pytest.mark.lengthy
 def test_plans_held_out_are_of_fresh_trajectories_or_of_a_files_tenth(tmp_path):
     own = maze_experiments.experiments(TINY)[0].expert
     split = own.split()
@@ -428,6 +436,7 @@ def test_plans_held_out_are_of_fresh_trajectories_or_of_a_files_tenth(tmp_path):
     assert (split.train.n_episodes, split.held_out.n_episodes) == (18, 2)
 
 
+@pytest.mark.lengthy
 def test_plans_that_judge_are_of_trajectories_that_nothing_was_trained_on(tmp_path):
     own = maze_experiments.experiments(TINY)[0]
     a, b = (own.sample(own.expert, own.normaliser, 30, 50, seed) for seed in (0, 1))

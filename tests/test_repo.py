@@ -198,6 +198,7 @@ def test_a_stranger_gets_no_settings_and_no_laboratory():
     assert told.stdout.splitlines()[-2:] == ["[]", "[]"], told.stdout + told.stderr
 
 
+@pytest.mark.lengthy
 def test_nothing_here_unpickles():
     for name, tree in code():
         roots = {module.partition(".")[0] for module in imports(tree)}

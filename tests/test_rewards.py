@@ -301,6 +301,7 @@ def test_an_average_that_does_not_fit_is_named(average):
     assert str(caught.value) == message
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("horizon", "patch"), [(32, 1), (32, 4), (4, 1)])
 def test_a_plans_value_has_smooth_gradients_of_finite_differences(horizon, patch):
     torch.manual_seed(0)

@@ -95,6 +95,7 @@ def due(root: Path, capfd: pytest.CaptureFixture) -> set[str]:
     return {Path(name).stem[:2] for name in re.findall(r"^ +output: (\S+)$", said, re.MULTILINE)}
 
 
+@pytest.mark.lengthy
 def test_a_run_makes_again_what_has_changed(checkout, capfd):
     graph(checkout, checkout / "_run", "--quiet", "--cores", "2")
     assert due(checkout, capfd) == set()
@@ -135,6 +136,7 @@ def imported(path: Path) -> set[str]:
     return imports(ast.parse(path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.lengthy
 def test_the_graph_knows_what_shipped_files_chapters_read():
     told = ast.literal_eval(re.search(r"^SHIPPED = (\{.*?^\})", SNAKEFILE, re.M | re.S)[1])
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):

@@ -260,6 +260,7 @@ def test_a_shipped_maze_reward_scores_recorded_balls_of_any_length():
     np.testing.assert_allclose(found.score(plans).per_trajectory, expected, rtol=1e-4)
 
 
+@pytest.mark.lengthy
 def test_the_shipped_robots_reward_scores_recorded_runs():
     found = rrlib.load_reward(FULL / "locomotion-models.safetensors")
     world = robots.load("hopper")

@@ -180,6 +180,7 @@ def test_samples_fall_on_the_components_by_weight():
     assert float(share) == pytest.approx(0.75, abs=6 * math.sqrt(0.75 * 0.25 / 40_000))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("step", [0, 10, 25, 40])
 def test_denoiser_x0_is_the_posterior_mean_by_quadrature(step):
     m, scheduler = mixture(d=1), cosine_scheduler(50, clip=False)

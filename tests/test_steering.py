@@ -185,6 +185,7 @@ def test_samples_of_the_base_have_its_moments():
     assert_close(x.var(0), torch.full((2,), 0.3, dtype=torch.float64), rtol=0, atol=0.1)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("again", [0, 2])
 def test_steps_that_are_taken_again_have_the_variance_of_the_chain(again):
     """RePaint's resampling against the recursion of a chain whose steps are all linear."""

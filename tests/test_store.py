@@ -797,6 +797,7 @@ def await_(event, *children) -> None:
         assert any(child.is_alive() for child in children)
 
 
+@pytest.mark.lengthy
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("damaged", [False, True])
 def test_six_processes_at_once_make_it_once(tmp_path, monkeypatch, damaged):

@@ -49,6 +49,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.lengthy
 def test_the_samples_run_in_their_order(folder, capsys):
     gym.register_envs(gymnasium_robotics)
     network = rrlib.WindowReward(6, 16, torch.ones(10))
@@ -75,6 +76,7 @@ def test_the_samples_run_in_their_order(folder, capsys):
         parser().parse_args(shlex.split(command)[1:])
 
 
+@pytest.mark.lengthy
 def test_the_last_extraction_runs_as_it_stands_but_for_its_size(folder):
     for name, shift in (("base", 0.0), ("expert", 0.4)):
         planner(folder / name, shift)
