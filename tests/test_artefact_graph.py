@@ -91,7 +91,7 @@ class NotKept:
 
 def test_what_is_not_kept_is_looked_through():
     first, second = Kept(), Kept((1,))
-    assert list(graph.needs(Kept((NotKept(first), second)))) == [first, second]
+    assert list(keys.parts(Kept((NotKept(first), second)))) == [first, second]
     real = {MazeRewards: "make", MazeDiffuser: "make", MazePool: None}
     assert all(hasattr(kind, "make") == bool(has) for kind, has in real.items())
 

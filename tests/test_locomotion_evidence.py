@@ -16,6 +16,7 @@ from rrlib.lab.locomotion import evidence, intervals, searches
 from rrlib.lab.locomotion import presets as locomotion_sizes
 from rrlib.lab.locomotion.recipes import LocomotionData, LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionPool, LocomotionReward
+from rrlib.locomotion import world as locomotion
 from rrlib.method import comparisons, extraction
 from rrlib.plans.conditioning import first_given
 
@@ -53,29 +54,37 @@ def test_a_search_plays_as_many_as_it_is_told_and_a_report_all():
     assert searches.rollouts(BASE, CHOSEN, searches.STUDY, executed=7).executed == 7
 
 
+def play_by(scores, monkeypatch) -> None:
+    """Have rollouts score what a function says of them."""
+    scored = lambda study, runs: {name: scores(run) for name, run in runs.items()}  # noqa: E731
+    monkeypatch.setattr(searches, "play", scored)
+
+
 def test_the_best_mean_on_selection_seeds_is_chosen(monkeypatch):
-    def scores(played, device):
+    def scores(played):
         assert played.seed == searches.rollouts(BASE, CHOSEN, searches.SELECTION).seed
         assert (played.base, played.place, played.guide) == (BASE, "x_t", EXPERT)
         apart = np.array(played.weight) - 1.5
         return np.stack([np.zeros(3), -2 * apart**2 - 2 * played.until], 1).ravel()
 
-    monkeypatch.setattr(searches, "scores", scores)
-    found = searches.choose(BASE, EXPERT, (0.25, 1.5, 3.0), (2, 0), CHOSEN, place="x_t")
+    play_by(scores, monkeypatch)
+    study = SimpleNamespace(chosen=CHOSEN)
+    found = searches.choose(study, BASE, EXPERT, (0.25, 1.5, 3.0), (2, 0), place="x_t")
     assert (found.weight, found.until) == (1.5, 0)
     assert len(found.tried) == 6
     assert found.tried[3.0, 2] == -(1.5**2) - 2
 
 
 def test_a_search_tries_every_method(monkeypatch):
-    def scores(played, device):
+    def scores(played):
         apart = np.array(played.weight) - (1.0 if played.guide == EXPERT else 2.0)
         return np.repeat(-(apart**2), 2)
 
-    monkeypatch.setattr(searches, "scores", scores)
+    play_by(scores, monkeypatch)
     at = {"place": "x_t"}
     chosen = SimpleNamespace(**vars(CHOSEN) | {"weights": (1.0, 2.0), "untils": (3,)})
-    found = searches.search(BASE, {"a": (EXPERT, at), "b": (BASE, at)}, chosen)
+    methods = {"a": (EXPERT, at), "b": (BASE, at)}
+    found = searches.search(SimpleNamespace(chosen=chosen), BASE, methods)
     assert {m: one.guidance for m, one in found.items()} == {
         "a": {"weight": 1.0, "until": 3},
         "b": {"weight": 2.0, "until": 3},
@@ -316,7 +325,8 @@ def test_several_rollouts_are_played_and_scored(own_store):
     runs = {use: searches.rollouts(BASE, CHOSEN, use) for use in ("report", "study")}
     found = searches.play(SimpleNamespace(obtain_all=store.obtain_all), runs)
     assert {use: values.shape for use, values in found.items()} == {"report": (3,), "study": (3,)}
-    assert_allclose(found["study"], searches.scores(runs["study"]))
+    returns = store.obtain(runs["study"])["returns"]
+    assert_allclose(found["study"], locomotion.normalised_score(BASE.environment, returns))
 
 
 def test_other_data_keeps_the_coordinates(own_store):

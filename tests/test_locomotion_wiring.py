@@ -482,17 +482,15 @@ def test_rotation_is_measured_at_the_noised_plans_of_both_halves(calls, monkeypa
             assert torch.equal(*weights)
 
 
-def test_scores_are_asked_of_the_device_and_environment(monkeypatch):
-    asked = []
+def test_scores_are_asked_of_the_study_and_environment():
+    played = {"one": PLAYED}
 
-    def obtain(recipe, device="cpu"):
-        asked.append(device)
-        return {"returns": np.array([-20.272305, 3234.3])}
+    def obtain_all(recipes):
+        assert list(recipes) == [PLAYED]
+        return [{"returns": np.array([-20.272305, 3234.3])}]
 
-    monkeypatch.setattr(store, "obtain", obtain)
-    found = searches.scores(PLAYED, "cuda")
-    np.testing.assert_allclose(found, [0, 100], atol=1e-9)
-    assert asked == ["cuda"]
+    found = searches.play(SimpleNamespace(obtain_all=obtain_all), played)
+    np.testing.assert_allclose(found["one"], [0, 100], atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["medium", "medium-replay", "expert"])

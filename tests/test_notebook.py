@@ -168,6 +168,8 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
     monkeypatch.setattr("IPython.display.display", shown.append)
     monkeypatch.setenv("RRLIB_STORE", str(tmp_path / "store"))
     chosen = SimpleNamespace(seed=0, store="", device="cpu", results=str(tmp_path / "quick"))
+    seconds = {Number(2.5): 12.5}.get  # of each recipe
+    monkeypatch.setattr(store, "seconds", lambda recipes, device: sum(map(seconds, recipes)))
     study, other = nb.Study("whole", chosen), nb.Study("part", chosen)
     study.claim("found", 0.123456789, "goals", bar=">= 0.1", ci=(0.1, 0.2), paper="9 %", shown="G")
     study.claim("gap", np.float32(0.25), "gap, mean", bar="<= 0.2")
@@ -179,7 +181,7 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
     study.rows = [{"seed": 0, "gap": 0.25}]
     recipe = Number(2.5)
     assert study.obtain(recipe) == 2.5 and other.obtain_all([recipe, recipe]) == [2.5, 2.5]
-    study.close(other, wall_seconds=3)
+    study.close(other)
     assert capsys.readouterr().out == (
         "goals: ≈ 0.123, 0.1 to 0.2 (bar: at least 0.1): yes\n"
         "gap, mean: ≈ 0.25 (bar: at most 0.2): no\n"
@@ -199,7 +201,8 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
         "n": 4,
         "minutes": 2.5,
     }
-    assert whole["rows"] == study.rows and whole["provenance"]["wall_seconds"] == 3
+    assert whole["rows"] == study.rows
+    assert [one["provenance"]["wall_seconds"] for one in (whole, part)] == [seconds(recipe)] * 2
     assert part["summary"] == {
         "lost": {"value": None, "missing": "no finite number", "label": "lost"}
     }

@@ -105,6 +105,10 @@ def test_what_is_not_kept_is_made_when_it_is_wanted_and_remembered_until_the_nex
     assert store.obtain(other) == [3.0, 3.0] and store.obtain(one) == found
     assert Passing.loads == ["cpu"] * 3
     assert store.spent([one, one.of, other]) == store.spent([one.of])  # it has no manifest
+    took = {2.0: {"cpu_seconds": 5.5}, 3.0: {"cpu_seconds": 7.0}}
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "manifest", lambda recipe, device: took[recipe.value])
+        assert store.seconds([one, other, one.of, Number(9.0)]) == 12.5  # the last nobody made
     monkeypatch.setenv("RRLIB_STORE", str(store.root()) + "-other")  # of another store
     assert store.obtain(one) == found and len(Passing.loads) == 4
 

@@ -8,11 +8,10 @@ diffusers and rewards are then jobs of their own, and a chapter begins when its 
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,7 @@ import nbformat
 import yaml
 
 from rrlib.errors import InputError
-from rrlib.lab import store
+from rrlib.lab import keys, store
 from rrlib.lab.locomotion import experiments as robots
 from rrlib.lab.mazes import choices
 from rrlib.lab.mazes import experiments as mazes
@@ -102,23 +101,6 @@ def chosen(chapter: str, given: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**OWN | vars(names["chosen"]))
 
 
-def needs(recipe: Any) -> Iterator[Any]:
-    """The recipes that a recipe is made of and that are kept, nearest first; see `store`."""
-    for field in dataclasses.fields(recipe):
-        yield from _kept(getattr(recipe, field.name))
-
-
-def _kept(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for part in value:
-            yield from _kept(part)
-    elif dataclasses.is_dataclass(value):
-        if hasattr(value, "make"):
-            yield value
-        else:
-            yield from needs(value)
-
-
 def profile(name: str) -> dict[str, dict[str, Any]]:
     """What a profile gives each chapter."""
     file = ROOT / "workflow/profiles" / f"{name}.yaml"
@@ -146,7 +128,7 @@ def nodes(asked: Iterable[tuple[list[Any], str]]) -> dict[str, tuple[Any, str]]:
         key = store.key(recipe, device)
         if key not in found:
             found[key] = recipe, device
-            left += [(part, device) for part in needs(recipe)]
+            left += [(part, device) for part in keys.parts(recipe)]
     return found
 
 
@@ -185,10 +167,10 @@ def plan(name: str) -> dict[str, Any]:
     for key, (recipe, device) in sorted(made.items()):
         kind = type(recipe).__name__
         gpu = of[kind]["gpu"] if device.startswith("cuda") else 0
-        own = sorted({store.key(part, device) for part in needs(recipe)})
+        own = sorted({store.key(part, device) for part in keys.parts(recipe)})
         artefacts[key] = {"kind": kind, "needs": own, **of[kind], "gpu": gpu}
-    keys = {c: [store.key(r, device) for r in recipes] for c, (recipes, device) in asked.items()}
-    return {"artefacts": artefacts, "chapters": keys}
+    waits = {c: [store.key(r, device) for r in recipes] for c, (recipes, device) in asked.items()}
+    return {"artefacts": artefacts, "chapters": waits}
 
 
 def make(name: str, key: str) -> None:

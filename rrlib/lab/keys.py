@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -57,6 +57,26 @@ def libraries() -> Mapping[str, str]:
             continue
         found[library] = ".".join(version.partition("+")[0].split(".")[:2])
     return found
+
+
+def parts(recipe: Any) -> Iterator[Any]:
+    """The recipes among a recipe's fields that are kept, nearest first; see `store`.
+
+    Of one that is not kept, those among its own fields.
+    """
+    for field in dataclasses.fields(recipe):
+        yield from _kept(getattr(recipe, field.name))
+
+
+def _kept(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _kept(part)
+    elif dataclasses.is_dataclass(value):
+        if hasattr(value, "make"):
+            yield value
+        else:
+            yield from parts(value)
 
 
 def describe(value: Any) -> Any:

@@ -47,7 +47,7 @@ class Study:
         self.rows: list[Mapping[str, object]] = []
         self._summary: dict[str, dict[str, object]] = {}
         self._words: dict[str, str] = {}  # what the card calls them
-        self._keys: list[str] = []
+        self._obtained: list[Any] = []  # recipes
 
     def claim(
         self,
@@ -98,16 +98,18 @@ class Study:
         self._words[name] = "" if varies else shown or name
 
     def obtain(self, recipe: Any, device: str | None = None) -> Any:
-        """The artefact of a recipe, on the chapter's device or another; its key is on the card."""
+        """The artefact of a recipe, on the chapter's device or another; see `used`."""
         return self.obtain_all([recipe], device)[0]
 
     def obtain_all(self, recipes: Iterable[Any], device: str | None = None) -> list[Any]:
         """The same of several (`store.obtain_all`), those first that others depend on."""
         recipes = list(recipes)
-        found = store.obtain_all(recipes, device or self._device)
-        keys = [store.key(recipe, device or self._device) for recipe in recipes]
-        self._keys = list(dict.fromkeys([*self._keys, *keys]))
-        return found
+        self.used(recipes)
+        return store.obtain_all(recipes, device or self._device)
+
+    def used(self, recipes: Iterable[Any]) -> None:
+        """Count artefacts as the chapter's: keys are on the card, what they took is published."""
+        self._obtained = list(dict.fromkeys([*self._obtained, *recipes]))
 
     def table(
         self,
@@ -144,8 +146,13 @@ class Study:
     def _device(self) -> str:
         return str(getattr(self.chosen, "device", "cpu"))
 
-    def publish(self, *, wall_seconds: float | None = None) -> None:
-        """Write the file, see `results.publish`; a number that has no bar or such stands alone."""
+    def publish(self, of: "Study | None" = None) -> None:
+        """Write the file, see `results.publish`; a number that has no bar or such stands alone.
+
+        Args:
+            of: the study that has obtained what this one is about; None is this one.
+        """
+        obtained = (of or self)._obtained
         summary = {
             name: entry if len(entry) > 1 else entry["value"]
             for name, entry in self._summary.items()
@@ -156,19 +163,18 @@ class Study:
             rows=self.rows,
             summary=summary,
             parameters=self.chosen,
-            wall_seconds=wall_seconds,
+            wall_seconds=store.seconds(obtained, self._device) if obtained else None,
         )
 
-    def close(self, *others: "Study", wall_seconds: float | None = None) -> None:
+    def close(self, *others: "Study") -> None:
         """End a chapter: publish, and show the card; tag its cell `nbval-ignore-output`.
 
         Args:
             others: studies that the chapter publishes besides; their numbers are on the same card.
-            wall_seconds: what making the artefacts took, see `store.spent`.
         """
-        self.publish(wall_seconds=wall_seconds)
+        self.publish()
         for other in others:
-            other.publish()
+            other.publish(of=self)
         provenance(
             self.chosen,
             numbers={
@@ -177,7 +183,7 @@ class Study:
                 for name, entry in study._summary.items()
                 if study._words[name]
             },
-            artefacts=list(dict.fromkeys(key for s in (self, *others) for key in s._keys)),
+            artefacts=[store.key(recipe, self._device) for recipe in self._obtained],
         )
 
 

@@ -162,6 +162,21 @@ def spent(recipes: Iterable[Any], device: str = "cpu") -> tuple[float, float]:
     return sum(about["cpu_seconds"] for about in made) / 3600, max(peaks, default=0) / 1024
 
 
+def seconds(recipes: Iterable[Any], device: str = "cpu") -> float:
+    """Processor seconds that making stored artefacts and all their parts took, each counted once.
+
+    What the store has none of was not made here: the data of a shipped diffuser, for instance.
+    """
+    todo, made = list(recipes), {}
+    while todo:
+        recipe = todo.pop()
+        if (place := folder(recipe, device)) not in made:
+            stored = _is_kept(recipe) and (place / MANIFEST).exists()
+            made[place] = manifest(recipe, device)["cpu_seconds"] if stored else 0.0
+            todo += keys.parts(recipe)
+    return sum(made.values())
+
+
 def checkpoints(partial: Path) -> Path:
     """The sub-folder of a partial artefact that holds checkpoints; it goes when all is made."""
     path = partial / "checkpoints"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rrlib import training
-from rrlib.lab import store
 from rrlib.lab.locomotion.recipes import LocomotionDiffuser
 from rrlib.lab.locomotion.rewards import LocomotionReward, LocomotionRollouts
 from rrlib.locomotion import world as locomotion
@@ -43,14 +42,8 @@ def rollouts(
     return LocomotionRollouts(base, guide, seed=seed, **options | guidance)
 
 
-def scores(played: LocomotionRollouts, device: str = "cpu") -> np.ndarray:
-    """Normalised scores of the episodes, [n]; plays them first if they have not been."""
-    returns = store.obtain(played, device)["returns"]
-    return locomotion.normalised_score(played.base.environment, returns)
-
-
 def play(study: "Study", runs: Mapping[Hashable, LocomotionRollouts]) -> dict[Hashable, np.ndarray]:
-    """`scores` of a chapter's rollouts by name, all of them played first."""
+    """Normalised scores [n] of a chapter's rollouts by name, all of them played first."""
     found = study.obtain_all(runs.values())
     return {
         name: locomotion.normalised_score(run.base.environment, one["returns"])
@@ -78,43 +71,45 @@ class Choice:
 
 
 def choose(
+    study: "Study",
     base: LocomotionDiffuser,
     guide: Guide,
     weights: Sequence[float],
     untils: Sequence[int],
-    chosen: SimpleNamespace,
     **guidance,
 ) -> Choice:
     """The scale and the last steered step with the best score, on seeds that report nothing.
 
     Args:
+        study: of a chapter; what it has `chosen`, see `rollouts`.
         base: the planner that is steered.
         guide: what steers it.
         weights, untils: all combinations are tried.
-        chosen, guidance: see `rollouts`.
+        guidance: see `rollouts`.
     """
     tried = {}
     for until in untils:
         steered = guidance | {"weight": tuple(weights), "until": until}
-        found = scores(rollouts(base, chosen, SELECTION, guide, **steered), chosen.device)
-        means = found.reshape(len(weights), -1).mean(1)
+        run = rollouts(base, study.chosen, SELECTION, guide, **steered)
+        means = play(study, {until: run})[until].reshape(len(weights), -1).mean(1)
         tried |= {(w, until): float(m) for w, m in zip(weights, means, strict=True)}
     weight, until = max(tried, key=tried.get)
     return Choice(weight, until, tried)
 
 
 def search(
-    base: LocomotionDiffuser, methods: Mapping[str, tuple[Guide, dict]], chosen: SimpleNamespace
+    study: "Study", base: LocomotionDiffuser, methods: Mapping[str, tuple[Guide, dict]]
 ) -> dict[str, Choice]:
     """`choose` for every method, over the `weights` and `untils` of a chapter.
 
     Args:
+        study: of the chapter.
         base: the planner that is steered.
         methods: method -> guide and guidance.
-        chosen: see `rollouts`; `weights` and `untils`.
     """
+    tried = study.chosen.weights, study.chosen.untils
     return {
-        method: choose(base, guide, chosen.weights, chosen.untils, chosen, **how)
+        method: choose(study, base, guide, *tried, **how)
         for method, (guide, how) in methods.items()
     }
 
