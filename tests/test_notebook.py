@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import platform
 import random
 import re
 import subprocess
@@ -46,6 +47,22 @@ def test_settings_are_in_place_and_nothing_slow_is_imported():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("value", ["native", "", "fast"])
+def test_a_run_may_use_all_of_its_cpu(value):
+    code = "from rrlib.lab import environment as host; print('MKL_CBWR' in host.SETTINGS)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RRLIB_CPU": value},
+        capture_output=True,
+        text=True,
+    )
+    if value == "fast":
+        assert "RRLIB_CPU='fast' is not allowed: native, or nothing, is needed." in done.stderr
+    else:
+        shared = platform.machine() in ("x86_64", "AMD64") and not value
+        assert done.stdout == f"{shared}\n"
 
 
 @pytest.mark.slow  # a kernel

@@ -220,6 +220,7 @@ def test_make_exports_the_settings_of_host():
         "ATEN_CPU_CAPABILITY",
         "ONEDNN_MAX_CPU_ISA",
         "MKL_CBWR",
+        "RRLIB_CPU",  # only with another PROFILE than quick
         "RRLIB_FRESH",  # only with FRESH=1
         "RRLIB_STORE",
     }
@@ -232,6 +233,16 @@ def make(*words: str) -> subprocess.CompletedProcess:
     ours = {name: value for name, value in ours.items() if name != "MFLAGS"}
     command = ["make", "--dry-run", "--no-print-directory", *words]
     return subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True)
+
+
+def test_only_the_quick_profile_is_held_to_shared_vector_units():
+    command = ["make", "--no-print-directory", "told", "--eval=told: ; @env"]
+    shells = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    vectors = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR"} & set(host.SETTINGS)
+    for more, wanted in (([], vectors), (["PROFILE=full"], {"RRLIB_CPU"})):
+        told = subprocess.check_output([*command, *more], cwd=ROOT, env=shells, text=True)
+        seen = {line.partition("=")[0] for line in told.splitlines()}
+        assert seen & (vectors | {"RRLIB_CPU"}) == wanted
 
 
 def test_fresh_empties_the_store_that_is_used_and_no_other():

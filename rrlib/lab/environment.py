@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rrlib import __version__
+from rrlib.errors import InputError, shown
 
 # One thread per process: two threads on two busy cores are ten times slower than one, and sums
 # shared by threads come out in another order each time. Libraries read these when they are loaded.
@@ -21,9 +22,12 @@ SETTINGS = {
     "OPENBLAS_NUM_THREADS": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
-if platform.machine() in ("x86_64", "AMD64"):
+if (_cpu := os.environ.get("RRLIB_CPU") or "shared") not in ("shared", "native"):
+    raise InputError(f"RRLIB_CPU={shown(_cpu)} is not allowed: native, or nothing, is needed.")
+if platform.machine() in ("x86_64", "AMD64") and _cpu == "shared":
     # The widest vector units that all machines here share, so that a printed number depends as
-    # little as possible on the kind of CPU. Elsewhere torch would warn about an unknown name.
+    # little as possible on the kind of CPU; "native" leaves the choice to the libraries, for runs
+    # that take hours. Elsewhere torch would warn about an unknown name.
     SETTINGS |= {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
