@@ -29,6 +29,7 @@ SMALL = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("key", SMALL)
 def test_every_row_can_be_run(key):
     row = SMALL[key]()
@@ -146,6 +147,7 @@ def test_forty_rewards_at_a_few_steps():
     assert found.equal == (found.reached <= found.error)
 
 
+@pytest.mark.lengthy
 def test_rows_of_a_gpu_can_be_run_small():
     for row in (gpu.paper_step("cpu", "quick", side=64), gpu.experts("cpu", "quick", n=2)):
         row.call()

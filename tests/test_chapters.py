@@ -305,6 +305,7 @@ def test_a_bad_parameter_stops_a_chapter(place, chapter, parameter, value, words
     assert {path.name for path in place.iterdir()} == {"file", "loop"}
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_number_has_two_ends(place, chapter):
     """10^9, 2^70 and 400 digits are refused, with what they would cost where that can be said."""

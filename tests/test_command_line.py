@@ -54,6 +54,7 @@ def reward():
     return rrlib.load_reward(path, name=name)
 
 
+@pytest.mark.lengthy
 def test_trajectories_are_scored(file, data, reward, tmp_path, capsys):
     out = tmp_path / "new" / "scores.csv"
     assert main(["score", str(file), "--reward", MAZES, "--out", str(out)]) == 0
@@ -127,6 +128,7 @@ def test_robots_are_scored(tmp_path):
     assert len(rows(out)) == made.n_episodes + 1
 
 
+@pytest.mark.lengthy
 def test_a_folder_of_pictures_is_scored(tmp_path, capsys):
     pixels, folder = scenes.render(5, 0).pixels, tmp_path / "pictures"
     folder.mkdir()

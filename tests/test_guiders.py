@@ -79,6 +79,7 @@ def drawn(pipeline, guider) -> torch.Tensor:
         )  # fmt: skip
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("target", ["score", "mean"])
 def test_a_step_adds_the_gradient_to_the_noise(pipeline, target):
     """With a network that says nothing, only the reward moves the latents beyond DDIM's scaling."""
@@ -112,6 +113,7 @@ def test_a_step_adds_the_gradient_to_the_noise(pipeline, target):
     assert (found - plain).abs().max() > 1e-2
 
 
+@pytest.mark.lengthy
 def test_without_weight_it_is_classifier_free_guidance(pipeline):
     mine = RewardGuidance(reward(), pipeline.scheduler, 0.0, guidance_scale=3.0)
     assert_close(drawn(pipeline, mine), drawn(pipeline, ClassifierFreeGuidance(guidance_scale=3.0)))

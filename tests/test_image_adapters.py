@@ -123,6 +123,7 @@ def storages(*pipelines) -> int:
     )
 
 
+@pytest.mark.lengthy
 def test_the_weights_are_in_memory_once(whole, tmp_path):
     pointers = {name: value.data_ptr() for name, value in whole.unet.named_parameters()}
     before = storages(whole)
@@ -157,6 +158,7 @@ def test_a_pair_of_one_pipeline_is_compared_fitted_and_steered(whole, tmp_path):
         next(image_pairs.compare(base, expert, PROMPTS * 5, tmp_path, batch=5, seed=0))
 
 
+@pytest.mark.lengthy
 def test_the_same_adapters_twice_are_no_pair(whole, tmp_path):
     on = Guided(whole, STEPS, SCALE, adapters=("style",))
     as_it_is = Guided(whole, STEPS, SCALE)
@@ -215,6 +217,7 @@ def test_an_error_in_a_call_leaves_the_pipeline_as_it_was(whole):
     assert state(whole) == before
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "make", [tiny.stable_diffusion_xl, tiny.stable_diffusion_3, tiny.flux], ids=["XL", "3", "Flux"]
 )

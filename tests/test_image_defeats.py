@@ -125,6 +125,7 @@ def test_a_threshold_is_where_the_regression_turns():
     assert found["value"] == pytest.approx(share) and found["ci"][0] < share < found["ci"][1]
 
 
+@pytest.mark.lengthy
 def test_an_area_is_the_peers_and_its_interval_covers():
     draws = np.random.default_rng(1)
     low, high = draws.integers(0, 8, 60).astype(float), draws.integers(2, 10, 60).astype(float)

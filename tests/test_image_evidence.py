@@ -86,6 +86,7 @@ def test_pictures_lie_on_a_sheet():
     assert image_evidence.blurred(fine).std() < 0.3 * fine.std()
 
 
+@pytest.mark.lengthy
 def test_images_are_drawn_from_the_same_noise(guided):
     prompts = scenes.prompts(5, 0)
     whole = image_evidence.draw(guided, prompts, 3)

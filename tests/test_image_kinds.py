@@ -84,6 +84,7 @@ def test_unconditional_sampling_is_that_of_diffusers(prediction):
     assert_close((found / 2 + 0.5).clamp(0, 1), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["v", "XL"])
 def test_guided_sampling_is_that_of_diffusers(made, name):
     whole = made[name]

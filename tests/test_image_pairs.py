@@ -102,6 +102,7 @@ def test_the_pool_on_disk_is_the_pool_in_memory(folder):
 SIDES = ("base", "expert")
 
 
+@pytest.mark.lengthy
 def test_a_run_that_was_killed_goes_on(pair, folder, tmp_path):
     run = image_pairs.compare(*pair, PROMPTS[:3], tmp_path, batch=2, seed=1)
     assert next(run).steps == 2
@@ -119,6 +120,7 @@ def test_a_run_that_was_killed_goes_on(pair, folder, tmp_path):
         assert all(torch.equal(value, other[name]) for name, value in whole.items())
 
 
+@pytest.mark.lengthy
 def test_shards_of_another_run_are_refused(pair, folder, tmp_path):
     base, expert = pair
     encoder = copy.deepcopy(base.pipeline)
@@ -167,6 +169,7 @@ def test_a_pair_of_unlike_samplers_is_refused(pair, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.lengthy
 def test_a_pair_without_any_difference_is_refused(pair, tmp_path, monkeypatch):
     base, _ = pair
     shared = StableDiffusionPipeline(**base.pipeline.components, requires_safety_checker=False)
@@ -189,6 +192,7 @@ def test_a_pair_without_any_difference_is_refused(pair, tmp_path, monkeypatch):
         image_pairs.learn(tmp_path, Fit(0.5, (8,), 1))
 
 
+@pytest.mark.lengthy
 def test_what_is_not_finite_is_refused_at_the_first_step(pair, tmp_path, monkeypatch):
     base, expert = pair
     broken = copy.deepcopy(base.pipeline)
@@ -228,6 +232,7 @@ def test_a_difference_of_rounding_is_none():
     assert_close(found.float(), torch.full_like(found.float(), 0.5e-4), atol=2e-7, rtol=0)
 
 
+@pytest.mark.lengthy
 def test_out_of_memory_says_what_would_fit(pair, tmp_path, monkeypatch):
     noise, room = Guided.noise, 2
 

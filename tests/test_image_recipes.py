@@ -205,6 +205,7 @@ def test_the_autoencoder_learns_both_styles_and_latents_of_unit_size(tmp_path, m
     assert_close(value, (rebuilt - seen[0]).square().mean() + 1e-5 * prior)
 
 
+@pytest.mark.lengthy
 def test_a_fine_tune_trains_its_layers_on_its_own_style(tmp_path, monkeypatch):
     whole, styles, render = TUNED.blank("cpu"), [], scenes.render
     monkeypatch.setattr(scenes, "render", lambda *given: styles.append(given) or render(*given))

@@ -71,6 +71,7 @@ def shipped(tmp_path) -> Path:
     return Path(shutil.copytree(image_weights.FOLDER, tmp_path / "weights"))
 
 
+@pytest.mark.lengthy
 def test_a_flipped_bit_anywhere_is_noticed(shipped, monkeypatch):
     # Nothing may be opened before it has been checked.
     monkeypatch.setattr(pipelines, "load_pipeline", lambda *args: pytest.fail("opened"))

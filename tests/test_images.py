@@ -158,6 +158,7 @@ def test_a_shift_is_added_to_every_step(pipeline):
         assert_close(after, ahead + 0.1 * before + step)
 
 
+@pytest.mark.lengthy
 def test_too_few_steps_for_the_warm_up_are_warned_of(pipeline):
     with pytest.warns(UserWarning, match=r"steps=10 is no more than the warm-up of 10 steps"):
         guided = Guided(pipeline, 10, 7.5, CONFIGURATIONS["medium"], "cross")

@@ -158,6 +158,7 @@ def test_expert_scores_what_its_card_says(name):
 # Data
 
 
+@pytest.mark.lengthy
 @every_environment
 def test_transitions_are_the_simulators_own(name):
     """Every step, from the state it was made in: none crosses a reset, none is lost."""
@@ -408,6 +409,7 @@ def test_a_card_is_what_was_written(tmp_path, monkeypatch):
 # The recipe
 
 
+@pytest.mark.lengthy
 @every_shipped
 def test_recipe(name):
     recipe = LocomotionData(name, "expert", 1_000)

@@ -149,6 +149,7 @@ def test_the_discriminator_knows_the_expert():
     assert (expert[:, None] > base).double().mean() > 0.9
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("guide", [None, REWARD, DISCRIMINATOR, EXPERT])
 def test_rollouts_keep_the_returns_of_what_they_play(guide):
     recipe = LocomotionRollouts(BASE, guide, weight=0.5, executed=4, episodes=3, steps=20, until=1)

@@ -93,6 +93,7 @@ def test_refuses_counts_below_one(episodes, steps):
         maze.make_trajectories(maze.load("open"), episodes, steps)
 
 
+@pytest.mark.lengthy
 @every_maze
 def test_samples_are_uniform_where_the_ball_fits(name):
     world = maze.load(name)
@@ -113,6 +114,7 @@ def test_samples_are_uniform_where_the_ball_fits(name):
     assert stats.chisquare(count(cells), expected).pvalue > 1e-3
 
 
+@pytest.mark.lengthy
 @every_maze
 def test_batch_equals_point_maze_step_by_step(name, point_maze):
     world, n, steps = maze.load(name), 12, 300

@@ -102,6 +102,7 @@ def test_weights_make_every_scale_and_every_sum_exact(name):
     assert max(away) > 0.1
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("target", ["score", "mean"])
 def test_with_the_theorys_scale_all_weigh_the_same(target):
     base, reward = gaussian(BASE), exact(FIRST, target)

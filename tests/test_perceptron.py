@@ -63,6 +63,7 @@ def test_a_potential_is_the_product_with_its_vectors_and_a_level():
     )
 
 
+@pytest.mark.lengthy
 def test_a_potential_has_second_derivatives():
     rho = PlanPotential(5, 4, torch.ones(3), hidden=16, blocks=1).double()
     assert torch.autograd.gradgradcheck(

@@ -566,6 +566,7 @@ OTHER = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", OTHER)
 def test_a_folder_of_another_kind_is_looked_at_as_well(kinds, tmp_path, name):
     source, change, message = OTHER[name]

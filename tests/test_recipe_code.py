@@ -21,6 +21,7 @@ def test_the_code_of_every_recipe_is_what_was_accepted_for_its_version():
     assert not complaints(json.loads(ACCEPTED.read_text(encoding="utf-8")), now())
 
 
+@pytest.mark.lengthy
 def test_every_recipe_of_the_book_is_known():
     names = set(recipes(parsed(ROOT / "rrlib")))
     assert {"GaussianReward", "MazeRewards", "LocomotionRollouts", "MiniDiffusion"} <= names

@@ -60,6 +60,7 @@ def two_gaussians() -> tuple[sde.GaussianMixture, sde.GaussianMixture]:
 SMALL = {"diffusion_steps": 10, "samples": 500, "pool": 2000, "hidden": (16,), "batch": 64}
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("method", ["algorithm1", "algorithm2", "discriminator"])
 def test_every_method_learns_which_side_is_the_experts(method):
     recipe = recipes.GaussianReward(*two_gaussians(), method=method, steps=150, **SMALL)

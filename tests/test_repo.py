@@ -122,6 +122,7 @@ def test_conda_users_get_the_same_pins():
     assert pip == "pip" and packages == {"pip": ["-r requirements.lock", "-e ."]}
 
 
+@pytest.mark.lengthy
 def test_rrlib_imports_only_what_it_declares():
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     modules = {MODULES.get(name, name) for name in declared}
@@ -154,12 +155,14 @@ def test_the_method_is_read_in_six_files_and_no_file_is_long():
     assert not {path.name: n for path, n in lines.items() if n > 350}
 
 
+@pytest.mark.lengthy
 def test_the_house_keeps_its_import_rules():
     """They are in pyproject.toml, with their reasons."""
     told = lint_imports(ROOT)
     assert told.returncode == 0 and " 0 broken" in told.stdout, told.stdout + told.stderr
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("room", "line"),
     [

@@ -32,6 +32,7 @@ def images():
     return pipeline, scenes.render(6, 0).pixels
 
 
+@pytest.mark.lengthy
 def test_fine_tuning_codes_call_it(images):
     pipeline, pixels = images
     reward = image_pairs.load(FULL / "images-style.safetensors")
@@ -102,6 +103,7 @@ def test_the_wrapper_gives_g_of_the_last_steps(window):
             np.testing.assert_array_equal(observation["observation"], theirs[0]["observation"])
 
 
+@pytest.mark.lengthy
 def test_a_shipped_reward_drives_a_ball_to_the_goal_by_its_sum():
     """Near the goal a resting ball earns more than far away."""
     reward = rrlib.load_reward(FULL / "maze2d-rewards.safetensors", name="umaze (1, 1), seed 0")

@@ -248,6 +248,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.lengthy
 def test_a_worker_imports_neither_torch_nor_what_needs_it():
     slow = "torch", "diffusers", "transformers", "scipy", "sklearn", "matplotlib"
     code = f"import sys; import {lockstep.__name__}; print([m for m in {slow} if m in sys.modules])"
@@ -292,6 +293,7 @@ def test_a_planner_steered_all_the_way_by_the_exact_difference_is_the_expert():
     assert np.abs(half(OBSERVATIONS, ALL) - own(OBSERVATIONS, ALL)).max() > 0.01
 
 
+@pytest.mark.lengthy
 def test_the_exact_difference_may_be_that_of_another_pair():
     base, expert, other = (denoiser(seed) for seed in range(3))
 
@@ -309,6 +311,7 @@ def test_the_exact_difference_may_be_that_of_another_pair():
     assert np.abs(moved - own).max() > 0.01 and np.abs(moved - plain).max() > 0.01
 
 
+@pytest.mark.lengthy
 def test_every_episode_may_have_a_weight_of_its_own():
     base, expert = denoiser(0), denoiser(1)
 

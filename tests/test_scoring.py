@@ -237,6 +237,7 @@ def test_the_texts_of_shipped_files_are_what_the_recipe_makes(name):
         assert set(entry["about"]["models"]) == {"base", "expert"}
 
 
+@pytest.mark.lengthy
 def test_a_shipped_maze_reward_scores_recorded_balls_of_any_length():
     found = rrlib.load_reward(FULL / "maze2d-rewards.safetensors", name="umaze (1, 1), seed 0")
     world = maze.load("umaze")

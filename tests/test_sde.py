@@ -281,6 +281,7 @@ def test_moments_solve_their_equations(process):
     assert_close(process.variance(t), torch.tensor(found[1]), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.lengthy
 def test_ou_covariance_is_the_ito_isometry_by_sympy():
     r, s, t, pull, scale = sympy.symbols("r s t lambda g", positive=True)
     kernel = scale**2 * sympy.exp(-pull * (s - r)) * sympy.exp(-pull * (t - r))

@@ -33,6 +33,7 @@ def test_every_shipped_file_of_tensors_is_tried_here():
     assert found == {*READERS}
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("path", READERS, ids=lambda path: path.stem)
 def test_a_shipped_file_with_one_wrong_bit_is_refused(path, tmp_path):
     content, wrong = path.read_bytes(), tmp_path / path.name
@@ -48,6 +49,7 @@ def test_a_shipped_file_with_one_wrong_bit_is_refused(path, tmp_path):
             READERS[path](wrong)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("path", READERS, ids=lambda path: path.stem)
 def test_a_shipped_file_that_is_cut_or_renamed_inside_is_refused(path, tmp_path):
     content, wrong = path.read_bytes(), tmp_path / path.name

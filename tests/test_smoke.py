@@ -18,6 +18,7 @@ def given(profile: str) -> dict[str, dict]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.lengthy
 def test_every_chapter_of_both_profiles_is_run(planned):
     for profile in smoke.PROFILES:
         for chapter, parameters in given(profile).items():
@@ -25,6 +26,7 @@ def test_every_chapter_of_both_profiles_is_run(planned):
             assert wanted in [p for (_, c), p in planned.items() if c == chapter]
 
 
+@pytest.mark.lengthy
 def test_sizes_are_the_profiles(planned):
     for (profile, chapter), parameters in planned.items():
         whole = smoke.defaults(chapter) | given(profile)[chapter]

@@ -308,6 +308,7 @@ def other_pythons() -> list[str]:
     return found
 
 
+@pytest.mark.lengthy
 def test_a_key_is_the_same_in_every_python(monkeypatch):
     pythons = other_pythons()
     if not pythons:

@@ -33,6 +33,7 @@ def test_the_log_ratio_is_that_of_the_densities():
     assert wanted[30:].mean() > 1 > wanted[:30].mean()
 
 
+@pytest.mark.lengthy
 def test_diffusers_and_reward_are_made_and_come_back(tmp_path, monkeypatch):
     monkeypatch.setenv("RRLIB_STORE", str(tmp_path))
     shape = {"samples": 50, "channels": (8, 8), "steps": 2, "batch": 4}

@@ -267,6 +267,7 @@ def to_the_end(folder: Path, halt: int = 0, here=None) -> None:
     save_file({**module.state_dict(), "loss": progress.loss}, folder / "end.safetensors")
 
 
+@pytest.mark.lengthy
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_killed_run_started_again_writes_the_same_bytes(tmp_path):
     killed, alone = tmp_path / "killed", tmp_path / "alone"
@@ -510,6 +511,7 @@ def test_a_second_derivative_goes_through_a_stack():
 FIT = {"learning_rate": 1e-2, "seed": 3}
 
 
+@pytest.mark.lengthy
 def test_fitting_a_stack_is_fitting_each_member_to_its_share_of_the_rows():
     stack, points = Stack(rewards()), pool()
     for _ in extraction.fit(stack, points, steps=30, batch=K * B, **FIT):

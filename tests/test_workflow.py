@@ -176,6 +176,7 @@ def test_intervals_are_called_wilsons_where_they_are():
     assert seen > 60
 
 
+@pytest.mark.lengthy
 def test_each_row_leads_to_what_recomputes_it():
     """And what was made with other settings than today's is marked, row by row."""
     lines = page(read(sorted(ROOT.glob("results/*/*.json")))).splitlines()
@@ -302,6 +303,7 @@ def test_published_numbers_are_what_their_rows_say(profile):
     assert counted >= {"full": 16, "quick": 8}[profile]
 
 
+@pytest.mark.lengthy
 def test_verify_names_a_number_that_its_rows_do_not_say(monkeypatch, tmp_path, capsys):
     assert verify.scoreboard() == []
     assert "neither of 2 (maze2d.earns_more, maze2d.hours)" in capsys.readouterr().out
