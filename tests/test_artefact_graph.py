@@ -62,9 +62,12 @@ def test_nothing_is_due_before_what_it_is_made_of(plans):
 
 
 def test_sizes_of_the_grids(plans):
-    """4 mazes of a base and 8 goals in 06; 08 has 3 sizes of data, 3 goals, and 4 bases each."""
+    """4 mazes of a base and 8 goals in 06; 08 has 3 sizes of data, 3 goals, and 4 bases each.
+
+    In each maze 09 has two experts of its own, of one goal.
+    """
     kinds = [node["kind"] for node in plans["full"]["artefacts"].values()]
-    assert kinds.count("ComponentDiffuser") == 4 * (1 + 8) + 3 * 4 * (1 + 3)
+    assert kinds.count("ComponentDiffuser") == 4 * (1 + 8) + 3 * 4 * (1 + 3) + 4 * 2
     assert plans["full"]["chapters"]["06_maze_rewards"] != plans["full"]["chapters"]["05_maze_data"]
 
 
