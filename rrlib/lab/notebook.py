@@ -172,6 +172,7 @@ class Study:
         Args:
             others: studies that the chapter publishes besides; their numbers are on the same card.
         """
+        self.used(recipe for other in others for recipe in other._obtained)
         self.publish()
         for other in others:
             other.publish(of=self)
