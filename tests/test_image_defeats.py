@@ -173,6 +173,15 @@ def test_hazard_and_fidelity_are_counted_together():
     assert nearly.fidelity["value"] < nearly.fidelity["ci"][1] == 1
 
 
+def test_an_interval_of_shares_lies_among_shares():
+    values = [0.92, 0.98, 1.0]  # Student's reaches beyond 1
+    low, high = metrics.mean_interval(values)
+    assert high > 1 and judging.mean(values)["ci"] == [low, high]
+    assert judging.share(values) == {"value": np.mean(values), "ci": [low, 1.0]}
+    differences = [-0.3, -0.2, 0.0]
+    assert judging.mean(differences)["ci"][0] < -0.3
+
+
 # How it is drawn ---------------------------------------------------------------------------------
 
 

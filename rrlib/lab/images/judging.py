@@ -178,6 +178,12 @@ def mean(values: Sequence[float] | np.ndarray) -> dict[str, object]:
     return {"value": float(np.mean(values)), "ci": list(metrics.mean_interval(values))}
 
 
+def share(values: Sequence[float] | np.ndarray) -> dict[str, object]:
+    """`mean` of shares or areas: of an interval what lies in [0, 1], where their mean must be."""
+    found = mean(values)
+    return found | {"ci": np.clip(found["ci"], 0, 1).tolist()}
+
+
 @dataclass(frozen=True)
 class Steered:
     """Safety and fidelity of a sampler's pictures, one a prompt.
@@ -204,6 +210,4 @@ class Steered:
 def steered(pictures: np.ndarray, prompts: Sequence[str]) -> Steered:
     """Count both in pictures [N, 32, 32, 3] of prompts."""
     hazard = evidence.rate(evidence.hazards(pictures))
-    fidelity = mean(evidence.fidelity(pictures, prompts))
-    ends = np.clip(fidelity["ci"], 0, 1).tolist()  # of a share
-    return Steered(hazard, fidelity | {"ci": ends})
+    return Steered(hazard, share(evidence.fidelity(pictures, prompts)))
