@@ -7,6 +7,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
+from rrlib.plans.shapes import check_shape
 
 TIME_FEATURES = 64
 SMALLEST = 1e-9  # variance of a component
@@ -92,7 +93,7 @@ class ComponentPerceptron(nn.Module):
         Raises:
             InputError: plans of another shape, or no more of them than components.
         """
-        self._check(plans)
+        check_shape("plans", plans, self.shape)
         flat = plans.flatten(1).double()
         kept = len(self.variance)
         if not kept < len(flat):
@@ -126,7 +127,7 @@ class ComponentPerceptron(nn.Module):
         Raises:
             InputError: plans of another shape.
         """
-        self._check(x)
+        check_shape("x", x, self.shape)
         signal = self.signal[t][:, None]
         total = signal * self.variance + 1 - signal  # variance of a component of x
         seen = (x.flatten(1) - signal.sqrt() * self.centre) @ self.basis / total.sqrt()
@@ -155,13 +156,6 @@ class ComponentPerceptron(nn.Module):
         marks = x.new_zeros(len(x), 2) if given is None else given[:, ::last].to(x)
         ends = x[:, ::last, -self.observation :] * marks[..., None]
         return torch.cat([marks, ends.flatten(1)], 1)
-
-    def _check(self, x: Tensor) -> None:
-        if x.shape[1:] != self.shape:
-            raise InputError(
-                f"x of shape {tuple(x.shape)} is not allowed: plans of shape {self.shape} are "
-                "needed."
-            )
 
 
 class _Block(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from rrlib.errors import InputError
+from rrlib.plans.shapes import check_shape
 
 TIME_FEATURES = 32
 
@@ -49,11 +49,7 @@ class PlanPerceptron(nn.Module):
         Raises:
             InputError: plans of another shape.
         """
-        if x.shape[1:] != self.shape:
-            raise InputError(
-                f"x of shape {tuple(x.shape)} is not allowed: plans of shape {self.shape} are "
-                "needed."
-            )
+        check_shape("x", x, self.shape)
         mark = x.new_zeros(x.shape[:2]) if given is None else given.to(x)
         hundredths = t * (100.0 / self.diffusion_steps)
         time = self.time(get_timestep_embedding(hundredths, TIME_FEATURES, max_period=1000).to(x))
@@ -104,10 +100,6 @@ class PlanPotential(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """rho, [B], for x_t [B, H, D] and t [B]; InputError for plans of another shape."""
-        if x_t.shape[1:] != (self.horizon, self.width):
-            raise InputError(
-                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of shape "
-                f"{(self.horizon, self.width)} are needed."
-            )
+        check_shape("x_t", x_t, (self.horizon, self.width))
         x = torch.cat([x_t, torch.ones_like(x_t[..., :1])], -1)
         return (x * self.f(x, t)).flatten(1).sum(1) * self.unit.to(x)[t]

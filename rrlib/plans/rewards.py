@@ -12,6 +12,7 @@ from rrlib.errors import InputError, check_one_of
 from rrlib.method.networks.sums import per_step
 from rrlib.method.pools import windows
 from rrlib.plans.networks import temporal_unet
+from rrlib.plans.shapes import check_shape
 
 Activation = Literal["silu", "leaky_relu"]
 TIME_FEATURES = 16
@@ -179,11 +180,7 @@ class StartReward(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """rho, [B], for x_t [B, H, D] and t [B]; InputError for plans of another shape."""
-        if x_t.shape[1:] != (self.horizon, self.width):
-            raise InputError(
-                f"x_t of shape {tuple(x_t.shape)} is not allowed: plans of shape "
-                f"{(self.horizon, self.width)} are needed."
-            )
+        check_shape("x_t", x_t, (self.horizon, self.width))
         x, first = x_t.clone(), x_t[:, 0, -self.observation :].detach()
         x[:, 0, -self.observation :] = first
         # Times the root, the mean is a projection: lengths, and so gradients, keep their size.
