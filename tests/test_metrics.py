@@ -260,6 +260,21 @@ def test_maps_are_smoothed_by_two_bins_unless_asked_otherwise():
     np.testing.assert_array_equal(metrics.log_visit_ratio(cells, cells[:2000], (2, 2)), two)
 
 
+def test_holms_correction_steps_down():
+    # Smallest times four, next times three, and none below the one before it.
+    found = metrics.holm([0.04, 0.01, 0.03, 0.005])
+    assert found == pytest.approx([0.06, 0.03, 0.06, 0.02])
+    assert metrics.holm([0.9, 0.6]).tolist() == [1.0, 1.0] and metrics.holm([]).shape == (0,)
+
+
+def test_holms_correction_keeps_its_promise_whatever_the_values_have_in_common(seed=3):
+    draws = np.random.default_rng(seed)
+    shared, own = draws.normal(size=(2000, 1)), draws.normal(size=(2000, 12))
+    p_values = 2 * stats.norm.sf(np.abs(0.6 * shared + 0.8 * own))
+    wrong = np.mean([metrics.holm(row).min() <= 0.05 for row in p_values])
+    assert 0.02 < wrong < 0.06 and np.mean((p_values <= 0.05).any(1)) > 0.2
+
+
 def test_mean_interval_is_students(seed=3):
     values = np.random.default_rng(seed).normal(size=7)
     low, high = metrics.mean_interval(values)
