@@ -190,7 +190,6 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
     study, other = nb.Study("whole", chosen), nb.Study("part", chosen)
     study.claim("found", 0.123456789, "goals", bar=">= 0.1", ci=(0.1, 0.2), paper="9 %", shown="G")
     study.claim("gap", np.float32(0.25), "gap, mean", bar="<= 0.2")
-    study.record("n", 3)
     study.record("n", 4)
     study.record("minutes", 2.5, varies=True)
     study.table([])
@@ -228,6 +227,21 @@ def test_a_number_is_given_once_and_said_published_and_shown(capsys, monkeypatch
     assert "| exact lost | nan |" in card and "minutes" not in card and "2.5" not in card
     assert f"| artefacts | `{store.key(recipe)}` |" in card and len(shown) == 1
     assert store.spent([recipe, recipe])[0] == store.manifest(recipe)["cpu_seconds"] / 3600
+
+
+def test_a_name_has_one_number_in_a_file(tmp_path, monkeypatch):
+    for folder, refused in ((str(tmp_path), True), ("", False)):
+        study = nb.Study("whole", SimpleNamespace(store="", seed=0, device="cpu", results=folder))
+        for value in (0.5, 0.5, float("nan"), float("nan")):  # as when a cell is run again
+            study.record("same" if value == 0.5 else "lost", value)
+        study.publish()
+        study.record("hopper.base_data", 0.17)
+        study.record("hopper.base_data", 16.3)
+        if refused:
+            with pytest.raises(ValueError, match=r"^whole: two numbers .* \['hopper.base_data'\]"):
+                study.publish()
+        else:
+            study.publish()
 
 
 def test_a_table_has_the_keys_of_its_first_row(monkeypatch):

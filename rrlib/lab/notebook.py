@@ -47,6 +47,7 @@ class Study:
         self.rows: list[Mapping[str, object]] = []
         self._summary: dict[str, dict[str, object]] = {}
         self._words: dict[str, str] = {}  # what the card calls them
+        self._changed: set[str] = set()  # numbers that were given again, and otherwise
         self._obtained: list[Any] = []  # recipes
 
     def claim(
@@ -94,6 +95,8 @@ class Study:
         """
         more = {"ci": None if ci is None else list(ci), "paper": paper, "bar": bar, "label": shown}
         found = {key: said for key, said in more.items() if said is not None}
+        before = self._summary.get(name, {"value": value})["value"]
+        self._changed |= set() if np.array_equal(before, value, equal_nan=True) else {name}
         self._summary[name] = {"value": value, **found}
         self._words[name] = "" if varies else shown or name
 
@@ -151,7 +154,11 @@ class Study:
 
         Args:
             of: the study that has obtained what this one is about; None is this one.
+
+        Raises ValueError where a file is asked for and a name was given two numbers.
         """
+        if self._changed and self.chosen.results:
+            raise ValueError(f"{self.name}: two numbers of one name: {sorted(self._changed)}.")
         obtained = (of or self)._obtained
         summary = {
             name: entry if len(entry) > 1 else entry["value"]
