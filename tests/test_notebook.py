@@ -49,6 +49,17 @@ def test_settings_are_in_place_and_nothing_slow_is_imported():
     assert done.stdout == "set()\n"
 
 
+def test_a_u_net_is_imported_by_those_who_build_one():
+    code = (
+        "import sys; import rrlib.lab.locomotion.experiments, rrlib.plans.rewards;"
+        "slow = {'diffusers.models.unets', 'transformers', 'peft'};"
+        "print(slow & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 @pytest.mark.parametrize("value", ["native", "", "fast"])
 def test_a_run_may_use_all_of_its_cpu(value):
     code = "from rrlib.lab import environment as host; print('MKL_CBWR' in host.SETTINGS)"

@@ -1,14 +1,20 @@
 """Networks of plans: Diffuser's temporal U-Net, and diffusers' own networks turned to plans."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers import UNet1DModel
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
 
+if TYPE_CHECKING:
+    from diffusers import UNet1DModel
 
-def temporal_unet(inputs: int, outputs: int, channels: tuple[int, ...], **rest) -> UNet1DModel:
+
+def temporal_unet(inputs: int, outputs: int, channels: tuple[int, ...], **rest) -> "UNet1DModel":
     """What Diffuser's planner and its value function have in common; `rest` tells them apart."""
+    from diffusers import UNet1DModel  # takes seconds, which those of other networks need not wait
+
     return UNet1DModel(
         in_channels=inputs,
         out_channels=outputs,
