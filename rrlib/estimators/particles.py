@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
-from rrlib.method.checks.numbers import check_counts
+from rrlib.method.checks.numbers import check_counts, check_seen
 from rrlib.method.checks.rewards import check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
 from rrlib.method.guidance import lengthened, sample, shift_of_mean
+from rrlib.method.networks.calls import check_still
 from rrlib.method.networks.sums import WeightedSum
 from rrlib.method.noise.precision import beside, narrow, stalls
 from rrlib.method.noise.schedules import kept_steps
@@ -110,6 +111,7 @@ def sample_weighted(
     >>> found.samples.shape, found.effective.shape, found.draw().shape
     (torch.Size([3, 16, 2]), torch.Size([20, 3]), torch.Size([3, 2]))
     """
+    check_still("denoiser", denoiser.network)
     check_reward(denoiser, reward)
     check_scale(guidance_scale)
     if not isinstance(particles, int) or particles < 2:
@@ -141,6 +143,7 @@ def sample_weighted(
             logs = logs.masked_fill(low[:, None], 0.0)
         draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x = keep(narrow(mean + deviation * draw, x))
+    check_seen("sample", x)
     return Particles(x.unflatten(0, (-1, particles)), logs.softmax(1), torch.stack(sizes))
 
 
@@ -206,6 +209,7 @@ def best_of(
         better = value > most
         best = torch.where(beside(better, x), x, best)
         most = torch.maximum(value, most)
+    check_seen("reward: its values", most)
     return best
 
 

@@ -25,6 +25,7 @@ from rrlib.images.kinds.choice import kind_of
 from rrlib.images.kinds.protocol import Kind, Levels, device_of, dtype_of
 from rrlib.images.safety import CONCEPT, CONFIGURATIONS, SafeGuidance, safe_direction
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks.calls import check_still
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,10 @@ class Guided:
             text; of Stable Diffusion one part, the embeddings. Nothing where no text is taken.
 
         Raises:
-            InputError: a prompt is empty or too long, or none is taken, see `pipelines.embed`.
+            InputError: a prompt is empty or too long, or none is taken, see `pipelines.embed`; or
+                the network is in training mode, see `calls.check_still`.
         """
+        check_still("pipeline", self.model.network)
         texts = ["", *([self.concept] if self.safety else [])] if self.model.guided else []
         with self.adapted():
             asked = pipelines.embed(self.pipeline, prompts, truncate)

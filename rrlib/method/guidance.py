@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of
-from rrlib.method.checks.numbers import check_counts, check_step
+from rrlib.method.checks.numbers import check_counts, check_seen, check_step
 from rrlib.method.checks.rewards import check_place, check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
+from rrlib.method.networks.calls import check_still
 from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.pools import Place
@@ -65,8 +66,10 @@ def denoise(
     Raises:
         InputError: `guidance_scale` negative or not finite, the place is not the reward's,
             `stop_step` is no step of the schedule, `num_inference_steps` too few or too many,
-            `resamplings` is no count, or `apply_to` is unknown or wants another place.
+            `resamplings` is no count, `apply_to` is unknown or wants another place, or a network in
+            training mode.
     """
+    check_still("denoiser", denoiser.network)
     if reward:
         check_reward(denoiser, reward)
     scales = guidance_scale.tolist() if isinstance(guidance_scale, Tensor) else [guidance_scale]
@@ -183,7 +186,7 @@ def sample(
         num_inference_steps, resamplings: see there.
 
     Raises:
-        InputError: see `denoise`.
+        InputError: see `denoise`; or samples that are not finite (looked at on the CPU alone).
 
     >>> import rrlib
     >>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
@@ -207,4 +210,6 @@ def sample(
         num_inference_steps=num_inference_steps,
         resamplings=resamplings,
     )
-    return deque(steps, maxlen=1).pop()[1]
+    found = deque(steps, maxlen=1).pop()[1]
+    check_seen("sample", found)
+    return found

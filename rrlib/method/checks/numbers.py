@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
+from rrlib.method.noise.precision import stalls
 
 
 def check_counts(least: int = 1, **counts: int) -> None:
@@ -27,6 +28,12 @@ def check_finite(name: str, x: Tensor) -> None:
         raise InputError(
             f"{name}: numbers that are not finite are not allowed: finite ones are needed."
         )
+
+
+def check_seen(name: str, x: Tensor) -> None:
+    """`check_finite` of what is on the CPU: elsewhere a look would have the program wait."""
+    if not stalls(x):
+        check_finite(name, x)
 
 
 def check_samples(name: str, x: Any) -> None:

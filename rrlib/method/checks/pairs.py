@@ -10,6 +10,7 @@ from torch import Tensor
 from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_finite, check_samples
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks.calls import check_still
 
 NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
@@ -87,7 +88,12 @@ def check_conditions(
 
 
 def check_levels(base: Denoiser, expert: Denoiser, found: Denoiser) -> None:
-    """Raise InputError unless the expert `found` at the base's levels knows some, clipped alike."""
+    """Raise InputError unless the expert `found` at the base's levels knows some, clipped alike.
+
+    Neither may be in training mode, see `calls.check_still`.
+    """
+    for name, model in (("base", base), ("expert", expert)):
+        check_still(name, model.network)
     first, last = found.schedule.span
     if first > last:
         raise InputError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import batchnorm, dropout
 
 from rrlib.errors import InputError
 
@@ -99,6 +100,31 @@ def answer(
             "one prediction for each number is needed (of a learned variance, cut it off)."
         )
     return out
+
+
+def check_still(name: str, network: Any) -> None:
+    """Raise InputError if a network is in training mode, and that changes what it says.
+
+    Dropout would draw at random in each answer; statistics would be those of whatever stands in one
+    batch, and would move with every question. Layers that a function hides are not seen.
+    """
+    for part in network.modules() if isinstance(network, nn.Module) else ():
+        if part.training and _restless(part):
+            raise InputError(
+                f"{name}: a network in training mode, with a {type(part).__name__}, is not "
+                "allowed: network.eval() is needed."
+            )
+
+
+def _restless(part: nn.Module) -> bool:
+    """Whether a layer answers otherwise in training mode."""
+    if isinstance(part, dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, batchnorm._BatchNorm):
+        return True
+    if isinstance(part, batchnorm._NormBase):
+        return part.track_running_stats
+    return isinstance(part, nn.MultiheadAttention | nn.RNNBase) and part.dropout > 0
 
 
 def check_tensor(name: str, x: Any) -> None:
