@@ -262,6 +262,12 @@ def test_info_tells_of_rewards_data_plans_and_pipelines(file, tmp_path, capsys):
         assert main(["info", path]) == 0
         told = capsys.readouterr()
         assert all(word in told.out for word in words) and told.err == "", told
+    for k, shape in enumerate([(0, 8, 6), (8, 6), (2, 2, 8, 6)]):
+        np.save(tmp_path / f"odd{k}.npy", np.zeros(shape, np.float32))
+        save_file({"plans": torch.zeros(shape)}, tmp_path / f"odd{k}.safetensors")
+        for form in ("npy", "safetensors"):
+            said = sentence(["info", tmp_path / f"odd{k}.{form}"], capsys)
+            assert said.endswith(f"of shape {shape}: plans [N, H, D] are needed.\n"), said
     assert "is missing" in sentence(["info", tmp_path / "none"], capsys)
     assert "holds no rewards" in sentence(["info", f"{file}:a"], capsys)
     assert "one of the 160" in sentence(["info", MAZES + "x"], capsys)
@@ -349,6 +355,10 @@ def test_models_that_are_no_pair_are_refused(planners, tmp_path, capsys):
         ([base, expert], "--horizon is missing"),
         ([base, expert, "--horizon", "8", "--window", "3"], "--window=3 is not allowed"),
         ([base, expert, "--horizon", "8", "--steps", "0"], "--steps=0 is not allowed"),
+        ([base, expert, "--horizon", "8", "--seed", "-1"], "--seed=-1 is not allowed"),
+        ([base, expert, "--horizon", "8", "--seed", 2**63], f"--seed={2**63} is not allowed"),
+        ([base, expert, "--horizon", "8", "--device", "foo"], "--device='foo' is not allowed"),
+        ([base, expert, "--horizon", "8", "--device", "hpu"], "--device='hpu' is not allowed"),
         ([base, expert, "--horizon", "8", "--prompts", "a"], "--prompts='a' is not allowed: it is"),
         ([base, base, "--horizon", "8", "--n", "50"], "no difference from the base"),
         ([base, expert, "--layout", number], "number.json' is not allowed: about: no order, wid"),

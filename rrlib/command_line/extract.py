@@ -36,6 +36,11 @@ def run(given: argparse.Namespace) -> None:
             f"EXPERT={shown(given.expert)} is not allowed: a pipeline and a network are no pair, "
             "and two of one kind are needed."
         )
+    inputs.device(given.device)
+    if not 0 <= given.seed < 2**63:
+        raise InputError(
+            f"--seed={given.seed} is not allowed: a number from 0 to {2**63 - 1} is needed."
+        )
     for name in ("steps", "n", "batch"):
         if getattr(given, name) < 1:
             raise InputError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from rrlib import disk
@@ -61,12 +62,34 @@ def layout(path: str) -> PlanLayout:
         raise InputError(f"--layout={shown(path)} is not allowed: {error}") from None
 
 
+def device(name: str) -> str:
+    """The name of a device that is there; InputError of any other."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ImportError):  # by what the build lacks
+        raise InputError(
+            f"--device={shown(name)} is not allowed: cpu, or another device that torch finds here, "
+            "is needed."
+        ) from None
+    return name
+
+
 def plans(path: Path) -> np.ndarray | None:
     """Plans [N, H, D] of a file that holds such; None of any other file.
 
     Raises:
         InputError: a file of that kind which is damaged, or has no plans.
     """
+    found = _plans(path)
+    if found is not None and (found.ndim != 3 or not found.size):
+        raise InputError(
+            f"File '{path}' holds numbers of shape {found.shape}: plans [N, H, D] are needed."
+        )
+    return found
+
+
+def _plans(path: Path) -> np.ndarray | None:
+    """What a file that may hold plans holds."""
     if not path.is_file():
         return None
     if path.suffix == ".safetensors":
