@@ -670,7 +670,7 @@ def spoilt(value: float) -> torch.Tensor:
     ("call", "message"),
     [
         ({"size": 0}, r"size=0 is not allowed: at least 1"),
-        ({"size": 2.5}, r"size=2.5 is not allowed"),
+        ({"size": 2.5}, r"size=2.5 is not allowed: at least 1 is needed, a whole number"),
         ({"batch": 0}, r"batch=0 is not allowed: at least 1"),
         ({"base_data": GOOD[:0]}, r"base_data of shape \(0, 6, 2\) is not allowed"),
         ({"expert_data": GOOD.numpy()}, r"expert_data of ndarray is not allowed"),

@@ -154,6 +154,13 @@ def test_a_weight_out_of_range_is_refused_at_the_call(weight):
         denoise(base, START, stream(0, 0), reward=reward, guidance_scale=weight)
 
 
+@pytest.mark.parametrize("weight", [[1.0, 2.0], "1", None, torch.tensor(1.0)], ids=str)
+def test_a_weight_that_is_no_number_is_refused_at_the_call(weight):
+    base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("mean"), "mean", "x_t")
+    with pytest.raises(InputError, match=r"^guidance_scale=.* is not allowed: a finite number"):
+        denoise(base, START, stream(0, 0), reward=reward, guidance_scale=weight)
+
+
 def test_sample_is_the_end_of_denoise_from_fresh_noise():
     base, reward = BASE.denoiser(SCHEDULER), RelativeReward(Exact("score"), "score", "x_t")
     ours = sample(

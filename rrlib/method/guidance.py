@@ -72,7 +72,8 @@ def denoise(
     check_still("denoiser", denoiser.network)
     if reward:
         check_reward(denoiser, reward)
-    scales = guidance_scale.tolist() if isinstance(guidance_scale, Tensor) else [guidance_scale]
+    each = isinstance(guidance_scale, Tensor) and guidance_scale.ndim > 0
+    scales = guidance_scale.tolist() if each else [guidance_scale]
     for scale in scales:
         check_scale(scale)
     check_place(place, reward, force)
@@ -84,7 +85,7 @@ def denoise(
     check_counts(0, resamplings=resamplings)
     taken = denoiser.steps if num_inference_steps is None else num_inference_steps
     steps = kept_steps(denoiser.steps, taken)
-    if isinstance(guidance_scale, Tensor):
+    if each:
         guidance_scale = beside(guidance_scale, start).to(start)
     guide = None
     if reward and any(scales):

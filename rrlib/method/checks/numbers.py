@@ -1,5 +1,6 @@
 """Counts, steps and samples."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from rrlib.method.noise.precision import stalls
 def check_counts(least: int = 1, **counts: int) -> None:
     """Raise InputError for one that is no whole number of at least `least`."""
     for name, value in counts.items():
-        if not isinstance(value, int) or value < least:
-            raise InputError(f"{name}={shown(value)} is not allowed: at least {least} is needed.")
+        if not isinstance(value, Integral) or value < least:
+            raise InputError(
+                f"{name}={shown(value)} is not allowed: at least {least} is needed, a whole number."
+            )
 
 
 def check_step(name: str, step: int, steps: int) -> None:

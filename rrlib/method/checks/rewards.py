@@ -1,12 +1,13 @@
 """A reward: what it is fitted to, what it is asked, whether it can steer a model."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rrlib.errors import InputError, check_one_of
+from rrlib.errors import InputError, check_one_of, shown
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.networks.calls import check_beside, third_argument
 from rrlib.method.pools import Place, Target, check_kind
@@ -116,9 +117,10 @@ def check_reward(denoiser: Denoiser, reward: Any) -> None:
 
 def check_scale(scale: float) -> None:
     """Raise InputError unless it is a guidance scale."""
-    if not 0 <= scale < float("inf"):
+    if not isinstance(scale, Real) or not 0 <= scale < float("inf"):
         raise InputError(
-            f"guidance_scale={scale} is not allowed: a finite number of at least 0 is needed."
+            f"guidance_scale={shown(scale)} is not allowed: a finite number of at least 0 is "
+            "needed."
         )
 
 
