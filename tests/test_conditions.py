@@ -136,6 +136,37 @@ def test_a_condition_of_another_width_names_the_condition():
         rrlib.compare(model, EXPERT, (torch.zeros(5, 2), torch.ones(5, 2)), n=10, conditions=told)
 
 
+def test_a_third_argument_that_may_be_none_takes_a_condition():
+    x, t, c = torch.rand(3, 2), torch.zeros(3, dtype=torch.long), torch.rand(3, 2)
+
+    def network(x, t, class_labels=None, return_dict=True):
+        return x if class_labels is None else x + class_labels
+
+    model = rrlib.Denoiser(network, SCHEDULER)
+    assert torch.equal(model.predict(x, t), x)
+    assert torch.equal(model.told(c).predict(x, t), x + c)
+    options = rrlib.Denoiser(lambda x, t, **more: 0.5 * x, SCHEDULER)
+    assert torch.equal(options.predict(x, t), 0.5 * x)
+    named = rrlib.Denoiser(lambda x, t, *, y: x + y, SCHEDULER)
+    with pytest.raises(InputError, match=r"^network: its argument 'y', which must be named"):
+        named.told(c).predict(x, t)
+
+
+@pytest.mark.lengthy
+def test_labels_are_seen_as_numbers():
+    samples, _ = drawn(300, 0)
+    labels = tuple(torch.arange(300) % 2 for _ in range(2))
+    models = [
+        rrlib.Denoiser(lambda x, t, y, s=s: 0.5 * x + s * y[:, None], SCHEDULER) for s in (0, 0.3)
+    ]
+    found = rrlib.compare(*models, samples, n=1000, conditions=labels)
+    assert found.condition.shape == (1000,) and found.condition.dtype == torch.long
+    reward = rrlib.RelativeReward.fit(found, steps=200)
+    x, t = torch.rand(40, 2), torch.full((40,), 20)
+    none, some = (reward.gradient(x, t, torch.full((40,), y)).norm(dim=1).mean() for y in (0, 1))
+    assert some > 5 * none  # they differ under the second label alone
+
+
 def test_networks_without_a_place_for_it_are_refused():
     x, t, c = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long), torch.zeros(3, 2)
     plain = rrlib.Denoiser(lambda x, t: x, SCHEDULER)

@@ -285,6 +285,8 @@ class ConditionalReward(nn.Module):
 class ContextReward(nn.Module):
     """rho(x_t, t, condition): a reward that sees, beside each step, what the models were told.
 
+    A label of a class is seen as the number that it is.
+
     Args:
         network: (x [B, H, D + c], t [B]) -> rho [B], such as a `WindowReward`; or of points.
         context: c, numbers of a condition.
@@ -317,7 +319,7 @@ class ContextReward(nn.Module):
         Raises:
             InputError: a condition is missing or of another width.
         """
-        found = None if condition is None else condition.flatten(1)
+        found = None if condition is None else condition.reshape(len(condition), -1)
         if found is None or found.shape != (len(x_t), self.context):
             what = "none" if condition is None else f"shape {tuple(condition.shape)}"
             raise InputError(

@@ -15,14 +15,26 @@ _WHOLE = re.compile("Long|Int|indices|indexing")  # how torch says that it wants
 
 
 def third_argument(network: Callable) -> inspect.Parameter | None:
-    """A network's third argument: what is given, or a condition; None if it takes none."""
+    """A network's third argument: what is given, or a condition; None if it takes none.
+
+    Raises:
+        InputError: one that is needed, and can be given by its name alone.
+    """
     try:
         found = inspect.signature(getattr(network, "forward", network)).parameters
     except (TypeError, ValueError):  # written in C: it says nothing of its arguments
         return None
-    third = [*found.values()][2:3] or [p for p in found.values() if p.kind == p.VAR_POSITIONAL]
+    by_name = {"KEYWORD_ONLY", "VAR_KEYWORD"}
+    placed = [p for p in found.values() if p.kind.name not in by_name]
+    for one in found.values():
+        if one.kind == one.KEYWORD_ONLY and one.default is one.empty:
+            raise InputError(
+                f"network: its argument {one.name!r}, which must be named, is not allowed: one "
+                "that takes it as its third, after x_t and t, is needed."
+            )
+    third = placed[2:3] or [p for p in placed if p.kind == p.VAR_POSITIONAL]
     # Others than these, with a default, mean something else (such as `return_dict`).
-    asked = (p for p in third if p.name in TOLD or p.default is p.empty)
+    asked = (p for p in third if p.name in TOLD or p.default is p.empty or p.default is None)
     return next(asked, None)
 
 
