@@ -9,9 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
-from rrlib.method.denoisers import Denoiser
+from rrlib.method.denoisers import Denoiser, between
 from rrlib.method.exact import ExactDifference
-from rrlib.method.guidance import denoise, noised_on, sample
+from rrlib.method.guidance import denoise, lengthened, noised_on, sample
 from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.rewards import RelativeReward
@@ -416,3 +416,36 @@ def test_the_last_steered_step_is_steered(stop):
     steered, plain = path(model, reward=reward, stop_step=stop), path(model, reward=reward)
     alike = [torch.equal(a, b) for a, b in zip(steered, plain, strict=True)]
     assert alike == [True] * (STEPS - stop + 1) + [False] * stop  # the state after step `stop`, too
+
+
+def test_what_x0_weighs_in_a_step_of_any_length_is_what_its_mean_has_of_it():
+    base = Denoiser(lambda x, t: x, cosine_scheduler(STEPS, clip=False))
+    zero = torch.zeros((), dtype=torch.float64)
+    for t in range(STEPS):
+        for before in range(-1, t):
+            mean, _ = between(base, zero + 1, zero, t, before)
+            weight = base.schedule.weight_of_x0(t, before)
+            assert weight == pytest.approx(float(mean), rel=1e-12)
+            if before == t - 1:
+                assert lengthened(base, t, before) == 1
+
+
+def test_in_the_authors_form_a_longer_step_moves_x_t_as_far_as_a_short_one():
+    base, expert = BASE.denoiser(SCHEDULER), EXPERT.denoiser(SCHEDULER)
+    difference = ExactDifference(base, expert)
+    options = {"apply_to": "x_t", "guidance_scale": 0.7, "num_inference_steps": 4}
+    steps = list(denoise(base, START, stream(0, 0), reward=difference, **options))
+    t, before, draws = STEPS - 1, steps[1][0], stream(0, 0)
+    assert before < t - 1
+    x = START + 0.7 * difference.gradient(START, torch.full((len(START),), t))
+    mean, deviation = between(base, base.x0(x, torch.full((len(x),), t)), x, t, before)
+    noise = torch.randn(x.shape, generator=draws, dtype=x.dtype)
+    assert_close(steps[1][1], mean + deviation * noise)
+
+
+def test_a_told_model_keeps_its_tables():
+    base = BASE.denoiser(SCHEDULER)
+    tables = base.schedule.tables(START)
+    for told in (base.told(START), base.told(START).told(2 * START)):
+        assert told.schedule.tables(START) is tables
+    assert base.condition is None and torch.equal(told.condition, 2 * START)

@@ -232,7 +232,7 @@ def _moved(denoiser, x, step, before, parts, free) -> tuple[Tensor, Tensor, Tens
     x0 = denoiser.answer(x, t)
     mean, _ = between(denoiser, x0, x, step, before)
     one = narrow(denoiser.mean_from_x0(x0, x, t), x)
-    ahead = lengthened(denoiser, x, step, before)
+    ahead = lengthened(denoiser, step, before)
     total, energies = torch.zeros_like(mean), torch.zeros_like(mean)
     for weight, reward in parts:
         point = x if reward.place == "x_t" else one

@@ -5,6 +5,7 @@ p(x_{t-1} | x_t).
 They say the same thing in four ways; every conversion between them is here and nowhere else.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -88,7 +89,13 @@ class Denoiser:
 
     def told(self, condition: Tensor | None) -> "Denoiser":
         """The same model under a condition [B, ...]."""
-        return self if condition is None else replace(self, condition=condition)
+        return self if condition is None else self.beside(condition=condition)
+
+    def beside(self, **fields) -> "Denoiser":
+        """The same model with other fields than its schedule's: it keeps its tables."""
+        made = copy.copy(self)
+        made.__dict__.update(fields)
+        return made
 
     def abar(self, t: Tensor, like: Tensor) -> Tensor:
         """alpha-bar at t, [B, 1, ...] to multiply `like` [B, ...]; float32 at least."""

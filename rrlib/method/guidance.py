@@ -15,7 +15,7 @@ from rrlib.method.checks.rewards import check_place, check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
 from rrlib.method.networks.calls import check_still
-from rrlib.method.noise.precision import beside, narrow, wide
+from rrlib.method.noise.precision import beside, narrow
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.pools import Place
 from rrlib.method.rewards import RelativeReward
@@ -53,12 +53,13 @@ def denoise(
         place: where grad rho is taken, "x_t" or "mu_base"; None takes the reward's own.
         force: allow a place other than the one where the reward was fitted.
         apply_to: what the gradient is added to: the "mean" of the step (Eq. 5), or, as the authors'
-            code has it, "x_t" before the mean is computed (at "x_t" then, too).
+            code has it, "x_t" before the mean is computed (at "x_t" then, too). That form has no
+            counterpart of a longer step: of fewer steps, each moves x_t no further.
         stop_step: the last t that is steered (the authors' t_stopgrad); 0 steers every step.
         keep: what every x_t is put through, such as `plans.conditioning.hold` of what the denoiser
             was given; None changes nothing.
         num_inference_steps: steps taken, spaced evenly over the T (`kept_steps`); None
-            takes all. A longer step is steered by the same shift of x0.
+            takes all. A longer step's mean is steered by the same shift of x0.
         resamplings: times that each step but the last is taken back, by noise of its own size, and
             taken again (RePaint's resampling). Exact steps would draw the same; these keep the
             smaller of two deviations, so that a sample draws nearer to where its models are dense.
@@ -136,7 +137,7 @@ def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Call
     if steers and steers.apply_to == "mean":
         one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
         shift = steers.shift(denoiser, x if steers.place == "x_t" else narrow(one, x), t)
-        mean = mean + shift * lengthened(denoiser, x, step, before)
+        mean = mean + shift * lengthened(denoiser, step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return narrow(mean + deviation * draw, x)
 
@@ -150,10 +151,9 @@ def noised_on(
     return narrow((way.abar / way.before).sqrt() * x + way.beta.sqrt() * draw, x)
 
 
-def lengthened(denoiser: Denoiser, like: Tensor, step: int, before: int) -> Tensor:
-    """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1, []."""
-    zero = like.new_zeros((), dtype=wide(like))
-    far, near = (between(denoiser, zero + 1, zero, step, to)[0] for to in (before, step - 1))
+def lengthened(denoiser: Denoiser, step: int, before: int) -> float:
+    """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1."""
+    near, far = (denoiser.schedule.weight_of_x0(step, to) for to in (step - 1, before))
     return far / near
 
 

@@ -1,6 +1,5 @@
 """What is given of a plan: models that are told, points that hold it, losses that teach it."""
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,9 +27,7 @@ def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Deno
     tensor([ 0.0000,  0.7000, -0.2000])
     """
     ends = ((0, first),) if last is None else ((0, first), (-1, last))
-    made = copy.copy(denoiser)  # with its tables, wherever they are by now
-    object.__setattr__(made, "known", (*denoiser.known, *ends))
-    return made
+    return denoiser.beside(known=(*denoiser.known, *ends))
 
 
 def held(x: Tensor, first: Tensor) -> Tensor:

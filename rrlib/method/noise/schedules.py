@@ -168,6 +168,12 @@ class Schedule:
         abar, rest = (torch.tensor(part, dtype=torch.float64) for part in (self.abar, self.rest))
         return (abar.log() - rest.log()) / 2 - math.log(self.scale)
 
+    def weight_of_x0(self, t: int, before: int) -> float:
+        """What x0 weighs in the mean of q(x_before | x_t, x_0); `before` = -1 is x_0 itself."""
+        earlier, rest = (self.abar[before], self.rest[before]) if before >= 0 else (1.0, 0.0)
+        fallen = earlier - self.abar[t] if earlier < 0.5 else self.rest[t] - rest
+        return fallen / (earlier**0.5 * self.rest[t])
+
     def tables(self, like: Tensor) -> Tables:
         """All tables on the device of `like`, in its precision but no less than float32."""
         key = like.device, wide(like)
