@@ -44,8 +44,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        settle(temporary, path)
+            _exchange(temporary, path)
+        else:
+            settle(temporary, path)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"'{path}' cannot be written ({reason(error)}): a path in a folder open for writing, "
@@ -64,13 +65,32 @@ def settle(temporary: Path, path: Path) -> None:
 
     Whom the umask lets read may read it: safetensors makes files that are their owner's alone.
     """
+    _finish(temporary)
+    os.replace(temporary, path)
+    _sync_one(path.parent)
+
+
+def _exchange(temporary: Path, path: Path) -> None:
+    """`settle` a folder in another's place, which no system renames over: that is moved first."""
+    _finish(temporary)
+    before = temporary.with_name(f"{temporary.name.removesuffix(SUFFIX)}-before{SUFFIX}")
+    os.replace(path, before)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(before, path)
+        raise
+    _sync_one(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _finish(temporary: Path) -> None:
+    """Modes of all files, and all of it on the disk."""
     for part in _files(temporary):
         mode = part.stat().st_mode
         if mode != (wanted := mode | (0o444 & ~UMASK)):
             part.chmod(wanted)
     _sync(temporary)
-    os.replace(temporary, path)
-    _sync_one(path.parent)
 
 
 def set_aside(path: Path, why: str) -> None:

@@ -313,6 +313,17 @@ def test_the_reward_of_two_saved_planners_without_data(planners, tmp_path, capsy
     assert high > low  # the expert's plans are higher
 
 
+def test_models_are_compared_where_they_are(planners, tmp_path, monkeypatch):
+    def compared(base, expert, **how):
+        assert str(next(base.network.parameters()).device) == how["device"] == "meta"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparisons, "compare", compared)
+    command = ["extract", *planners, "--out", str(tmp_path / "r"), "--horizon", "8"]
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, "--device", "meta"])
+
+
 @pytest.mark.lengthy
 def test_with_data_and_layout_the_reward_scores_raw_data(planners, tmp_path, capsys):
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 import rrlib
 from rrlib.errors import InputError
 from rrlib.method import comparisons
+from rrlib.method.networks.calls import same_device
 from rrlib.method.pools import Pool
 from rrlib.training import stream
 
@@ -150,6 +151,26 @@ def test_a_third_argument_that_may_be_none_takes_a_condition():
     named = rrlib.Denoiser(lambda x, t, *, y: x + y, SCHEDULER)
     with pytest.raises(InputError, match=r"^network: its argument 'y', which must be named"):
         named.told(c).predict(x, t)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("cuda", "cuda:0", True),
+        ("cuda:1", "cuda", True),
+        ("cuda:0", "cuda:1", False),
+        ("cpu", "cuda", False),
+        ("cpu", "cpu", True),
+    ],
+)
+def test_a_device_without_its_number_is_whichever_of_its_kind(one, other, same):
+    assert same_device(one, torch.device(other)) is same
+
+
+def test_conditions_elsewhere_are_refused():
+    conditions = tuple(torch.zeros(5, 2, device="meta") for _ in range(2))
+    with pytest.raises(InputError, match=r"^conditions on meta are not allowed: cpu is needed"):
+        rrlib.compare(BASE, EXPERT, shape=(2,), n=10, conditions=conditions)
 
 
 @pytest.mark.lengthy

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rrlib import disk
 from rrlib.disk import (
     atomic,
     read_json,
@@ -55,6 +56,40 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path):
         temporary.mkdir()
         (temporary / "new").touch()
     assert left(tmp_path) == ["a"] and left(tmp_path / "a") == ["new"]
+
+
+@pytest.mark.parametrize("fails", ["_sync_one", "replace"])
+def test_a_folder_that_cannot_be_finished_leaves_what_was_there(tmp_path, monkeypatch, fails):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("old")
+    module, name = (disk, fails) if fails == "_sync_one" else (os, fails)
+    true, calls = getattr(module, name), []
+
+    def refuses(*given):
+        calls.append(given)
+        if fails == "_sync_one" or len(calls) == 2:  # once the old one has been moved away
+            raise OSError(28, "No space left on device")
+        return true(*given)
+
+    monkeypatch.setattr(module, name, refuses)
+    with pytest.raises(InputError, match="No space left"), atomic(tmp_path / "a") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert calls and left(tmp_path) == ["a"] and left(tmp_path / "a") == ["old"]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, folder):
+    events, true = [], os.replace
+    monkeypatch.setattr(disk, "_sync_one", lambda path: events.append(("sync", path.name)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("name", b.name)), true(a, b)))
+    with atomic(tmp_path / "a") as temporary:
+        if folder:
+            temporary.mkdir()
+        (temporary / "part" if folder else temporary).write_text("new")
+    written = "part" if folder else temporary.name
+    assert ("sync", written) in events[: events.index(("name", "a"))]
+    assert events[-1] == ("sync", tmp_path.name)
 
 
 def test_two_writers_use_two_names(tmp_path):

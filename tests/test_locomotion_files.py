@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from time_rollouts import Operators, summary, timed
+from time_rollouts import Operators, main, summary, timed
 from torch.testing import assert_close
 
 from rrlib import training
@@ -156,6 +156,19 @@ def test_matrix_products_are_counted_forwards_and_backwards():
     with Operators() as backwards:
         torch.autograd.grad(out, x)
     assert backwards.flops == 2 * 7 * 30 * 20
+
+
+@pytest.mark.lengthy
+def test_the_command_that_times_runs(tmp_path, monkeypatch, capsys):
+    asked = ["--episodes", "2", "--steps", "2", "--denoising", "2", "--workers", "1"]
+    monkeypatch.setattr("sys.argv", ["time_rollouts.py", *asked, "--results", str(tmp_path)])
+    main()
+    assert "seconds: " in capsys.readouterr().out
+    (file,) = tmp_path.iterdir()
+    assert file.name == "rollout-speed.json"
+    monkeypatch.setattr("sys.argv", ["time_rollouts.py", "--episodes", "0"])
+    with pytest.raises(SystemExit, match="episodes=0 is not allowed"):
+        main()
 
 
 def test_the_shipped_planners_are_timed(made):

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import small_recipes
 from recipe_code import ACCEPTED, ROOT, complaints, digests, parsed, recipes
 from test_store import other_pythons
 
@@ -27,6 +28,7 @@ def test_every_recipe_of_the_book_is_known():
     assert {"GaussianReward", "MazeRewards", "LocomotionRollouts", "MiniDiffusion"} <= names
     assert {"ImagePool", "PoolReward", "PoolRival", "Shipped", "Elsewhere", "MazeFile"} <= names
     assert not names & {"Fit", "Split", "ImageReward", "Trajectories"}
+    assert {type(recipe).__name__ for recipe in small_recipes.recipes().values()} <= names
 
 
 HELPER = '''
@@ -106,6 +108,10 @@ class Above:
         return 0
 
 @dataclass(frozen=True)
+class Heir(Work):
+    more: int = 0
+
+@dataclass(frozen=True)
 class Borrower:
     def make(self, folder, device):
         pass
@@ -177,7 +183,7 @@ def test_a_change_of_what_is_made_counts_for_the_recipe_and_for_who_calls_it(
     before, after = code(tmp_path / "a"), code(tmp_path / "b", old, new)
     changed = {name for name in before if before[name] != after[name]}
     # What has it among its fields has its version in the key.
-    assert changed >= {"Work"} and "Above" not in changed
+    assert changed >= {"Work", "Heir"} and "Above" not in changed
     assert not borrows or "Borrower" in changed
 
 
@@ -192,8 +198,10 @@ def test_a_person_is_told_what_to_do_in_one_sentence(tmp_path):
     raised = code(
         tmp_path / "c", "code_version: ClassVar[int] = 1", "code_version: ClassVar[int] = 2"
     )
-    assert raised["Work"] == {"version": 2, "code": before["Work"]["code"]}
-    (said,) = complaints(before, raised)
+    for name in ("Work", "Heir"):
+        assert raised[name] == {"version": 2, "code": before[name]["code"]}
+    heirs, said = complaints(before, raised)
+    assert heirs.startswith("code_version of Heir is 2, 1 was accepted")
     assert said.startswith("code_version of Work is 2, 1 was accepted")
     assert complaints({}, {"Work": before["Work"]})[0].startswith("recipe Work is new")
     assert complaints({"Work": before["Work"]}, {})[0].startswith("recipe Work is gone")

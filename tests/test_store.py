@@ -506,6 +506,29 @@ def test_a_file_that_is_not_ours_to_read_is_not_taken_for_damaged(monkeypatch):
     assert Number.calls.count("make") == 1
 
 
+@pytest.mark.parametrize("late", ["commit", "versions"])
+def test_a_run_that_is_killed_when_all_is_made_goes_on_from_its_last_checkpoint(monkeypatch, late):
+    def killed():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.host, late, killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.obtain(Halting(7))
+    assert store.obtain(Halting(7)) == {"resumed": True}
+    place = store.folder(Halting(7))
+    assert sorted(path.name for path in place.iterdir()) == ["manifest.json", "whole.json"]
+    assert list(store.manifest(Halting(7))["sha256"]) == ["whole.json"]
+
+
+def test_a_manifest_of_a_killed_run_is_no_part_of_the_next(monkeypatch):
+    partial = store.folder(Halting(8)).parent / f".{store.folder(Halting(8)).name}.partial"
+    partial.mkdir(parents=True)
+    (partial / "manifest.json").write_text("{}")
+    assert store.obtain(Halting(8)) == {"resumed": False}
+    assert list(store.manifest(Halting(8))["sha256"]) == ["whole.json"]
+
+
 def test_leftovers_of_a_killed_run_do_no_harm():
     place = store.folder(Halting())
     partial = place.parent / f".{place.name}.partial"

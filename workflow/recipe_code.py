@@ -94,30 +94,48 @@ def recipes(rooms: Mapping[str, Room]) -> dict[str, tuple[str, ast.ClassDef]]:
     for module, room in rooms.items():
         for name, statements in room.definitions.items():
             for one in statements:
-                if _is_recipe(one):
+                if _is_recipe(rooms, module, one):
                     if name in found:
                         raise ValueError(f"two recipes are called {name}")
                     found[name] = module, one
     return found
 
 
-def _is_recipe(statement: ast.stmt) -> bool:
+def _is_recipe(rooms: Mapping[str, Room], module: str, statement: ast.stmt) -> bool:
     if not isinstance(statement, ast.ClassDef):
         return False
-    methods = {
-        part.name: [argument.arg for argument in part.args.args]
-        for part in statement.body
-        if isinstance(part, ast.FunctionDef)
-    }
+    methods = _methods(rooms, module, statement)
     wanted = ["self", "folder", "device"]
     return methods.get("make") == methods.get("load") == wanted
 
 
-def version(recipe: ast.ClassDef) -> int:
-    """Its `code_version`; 1 without one."""
+def _methods(rooms: Mapping[str, Room], module: str, one: ast.ClassDef) -> dict[str, list[str]]:
+    """Arguments of a class's methods, those of the classes that it inherits from included."""
+    found: dict[str, list[str]] = {}
+    for home, parent in reversed([*_parents(rooms, module, one)]):
+        found |= _methods(rooms, home, parent)
+    own = (part for part in one.body if isinstance(part, ast.FunctionDef))
+    return found | {part.name: [argument.arg for argument in part.args.args] for part in own}
+
+
+def _parents(
+    rooms: Mapping[str, Room], module: str, one: ast.ClassDef
+) -> Iterator[tuple[str, ast.ClassDef]]:
+    """Classes of this package that a class inherits from, each with its module."""
+    for base in one.bases:
+        home, name = _named(rooms, module, base) or (module, None)
+        for statement in rooms[home].definitions.get(name, []):
+            if isinstance(statement, ast.ClassDef):
+                yield home, statement
+
+
+def version(rooms: Mapping[str, Room], module: str, recipe: ast.ClassDef) -> int:
+    """Its `code_version`, or that of what it inherits from; 1 without one."""
     for part in recipe.body:
         if isinstance(part, ast.AnnAssign) and ast.unparse(part.target) == "code_version":
             return ast.literal_eval(part.value)
+    for parent in _parents(rooms, module, recipe):
+        return version(rooms, *parent)
     return 1
 
 
@@ -130,7 +148,7 @@ def digests(package: Path = ROOT / "rrlib") -> dict[str, dict[str, int | str]]:
         _collect(rooms, module, name, seen)
         text = json.dumps(seen, sort_keys=True)
         code = hashlib.sha256(text.encode()).hexdigest()[:16]
-        found[name] = {"version": version(recipe), "code": code}
+        found[name] = {"version": version(rooms, module, recipe), "code": code}
     return found
 
 
@@ -159,7 +177,8 @@ def _collect(
             if found is None:
                 continue
             # A recipe among the fields brings its own version into the key.
-            is_recipe = any(map(_is_recipe, rooms[found[0]].definitions.get(found[1], [])))
+            defined = rooms[found[0]].definitions.get(found[1], [])
+            is_recipe = any(_is_recipe(rooms, found[0], one) for one in defined)
             if not is_recipe or id(node) in called:
                 _collect(rooms, *found, seen, annotates)
 
@@ -179,8 +198,8 @@ def _named(rooms: Mapping[str, Room], module: str, node: ast.AST) -> tuple[str, 
 
 
 def _called(statement: ast.stmt) -> set[int]:
-    """Nodes that name what functions call, or ask something of."""
-    found = set()
+    """Nodes that name what functions call, or ask something of, and what a class inherits."""
+    found = {id(base) for base in getattr(statement, "bases", [])}
     for function in ast.walk(statement):
         if isinstance(function, ast.FunctionDef):
             for node in (node for part in function.body for node in ast.walk(part)):

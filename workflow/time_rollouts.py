@@ -104,9 +104,9 @@ def main() -> None:
             given,
             device=rules.device(),
             workers=rules.integer(1, os.cpu_count()),
-            episodes=rules.integer(1),
+            episodes=rules.integer(1, 100_000),
             steps=rules.integer(1, locomotion.HORIZON),
-            denoising=rules.integer(2),
+            denoising=rules.integer(2, 1000),
             results=rules.writable_folder(),
         )
         asked = chosen.episodes, chosen.steps, chosen.denoising

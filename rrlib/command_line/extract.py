@@ -114,9 +114,9 @@ def of_planners(given: argparse.Namespace) -> None:
         pairs = comparisons.compare(base, expert, tuple(fitted), n=given.n, seed=given.seed)
         test = comparisons.compare(base, expert, tuple(held_out), n=2_000, seed=given.seed + 1)
     else:
-        shape = (horizon, width)
-        pairs = comparisons.compare(base, expert, shape=shape, n=given.n, seed=given.seed)
-        test = comparisons.compare(base, expert, shape=shape, n=2_000, seed=given.seed + 1)
+        drawn = {"shape": (horizon, width), "device": given.device}
+        pairs = comparisons.compare(base, expert, n=given.n, seed=given.seed, **drawn)
+        test = comparisons.compare(base, expert, n=2_000, seed=given.seed + 1, **drawn)
     made = partial(WindowReward, window=window)
     options = {"steps": given.steps, "seed": given.seed, "device": given.device}
     reward = RelativeReward.fit(pairs, made, **options)

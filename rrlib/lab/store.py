@@ -284,10 +284,11 @@ def _make(recipe: Any, place: Path, device: str) -> None:
             raise
         raise _refusal(error) from None
     with _own_work():
-        shutil.rmtree(checkpoints(partial), ignore_errors=True)
         for leftover in partial.glob(".*"):  # of a run that was killed
             _remove(leftover)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        resumed_from = checkpoints(partial)  # kept until all else is there
+        every = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = [path for path in every if resumed_from not in path.parents]
         manifest = {
             "recipe": described,
             "key": place.name,
@@ -299,6 +300,7 @@ def _make(recipe: Any, place: Path, device: str) -> None:
             "versions": host.versions(),
         }
         write_json(partial / MANIFEST, manifest | {"checksum": disk.digest(manifest)})
+        shutil.rmtree(resumed_from, ignore_errors=True)
         if place.exists():  # a folder without a manifest is no artefact
             disk.set_aside(place, f"it has no {MANIFEST}")
         disk.settle(partial, place)

@@ -10,7 +10,7 @@ from torch import Tensor
 from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_finite, check_samples
 from rrlib.method.denoisers import Denoiser
-from rrlib.method.networks.calls import check_still
+from rrlib.method.networks.calls import check_still, same_device
 
 NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
@@ -82,7 +82,7 @@ def check_conditions(
                 f"conditions: {len(part)} rows are not allowed for {counts[place]} samples: one "
                 "for each is needed."
             )
-        if part.device != torch.device(device):
+        if not same_device(part.device, device):
             raise InputError(f"conditions on {part.device} are not allowed: {device} is needed.")
         check_finite("conditions", part)
 

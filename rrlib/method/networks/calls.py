@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, dropout
 
@@ -160,9 +161,20 @@ def check_beside(name: str, x: Any, network: Callable) -> None:
     """Raise InputError unless x has the dtype, and is on the device, of a network's weights."""
     parts = network.parameters() if isinstance(network, nn.Module) else ()
     first = next((p for p in parts if p.dtype.is_floating_point), None)
-    for what in ("dtype", "device"):
-        if first is not None and str(getattr(first, what)) != str(getattr(x, what)):
+    if first is None:
+        return
+    for what, same in (
+        ("dtype", first.dtype == x.dtype),
+        ("device", same_device(first.device, x.device)),
+    ):
+        if not same:
             raise InputError(
                 f"{name} of {getattr(x, what)} is not allowed: the network's own {what}, "
                 f"{getattr(first, what)}, is needed."
             ) from None
+
+
+def same_device(one: torch.device | str, other: torch.device | str) -> bool:
+    """Whether two devices are one: "cuda" is whichever of its kind the other names."""
+    a, b = torch.device(one), torch.device(other)
+    return a.type == b.type and (None in (a.index, b.index) or a.index == b.index)
