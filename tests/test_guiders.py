@@ -14,6 +14,7 @@ from rrlib.images.guiders import RewardGuidance
 from rrlib.images.miniature import pipeline as miniature
 from rrlib.images.miniature import scenes
 from rrlib.images.rewards import EncoderReward
+from rrlib.images.scoring import schedule
 from rrlib.method.rewards import RelativeReward
 
 STEPS = 5
@@ -133,11 +134,32 @@ def test_what_cannot_be_right_is_refused(pipeline):
         RewardGuidance(reward(), velocity)
 
 
-def test_a_unit_of_score_is_worth_what_a_sampler_says():
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_a_unit_of_score_is_worth_what_a_sampler_says(spacing):
     made = miniature.pipeline(miniature.Size(16, (8, 16), (16, 32), 16, 1), scenes.WORDS, 0)
+    made.scheduler.register_to_config(timestep_spacing=spacing)
     guided = Guided(made, STEPS)
     scheduler = DDIMScheduler.from_config(guided.scheduler.config)
     scheduler.set_timesteps(STEPS)
     guider = RewardGuidance(reward(), scheduler)
-    for step in range(STEPS):
-        assert guider._tables(step)[1] == pytest.approx(guided.step_per_score(step), rel=1e-4)
+    nothing, one = torch.zeros(1), torch.ones(1)
+    for step, t in enumerate(scheduler.timesteps):
+        deviation, per_score = guider._tables(step)
+        assert deviation == pytest.approx((1 - float(scheduler.alphas_cumprod[t])) ** 0.5)
+        assert per_score == pytest.approx(guided.step_per_score(step), rel=1e-4)
+        moved = scheduler.step(one, t, nothing).prev_sample  # by a noise of one
+        assert per_score == pytest.approx(-deviation * float(moved), rel=1e-4)
+
+
+def test_levels_of_another_schedule_than_the_fits_are_refused():
+    fitted = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    fitted.set_timesteps(STEPS)
+    rho = reward()
+    rho = RelativeReward(
+        rho.network, rho.target, rho.place, {"comparisons": {"about": schedule(fitted)}}
+    )
+    assert len(RewardGuidance(rho, fitted)._tables(0)) == 2
+    other = DDIMScheduler(timestep_spacing="linspace")
+    other.set_timesteps(STEPS)
+    with pytest.raises(InputError, match=r"^scheduler: timesteps from 999 to 0 are not allowed"):
+        RewardGuidance(rho, other)._tables(0)

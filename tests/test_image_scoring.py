@@ -43,7 +43,7 @@ def made(about=None, target: str = "mean") -> ImageReward:
 
 
 def fitted(guided: Guided, target: str = "mean") -> ImageReward:
-    return made({"comparisons": {"about": schedule(guided)}}, target)
+    return made({"comparisons": {"about": schedule(guided.scheduler)}}, target)
 
 
 def rescheduled(guided: Guided, **change) -> Guided:

@@ -58,6 +58,10 @@ def test_fine_tuning_codes_call_it(images):
         (torch.zeros(6, 3, 32, 32, dtype=torch.uint8), "uint8 tensor"),
         (torch.zeros(0, 3, 32, 32), "at least one picture"),
         (torch.zeros(5, 3, 32, 32), "prompts: 6 for 5 images are not allowed"),
+        (
+            np.zeros((32, 32, 3), np.uint8),
+            r"images: an array of shape \(32, 32, 3\) is not allowed",
+        ),
     ],
 )
 def test_images_of_another_form_are_refused(images, wrong, message):

@@ -235,15 +235,8 @@ class Guided:
 
     @cached_property
     def _steps_per_score(self) -> list[float]:
-        """Of every step: worked out once, on the CPU, so that no step waits for a device."""
-        schedule = copy.deepcopy(self.scheduler)
-        schedule.set_timesteps(self.steps)
-        nothing, one = torch.zeros(1), torch.ones(1)
-        found = []
-        for t in schedule.timesteps:
-            deviation = (1 - schedule.alphas_cumprod[t].cpu()).sqrt()
-            found.append(-(deviation * schedule.step(one, t, nothing).prev_sample).item())
-        return found
+        """Of every step: worked out once, so that no step waits for a device."""
+        return steps_per_score(self.scheduler, self.steps)
 
     def _time(self, step: int) -> Tensor:
         """The noise level of a step, [] where the networks are."""
@@ -276,6 +269,23 @@ class Guided:
         """Noise to begin from, [n, C, H, W] float32."""
         shape = (n, *self.shape)
         return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+
+
+def steps_per_score(scheduler: DDIMScheduler, steps: int) -> list[float]:
+    """What a unit of score adds to each of DDIM's steps, worked out on the CPU.
+
+    Args:
+        scheduler: predicts noise; its own run, if it is in one, is left alone.
+        steps: of a run.
+    """
+    schedule = copy.deepcopy(scheduler)
+    schedule.set_timesteps(steps)
+    nothing, one = torch.zeros(1), torch.ones(1)
+    found = []
+    for t in schedule.timesteps:
+        deviation = (1 - schedule.alphas_cumprod[t].cpu()).sqrt()
+        found.append(-(deviation * schedule.step(one, t, nothing).prev_sample).item())
+    return found
 
 
 def denoise(

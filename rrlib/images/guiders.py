@@ -9,6 +9,8 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
+from rrlib.images.guided import steps_per_score
+from rrlib.images.scoring import check_schedule
 from rrlib.method.rewards import RelativeReward
 
 
@@ -28,7 +30,8 @@ class RewardGuidance(ClassifierFreeGuidance):
         options: of `ClassifierFreeGuidance`, such as guidance_scale.
 
     Raises:
-        InputError: another scheduler or place; when the pipeline runs, another number of steps.
+        InputError: another scheduler or place; when the pipeline runs, another number of steps, or
+            other levels than those that the reward says it was fitted at.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class RewardGuidance(ClassifierFreeGuidance):
             )
         self.reward, self.scheduler, self.reward_scale = reward, scheduler, reward_scale
         self._seen: Tensor | None = None
-        self._levels: tuple[Tensor | None, list[float]] = (None, [])  # alpha-bar of a run's steps
+        self._run: tuple[Tensor | None, list[float], list[float]] = (None, [], [])  # its tables
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def prepare_models(self, denoiser: nn.Module) -> None:
@@ -97,11 +100,10 @@ class RewardGuidance(ClassifierFreeGuidance):
     def _tables(self, step: int) -> tuple[float, float]:
         """sqrt(1 - abar) of a step, and what a unit of score adds to DDIM's result of it."""
         schedule = self.scheduler
-        if self._levels[0] is not schedule.timesteps:  # a run has set its own
-            levels = schedule.alphas_cumprod.cpu()[schedule.timesteps.cpu()].tolist()
-            found = [*levels, float(schedule.final_alpha_cumprod)]
-            self._levels = schedule.timesteps, found
-        abar, after = self._levels[1][step : step + 2]
-        per_noise = (1 - after) ** 0.5 - (after * (1 - abar) / abar) ** 0.5
-        deviation = (1 - abar) ** 0.5
-        return deviation, -deviation * per_noise
+        if self._run[0] is not schedule.timesteps:  # a run has set its own
+            check_schedule("scheduler", self.reward.about, schedule)
+            levels = schedule.alphas_cumprod.cpu()[schedule.timesteps.cpu()]
+            per_score = steps_per_score(schedule, len(schedule.timesteps))
+            self._run = schedule.timesteps, (1 - levels).sqrt().tolist(), per_score
+        _, deviations, per_score = self._run
+        return deviations[step], per_score[step]

@@ -141,7 +141,7 @@ def told(base: Guided, expert: Guided) -> dict:
         for name, sampler in zip(SIDES, (base, expert), strict=True)
     }
     size = {"shape": base.shape} if base.size else {}
-    return sides | schedule(base) | size
+    return sides | schedule(base.scheduler) | size
 
 
 def _model(sampler: Guided, seen: dict[int, str]) -> str:

@@ -55,6 +55,10 @@ def reward_function(
 
 def _pictures(images: Images) -> Sequence[Picture]:
     """Pictures of a batch of whatever form."""
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise InputError(
+            f"images: an array of shape {images.shape} is not allowed: [B, H, W, 3] is needed."
+        )
     if not isinstance(images, Tensor):
         return list(images)
     low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from rrlib.errors import InputError
@@ -106,15 +106,7 @@ class ImageReward:
                 f"guided: steps={guided.steps} is not allowed: {steps}, as the reward was fitted "
                 "with, is needed."
             )
-        # Rewards of earlier versions do not say more than their steps.
-        fitted = self.about.get("comparisons", {}).get("about") or {}
-        for name, mine in schedule(guided).items():
-            wanted = fitted.get(name, mine)
-            if not np.allclose(mine, wanted, rtol=1e-4, atol=1e-9):
-                raise InputError(
-                    f"guided: {name} from {mine[0]:.6g} to {mine[-1]:.6g} are not allowed: those "
-                    f"of the reward's fit, from {wanted[0]:.6g} to {wanted[-1]:.6g}, are needed."
-                )
+        check_schedule("guided", self.about, guided.scheduler)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, weights rounded to float16."""
@@ -132,8 +124,28 @@ def score(
     return ImageReward(reward, reward.about).score(images, pipeline, batch)
 
 
-def schedule(guided: Guided) -> dict[str, list]:
-    """The sampler's timesteps and the noise levels there (alphas_cumprod), from its first step."""
-    timesteps = guided.scheduler.timesteps.cpu()
-    levels = guided.scheduler.alphas_cumprod.cpu()[timesteps]
+def schedule(scheduler: DDIMScheduler) -> dict[str, list]:
+    """A run's timesteps and the noise levels there (alphas_cumprod), from its first step."""
+    timesteps = scheduler.timesteps.cpu()
+    levels = scheduler.alphas_cumprod.cpu()[timesteps]
     return {"timesteps": timesteps.tolist(), "levels": levels.tolist()}
+
+
+def check_schedule(name: str, about: Mapping, scheduler: DDIMScheduler) -> None:
+    """Raise InputError unless a run has the levels that a reward says it was fitted at.
+
+    Rewards of earlier versions do not say more than their steps.
+
+    Args:
+        name: of what has the scheduler, for the message.
+        about: the reward's.
+        scheduler: in a run of as many steps.
+    """
+    fitted = about.get("comparisons", {}).get("about") or {}
+    for what, mine in schedule(scheduler).items():
+        wanted = fitted.get(what, mine)
+        if not np.allclose(mine, wanted, rtol=1e-4, atol=1e-9):
+            raise InputError(
+                f"{name}: {what} from {mine[0]:.6g} to {mine[-1]:.6g} are not allowed: those of "
+                f"the reward's fit, from {wanted[0]:.6g} to {wanted[-1]:.6g}, are needed."
+            )

@@ -187,7 +187,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class ShardPool:
-    """The contract of `extraction.Pool`, its tensors left on disk.
+    """The contract of `pools.Pool`, its tensors left on disk.
 
     Row (prompt, side, t) holds the latent x_t of that image, t, and both denoisings' difference.
     """
@@ -238,7 +238,7 @@ class ShardPool:
         return 2 * 2 * len(self) * shape.numel()
 
     def scale(self, steps: int) -> Tensor:
-        """Root mean square of the target's entries at each t, [T], as `extraction.Pool.scale`.
+        """Root mean square of the target's entries at each t, [T], as `pools.Pool.scale`.
 
         0 at a t where both agree throughout.
         """

@@ -146,7 +146,7 @@ class Split:
         return self.served[device].draw(n, generator)
 
     def held_out_plans(self, n: int, seed: int) -> tuple[Tensor, np.ndarray]:
-        """n held-out plans, normalised, [n, H, 6], and the trajectory of each, [n]."""
+        """n held-out plans, normalised, [n, H, D], and the trajectory of each, [n]."""
         starts = trajectories.windows(self.held_out, self.horizon)
         rows = np.random.default_rng(seed).choice(len(starts), n, replace=n > len(starts))
         plans = trajectories.cut(self.held_out, starts[rows], self.horizon)

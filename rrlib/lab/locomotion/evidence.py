@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from rrlib.method.pools import Place, Pool
 from rrlib.plans import trajectories
 from rrlib.plans.conditioning import first_given, given, held
 from rrlib.plans.trajectories import Trajectories
-
-if TYPE_CHECKING:
-    pass
 
 
 def first_action_error(

@@ -44,7 +44,7 @@ SECONDS = {"small": (0.003, 5e-5), "medium": (0.012, 2e-4), "paper": (0.1, 7e-3)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Networks and budgets; the fields of the recipes of `locomotion_recipes` and `..._rewards`.
+    """Networks and budgets; the fields of the recipes in `recipes` and `rewards`.
 
     Attributes:
         horizon: steps of a plan.
