@@ -73,8 +73,8 @@ def denoise(
     check_still("denoiser", denoiser.network)
     if reward:
         check_reward(denoiser, reward)
-    each = isinstance(guidance_scale, Tensor) and guidance_scale.ndim > 0
-    scales = guidance_scale.tolist() if each else [guidance_scale]
+    each = guidance_scale if isinstance(guidance_scale, Tensor) and guidance_scale.ndim else None
+    scales = [guidance_scale] if each is None else each.tolist()
     for scale in scales:
         check_scale(scale)
     check_place(place, reward, force)
@@ -86,8 +86,8 @@ def denoise(
     check_counts(0, resamplings=resamplings)
     taken = denoiser.steps if num_inference_steps is None else num_inference_steps
     steps = kept_steps(denoiser.steps, taken)
-    if each:
-        guidance_scale = beside(guidance_scale, start).to(start)
+    if each is not None:
+        guidance_scale = beside(each, start).to(start)
     guide = None
     if reward and any(scales):
         guide = _Guide(reward, guidance_scale, at, apply_to, stop_step)
