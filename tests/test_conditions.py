@@ -62,6 +62,37 @@ def test_each_comparison_keeps_what_both_models_were_told(data):
         assert mine.sum() > 20 and sides.abs() < 1.5
 
 
+def coded(n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers that say which row and side they are of: the base's from 0, the expert's from 200."""
+    rows = torch.arange(n, dtype=torch.float32)[:, None]
+    return rows, 200 + rows
+
+
+def test_a_sample_of_data_goes_with_its_own_rows_condition():
+    base, expert = (
+        rrlib.Denoiser(lambda x, t, c, s=s: s * x + 0 * c, SCHEDULER) for s in (0.5, 0.4)
+    )
+    found = rrlib.compare(base, expert, coded(), n=3000, conditions=coded())
+    early = found.t == 0
+    said = (found.x[early] / SCHEDULER.alphas_cumprod[0] ** 0.5).round()
+    assert early.sum() > 50 and torch.equal(said, found.condition[early])
+    assert (said < 100).any() and (said >= 200).any()
+
+
+def test_a_run_of_a_model_is_under_conditions_of_its_own_side():
+    base, expert = (rrlib.Denoiser(lambda x, t, c, s=s: c + s, SCHEDULER) for s in (0.0, 0.4))
+    found = rrlib.compare(base, expert, shape=(1,), n=6000, conditions=coded())
+    early = found.t == 0
+    moved = found.x[early] / SCHEDULER.alphas_cumprod[0] ** 0.5 - found.condition[early]
+    of_expert = moved > 0.2  # where each model's own runs end
+    assert moved[of_expert].mean() == pytest.approx(0.4, abs=0.05)
+    assert moved[~of_expert].mean() == pytest.approx(0.0, abs=0.05)
+    assert (found.condition[early][of_expert] >= 200).all()
+    assert (found.condition[early][~of_expert] < 100).all()
+    for side in (of_expert, ~of_expert):  # from all over the rows
+        assert len(found.condition[early][side].unique()) > 10
+
+
 def test_a_pool_of_windows_repeats_the_condition():
     x, condition = torch.arange(24.0).reshape(2, 4, 3), torch.tensor([[1.0], [2.0]])
     pool = Pool(x, torch.tensor([0, 5]), x, condition=condition)
