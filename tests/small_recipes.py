@@ -10,6 +10,8 @@ from rrlib import training
 from rrlib.images.miniature import scenes
 from rrlib.images.miniature.pipeline import Size
 from rrlib.images.pairs import Fit
+from rrlib.lab.agents.cloning import ClonedPolicy
+from rrlib.lab.agents.recipes import StepDiffuser, StepDiscriminator, StepPool, StepReward
 from rrlib.lab.images.digits import DigitsDiffuser, DigitsReward
 from rrlib.lab.images.pools import ImagePool, PoolReward, PoolRival
 from rrlib.lab.images.recipes import LAYERS, MiniAutoencoder, MiniDiffusion
@@ -18,6 +20,7 @@ from rrlib.lab.locomotion.rewards import LocomotionDiscriminator, LocomotionPool
 from rrlib.lab.mazes.planning import MazePlanningPool, MazePlanningReward
 from rrlib.lab.mazes.recipes import ComponentDiffuser, MazeData, MazeDiffuser, MazePool, MazeRewards
 from rrlib.lab.recipes import GaussianReward
+from rrlib.lab.toys import ToyDiffuser, ToyReward
 from rrlib.method import extraction
 from rrlib.theory import examples
 from rrlib.training import Progress
@@ -59,7 +62,16 @@ def recipes() -> dict[str, object]:
     small = Fit(0.5, (8, 8), **FIT)
     mixtures = examples.base(), examples.expert()
     gaussians = GaussianReward(*mixtures, hidden=(8,), samples=50, pool=200, **FIT)
+    toys = [ToyDiffuser(side, samples=30, channels=(8, 16), **FIT) for side in ("base", "expert")]
+    of_steps = {"ruler": tuple(robots), "hidden": 8, "diffusion_steps": 6} | FIT
+    agents = [StepDiffuser(data, **of_steps) for data in robots]
     return {
+        "toy": toys[0],
+        "toy reward": ToyReward(*toys, pool=40, **FIT),
+        "steps of robots": agents[0],
+        "reward of a step": StepReward(StepPool(*agents, plans=40), hidden=(8,), **FIT),
+        "rival of a step": StepDiscriminator(*agents, hidden=(8,), plans=40, **FIT),
+        "clone": ClonedPolicy(robots[1], hidden=8, **FIT),
         "maze base": mazes[0],
         "maze expert": mazes[1],
         "maze expert of components": long,

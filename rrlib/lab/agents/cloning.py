@@ -57,8 +57,8 @@ class ClonedPolicy:
 
     def load(self, folder: Path, device: str) -> Actor:
         """Observations [n, do] -> actions [n, da]."""
-        found = load_file(folder / "policy.safetensors", device)
-        ruler = Normaliser(*(found.pop(f"ruler.{side}").cpu().numpy() for side in ("low", "high")))
+        found = load_file(folder / "policy.safetensors")
+        ruler = Normaliser(*(found.pop(f"ruler.{side}").numpy() for side in ("low", "high")))
         observation = found["0.weight"].shape[1]
         wide = len(ruler.low) - observation
         network = self.blank(wide, observation).to(device)
