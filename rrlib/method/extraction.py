@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rrlib.method.checks.numbers import check_counts
+from rrlib.method.checks.resumed import numbers_of
 from rrlib.method.checks.rewards import check_pool, check_targets
 from rrlib.method.comparisons import aligned, asked, drawn, noised
 from rrlib.method.denoisers import Denoiser
@@ -134,7 +135,7 @@ def fit(
     batch: int,
     learning_rate: float,
     seed: int,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Iterator[Progress]:
     """Fit `network` to a pool by L_RRF, each t weighed by the square of its `step_weights`.
 
@@ -164,6 +165,10 @@ def fit(
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
         return weighed_loss(told(network, pool.condition, rows), x, t, target, weights[t])
 
+    target, place = getattr(pool, "kind", None) or (None, None)
+    about: dict = {"batch": batch, "target": target, "place": place}
+    if checkpoint:
+        about["comparisons"] = numbers_of(pool, unit)
     return train(
         network,
         batch_loss,
@@ -171,6 +176,7 @@ def fit(
         learning_rate=learning_rate,
         seed=seed,
         checkpoint=checkpoint,
+        about=about,
     )
 
 

@@ -163,7 +163,7 @@ class RelativeReward:
         learning_rate: float = 1e-3,
         seed: int = 0,
         device: str = "cpu",
-        checkpoint: Path | None = None,
+        checkpoint: str | Path | None = None,
     ) -> "RelativeReward":
         """Extract the reward of a pair of models from their comparisons (Algorithms 1 and 2).
 
