@@ -98,9 +98,10 @@ def train(
         if decay:
             annealed = learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
             optimiser.param_groups[0]["lr"] = annealed
-        value = loss(stream(seed, step, device))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        with torch.enable_grad():  # whatever the caller's own mode
+            value = loss(stream(seed, step, device))
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
         optimiser.step()
         _follow(averages, weights, min(ema, step / (9 + step)) if step > 1 else 0.0)
         if step % every == 0 or step == steps:

@@ -206,8 +206,9 @@ def blank(
         )
     # A factor common to all t is of no consequence but for the rate.
     unit = unit * (size[there].log().mean() - unit[there].log().mean()).exp()
-    torch.manual_seed(fit.seed)
-    network = EncoderReward(mean, deviation, unit, fit.channels)
+    with torch.random.fork_rng(devices=[]):  # the caller's own draws go on as they would
+        torch.manual_seed(fit.seed)
+        network = EncoderReward(mean, deviation, unit, fit.channels)
     return RelativeReward(network, "mean", "x_t")
 
 
