@@ -251,8 +251,9 @@ def _fitted(
     if isinstance(network, nn.Module):
         check_unit(unit_of(network), pairs.reader)
         return learning(network)
+    unit = extraction.units(pairs.reader, target)
     context = 0 if pairs.condition is None else pairs.condition[0].numel()
-    return made(network, pairs.x, extraction.units(pairs.reader, target), context, seed)
+    return made(network, pairs.x, unit, context, seed)
 
 
 def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> RelativeReward:
