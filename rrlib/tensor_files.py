@@ -41,10 +41,21 @@ def write_tensors(
         InputError: it cannot be written.
     """
     about = dict(about or {})
-    found = {name: value.detach().contiguous() for name, value in tensors.items()}
+    found = _apart({name: value.detach().contiguous() for name, value in tensors.items()})
     with atomic(path) as temporary:
         save_file(found, temporary, about | {CHECKSUM: digest(found, about)})
         _sort_texts(temporary)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, none sharing memory with another: safetensors writes no such tensors."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
 
 
 def _sort_texts(path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from tqdm import tqdm
 from rrlib.disk import set_aside
 from rrlib.errors import InputError
 from rrlib.tensor_files import read_tensors, write_tensors
+
+ROUNDING = 0.02  # by which measured numbers of size 1 may differ between two machines
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ def train(
     seed: int,
     ema: float = 0.995,
     decay: bool = True,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     every: int = 500,
+    about: Mapping[str, Any] | None = None,
 ) -> Iterator[Progress]:
     """Minimise `loss` over the parameters of `module` with Adam; yields after every step.
 
@@ -72,6 +75,8 @@ def train(
         checkpoint: safetensors file to resume from, rewritten (atomically) every `every` steps; one
             that is damaged, or of another network, is set aside, and the run begins anew.
         every: steps between two checkpoints.
+        about: what else a run must have in common with the one that it goes on from, as JSON has
+            it; a list is of measured numbers, which may differ by rounding.
 
     Raises:
         InputError: `steps` is below 1, or the checkpoint is of a run with other settings or cannot
@@ -85,23 +90,25 @@ def train(
     averages, weights = (list(m.parameters()) for m in (average, module))  # it takes time: once
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
     settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-    settings |= {"ema": ema, "decay": decay}
+    settings |= {"ema": ema, "decay": decay, **(about or {})}
     parts = module, average, optimiser
-    start = _restore(checkpoint, settings, *parts) if checkpoint else 0
+    file = Path(checkpoint) if checkpoint else None
+    start = _restore(file, settings, *parts) if file else 0
     for step in range(start + 1, steps + 1):
         if decay:
             annealed = learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
             optimiser.param_groups[0]["lr"] = annealed
-        value = loss(stream(seed, step, device))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        with torch.enable_grad():  # whatever the caller's own mode
+            value = loss(stream(seed, step, device))
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
         optimiser.step()
         _follow(averages, weights, min(ema, step / (9 + step)) if step > 1 else 0.0)
         if step % every == 0 or step == steps:
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} at step {step}")
-            if checkpoint and step < steps:
-                _save(checkpoint, step, settings, *parts)
+            if file and step < steps:
+                _save(file, step, settings, *parts)
         yield Progress(step, steps, value.detach())
     _follow(weights, averages, 0.0)
 
@@ -205,16 +212,20 @@ def _restore(path: Path, settings: dict, module, average, optimiser) -> int:
     except InputError as error:
         set_aside(path, str(error).rstrip("."))
         return 0
+    told = json.loads(about.get("settings", "{}"))
     other = [
-        f"{name}={value!r}"
-        for name, value in json.loads(about.get("settings", "{}")).items()
-        if settings.get(name) != value
+        f"other {name}" if isinstance(value, list) else f"{name}={value!r}"
+        for name, value in told.items()
+        if not _alike(settings.get(name), value)
     ]
     if other:
         raise InputError(
             f"checkpoint='{path}' is not allowed: it is of a run with {', '.join(other)}; another "
             "name, or the same settings, are needed."
         )
+    if told and not settings.keys() <= told.keys():
+        set_aside(path, "it does not say what it was fitted to")
+        return 0
     if "step" not in about or not _fits(saved, module, average):
         set_aside(path, "it is of another network")
         return 0
@@ -230,6 +241,13 @@ def _restore(path: Path, settings: dict, module, average, optimiser) -> int:
         state.setdefault(int(index), {})[slot] = value.cpu() if slot == "step" else value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return int(about["step"])
+
+
+def _alike(mine: Any, other: Any) -> bool:
+    """Whether two runs have a setting in common; measured numbers may differ by rounding."""
+    if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
+        return all(abs(a - b) <= ROUNDING for a, b in zip(mine, other, strict=True))
+    return mine == other
 
 
 def _fits(saved: dict[str, Tensor], module: nn.Module, average: nn.Module) -> bool:

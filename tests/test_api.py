@@ -215,7 +215,7 @@ def test_the_seed_decides_the_fit():
         ),
         (
             {"network": WindowReward(3, 8, torch.ones(9))},
-            r"pool: t=29 is not allowed: the network has units for 9 steps",
+            r"network: units for 9 steps are not allowed: 30, as the pairs' schedule has",
         ),
     ],
     ids=str,

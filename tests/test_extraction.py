@@ -598,7 +598,8 @@ def test_a_fit_passes_on_what_it_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(extraction, "train", lambda network, loss, **rest: passed.update(rest))
     told = {"steps": 7, "learning_rate": 0.3, "seed": 5, "checkpoint": tmp_path / "a.safetensors"}
     extraction.fit(reward(6), random_pool(), batch=4, **told)
-    assert passed == told
+    about = passed.pop("about")
+    assert passed == told and about["batch"] == 4 and about["comparisons"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

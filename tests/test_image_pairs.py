@@ -406,7 +406,9 @@ def test_a_fit_sees_its_own_prompts_and_is_judged_by_the_others(tmp_path, monkey
     fit = Fit(0.4, (16, 8), 7, 64, 0.02, 3, 0.25)
     found = image_pairs.learn(tmp_path, fit, "cpu", tmp_path / "checkpoint")
     options = {"steps": 7, "learning_rate": 0.02, "seed": 3}
+    about = trained[0].pop("about")
     assert trained == [options | {"checkpoint": tmp_path / "checkpoint"}]
+    assert (about["batch"], about["level"]) == (64, 0.25) and about["comparisons"]
     mine, rest = image_pairs.split(60, 0.4, 3)
     shards = Shards(tmp_path)
     whole = {k: torch.cat([load_file(path)[k] for path in shards.files]).float() for k in KEYS}

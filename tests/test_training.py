@@ -231,6 +231,17 @@ def test_a_checkpoint_of_a_run_with_other_settings_is_refused(tmp_path, name, va
     assert path.read_bytes() == content and same(module, network())
 
 
+def test_a_checkpoint_that_does_not_say_what_it_was_fitted_to_is_set_aside(tmp_path, capsys):
+    path = tmp_path / "run.safetensors"
+    half_way(path)  # it says its settings and nothing about the data
+    again = run(network(), steps=12, checkpoint=path, every=4, about={"data": [1.0]})
+    assert again[0].step == 1 and "does not say what it was fitted to" in capsys.readouterr().err
+    options = {"steps": 12, "checkpoint": path, "every": 4}
+    assert run(network(), about={"data": [1.001]}, **options)[0].step == 9  # but for rounding
+    with pytest.raises(InputError, match="it is of a run with other data; another name"):
+        run(network(), about={"data": [1.1]}, **options)
+
+
 def test_a_parameter_without_a_gradient_does_not_stop_a_resume(tmp_path):
     def idle() -> nn.Module:
         module = network()

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from rrlib.method.comparisons import Condition, drawn, noised
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks.calls import valued
 
 
 def discriminator_loss(
@@ -37,5 +38,5 @@ def discriminator_loss(
     if condition:
         x_t, _ = condition(x0, x_t)
     is_expert = torch.arange(n, device=t.device) >= n - n // 2  # the order of `drawn`
-    logits = network(x_t, t)
+    logits = valued(network, x_t, t)
     return functional.binary_cross_entropy_with_logits(logits, is_expert.to(logits))

@@ -15,6 +15,7 @@ from rrlib.estimators.levels import (
     repeated,
     summary,
 )
+from rrlib.method.checks.levels import check_schedule, check_start
 from rrlib.method.checks.pairs import check_answers
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.noise.precision import beside, narrow, wide
@@ -185,7 +186,8 @@ def level(
             error.
 
     Raises:
-        InputError: see `elbo_difference`; a reward that was fitted at "mu_base".
+        InputError: see `elbo_difference`; a reward that was fitted at "mu_base", on another
+            schedule than the base's, or not at t = 0.
 
     >>> import rrlib, torch
     >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
@@ -201,6 +203,8 @@ def level(
             f"reward: place={reward.place!r} is not allowed: one fitted at 'x_t', whose values are "
             "log ratios, is needed."
         )
+    check_schedule("the base's", base, reward)
+    check_start(reward)
     given = elbo_difference(
         base, expert, anchors, steps=steps, probes=probes, seed=seed, batch=batch
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
+from rrlib.method.checks.levels import check_start
 from rrlib.method.checks.numbers import check_counts, check_seen
 from rrlib.method.checks.rewards import check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
@@ -175,8 +176,8 @@ def best_of(
         generator, seed, device, dtype, keep, num_inference_steps: see `sample`.
 
     Raises:
-        InputError: n below 1, a reward of another schedule, one that does not value each sample,
-            and see `sample`.
+        InputError: n below 1, a reward of another schedule, one that was not fitted at t = 0 or
+            does not value each sample, and see `sample`.
 
     >>> import rrlib
     >>> base = rrlib.Denoiser(lambda x, t: 0.5 * x, rrlib.cosine_scheduler(10, clip=False))
@@ -186,6 +187,7 @@ def best_of(
     check_counts(n=n)
     if isinstance(reward, RelativeReward):
         check_reward(denoiser, reward)
+        check_start(reward)
     if generator is None:
         generator = torch.Generator(device).manual_seed(seed)
     for k in range(n):

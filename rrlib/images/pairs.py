@@ -29,6 +29,7 @@ from rrlib.images.rewards import EncoderReward
 from rrlib.images.scoring import ImageReward, schedule
 from rrlib.images.shards import SIDES, ShardPool, Shards
 from rrlib.method import extraction
+from rrlib.method.checks.resumed import numbers_of
 from rrlib.method.pools import Pool
 from rrlib.method.reward_files import load_rewards
 from rrlib.method.rewards import RelativeReward
@@ -205,8 +206,9 @@ def blank(
         )
     # A factor common to all t is of no consequence but for the rate.
     unit = unit * (size[there].log().mean() - unit[there].log().mean()).exp()
-    torch.manual_seed(fit.seed)
-    network = EncoderReward(mean, deviation, unit, fit.channels)
+    with torch.random.fork_rng(devices=[]):  # the caller's own draws go on as they would
+        torch.manual_seed(fit.seed)
+        network = EncoderReward(mean, deviation, unit, fit.channels)
     return RelativeReward(network, "mean", "x_t")
 
 
@@ -262,7 +264,7 @@ def learn(
     folder: str | Path,
     fit: Fit,
     device: str = "cpu",
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     unit: Tensor | None = None,
 ) -> ImageReward:
     """Fit a reward to the comparisons in a folder, and judge it by prompts that it never saw.
@@ -299,7 +301,11 @@ def learn(
         x, t, target = pool.x[rows].float(), pool.t[rows], pool.target[rows].float()
         return levelled_loss(network, x, t, target, weight[t], of_base[rows], fit.level)
 
-    run = training.train(network, loss, **training.options(fit), checkpoint=checkpoint)
+    options = training.options(fit) | {"checkpoint": checkpoint}
+    if checkpoint:
+        seen = {"comparisons": numbers_of(pool, network.unit)}
+        options["about"] = {"batch": fit.batch, "level": fit.level} | seen
+    run = training.train(network, loss, **options)
     training.finish(run, "reward of images")
     made = RelativeReward(network.eval().requires_grad_(False), reward.target, reward.place)
     apart = judge(ImageReward(made, {}), shards, test, fit.seed)

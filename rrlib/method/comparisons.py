@@ -34,6 +34,7 @@ class Comparisons:
         base, expert: E[x_0 | x_t] by each model, [N, ...].
         model: the base; its schedule says what an x0 means.
         condition: what both models were told of each sample, [N, ...]; None for nothing.
+        span: the first and the last t at which both were trained; None if nobody said.
     """
 
     x: Tensor
@@ -42,7 +43,9 @@ class Comparisons:
     expert: Tensor
     model: Denoiser | None = None
     condition: Tensor | None = None
+    span: tuple[int, int] | None = None
 
+    @torch.no_grad()
     def pool(self, target: Target, place: Place) -> Pool:
         """The pool that a reward is fitted to.
 
@@ -107,7 +110,7 @@ def compare_at(
 def asked(base: Denoiser, expert: Denoiser, x_t: Tensor, t: Tensor) -> Comparisons:
     """`compare_at` that looks at no value."""
     mine, other = checks.answer("base", base, x_t, t), checks.answer("expert", expert, x_t, t)
-    return Comparisons(x_t, t, mine, other, base, base.condition)
+    return Comparisons(x_t, t, mine, other, base, base.condition, expert.schedule.span)
 
 
 def compare(
@@ -171,6 +174,7 @@ def compare(
     )
 
 
+@torch.no_grad()
 def algorithm1(
     base: Denoiser,
     expert: Denoiser,
@@ -230,7 +234,7 @@ def joined(parts: Sequence[Comparisons]) -> Comparisons:
     """All comparisons of one model as one."""
     names = parts[0].tensors()
     whole = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
-    return Comparisons(**whole, model=parts[0].model)
+    return Comparisons(**whole, model=parts[0].model, span=parts[0].span)
 
 
 @torch.no_grad()

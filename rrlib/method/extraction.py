@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from rrlib.method.checks.numbers import check_counts
+from rrlib.method.checks.resumed import numbers_of
 from rrlib.method.checks.rewards import check_pool, check_targets
 from rrlib.method.comparisons import aligned, asked, drawn, noised
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks.calls import valued
 from rrlib.method.noise.precision import beside, wide
 from rrlib.method.pools import Place, Pool, Target
 from rrlib.training import Progress, train
@@ -41,7 +43,7 @@ def loss(
 ) -> Tensor:
     """L_RRF (Eq. 14): mean over the batch of |grad rho(x, t) - target|^2, []."""
     x = x.detach().requires_grad_()
-    gradient = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)[0]
+    gradient = torch.autograd.grad(valued(network, x, t).sum(), x, create_graph=True)[0]
     return (gradient - target).flatten(1).square().sum(1).mean()
 
 
@@ -53,7 +55,7 @@ def weighed_loss(
     weight: Tensor,
 ) -> Tensor:
     """`loss` of errors that are multiplied by their weights [B] before they are squared, []."""
-    return loss(lambda x, t: network(x, t) * weight, x, t, target * beside(weight, x))
+    return loss(lambda x, t: valued(network, x, t) * weight, x, t, target * beside(weight, x))
 
 
 def literal_loss(
@@ -134,7 +136,7 @@ def fit(
     batch: int,
     learning_rate: float,
     seed: int,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Iterator[Progress]:
     """Fit `network` to a pool by L_RRF, each t weighed by the square of its `step_weights`.
 
@@ -164,6 +166,10 @@ def fit(
         x, t, target = pool.x[rows], pool.t[rows], pool.target[rows]
         return weighed_loss(told(network, pool.condition, rows), x, t, target, weights[t])
 
+    target, place = getattr(pool, "kind", None) or (None, None)
+    about: dict = {"batch": batch, "target": target, "place": place}
+    if checkpoint:
+        about["comparisons"] = numbers_of(pool, unit)
     return train(
         network,
         batch_loss,
@@ -171,10 +177,12 @@ def fit(
         learning_rate=learning_rate,
         seed=seed,
         checkpoint=checkpoint,
+        about=about,
     )
 
 
-def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> Tensor:
+@torch.enable_grad()
+def explained(network: Callable[..., Tensor], pool: Pool, steps: int, batch: int = 4096) -> Tensor:
     """Share of the target's energy that grad rho explains at each t, [T].
 
     NaN where there is nothing to explain: both models agree there, or the pool has no such t.
@@ -186,7 +194,7 @@ def explained(network: nn.Module, pool: Pool, steps: int, batch: int = 4096) -> 
         # A pool may be kept in half precision.
         x, target = (part[rows].detach().to(wide(part)) for part in (pool.x, pool.target))
         seen = told(network, pool.condition, rows)
-        gradient = torch.autograd.grad(seen(x.requires_grad_(), pool.t[rows]).sum(), x)[0]
+        gradient = torch.autograd.grad(valued(seen, x.requires_grad_(), pool.t[rows]).sum(), x)[0]
         left.index_add_(0, pool.t[rows], (gradient - target).flatten(1).square().sum(1))
         total.index_add_(0, pool.t[rows], target.flatten(1).square().sum(1))
     return torch.where(total > 0, 1 - left / total, torch.nan)

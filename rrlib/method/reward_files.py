@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rrlib.errors import InputError, shown
+from rrlib.method.checks.levels import NOTED
 from rrlib.method.networks import files
 from rrlib.method.rewards import RelativeReward
 
@@ -19,7 +20,7 @@ def save_rewards(
         path: of the file.
         rewards: name -> reward of a network of `networks.files.KINDS`.
         about: name -> what its user must know, such as the range of the data (`PlanLayout.about`);
-            as JSON has it.
+            as JSON has it. What `RelativeReward.fit` noted of its levels goes along.
 
     Raises:
         InputError: a reward of another network, a weight that float16 cannot hold, a name that
@@ -32,7 +33,7 @@ def save_rewards(
                 f"about={shown(list(about))} is not allowed: an entry for the reward "
                 f"{shown(name)} is needed."
             )
-        told = dict(about[name])
+        told = {key: reward.about[key] for key in NOTED if key in reward.about} | dict(about[name])
         entries[name] = files.Entry(reward.network, reward.target, reward.place, told)
     files.write(path, entries)
 

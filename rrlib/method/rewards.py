@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rrlib import training
-from rrlib.errors import InputError
 from rrlib.method import extraction
+from rrlib.method.checks.levels import check_schedule, check_start, check_unit, noted, summed
 from rrlib.method.checks.rewards import check_fitted, check_plans, check_summands
 from rrlib.method.comparisons import Comparisons
 from rrlib.method.extraction import unit_of
 from rrlib.method.networks import files
-from rrlib.method.networks.calls import check_tensor
+from rrlib.method.networks.calls import check_beside, check_tensor
+from rrlib.method.networks.made import learning, made
 from rrlib.method.networks.sums import WeightedSum, asked, per_step
 from rrlib.method.noise.schedules import check_times
 from rrlib.method.pools import Place, Target
@@ -33,7 +33,7 @@ class RelativeReward:
             sign turned), expert minus base.
         place: where the gradient was fitted: at "x_t" (Eq. 14), or at "mu_base" = mean_base(x_t).
         about: what its user must know, as its file has it: the layout of its data
-            (`PlanLayout.about`), the models.
+            (`PlanLayout.about`), the models; the levels that `fit` saw (`checks.levels.noted`).
 
     Raises:
         InputError: another target or place than there are, or than `extraction.fit` fitted the
@@ -57,7 +57,7 @@ class RelativeReward:
     network: nn.Module
     target: Target
     place: Place
-    about: Mapping = field(default_factory=dict, compare=False)
+    about: Mapping = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
         check_fitted(self.network, self.target, self.place)
@@ -91,11 +91,12 @@ class RelativeReward:
             states: [B, H, do], normalised.
             actions: [B, H, da], normalised.
 
-        Of a sum it is the sum of its rewards' own.
+        A step is laid out as `about` says, actions first where it says nothing. Of a sum it is the
+        sum of its rewards' own.
 
         Raises:
             InputError: the horizon is no multiple of the reward's window, states and actions do not
-                belong together, or the reward is of a kind that values whole plans only.
+                belong together, or the reward was not fitted at t = 0 or values whole plans only.
 
         >>> import rrlib, torch
         >>> network = rrlib.WindowReward(width=6, window=4, unit=torch.ones(10))
@@ -104,7 +105,9 @@ class RelativeReward:
         torch.Size([2, 32])
         """
         check_plans(states, actions)
-        plans = torch.cat([actions, states], -1)
+        check_start(self)
+        parts = {"actions": actions, "observations": states}
+        plans = torch.cat([parts[name] for name in self.about.get("order", parts)], -1)
         dtype = next((p.dtype for p in self.network.parameters()), plans.dtype)
         with torch.no_grad():
             return per_step(self.network, plans.to(dtype)).to(plans.dtype)
@@ -120,8 +123,8 @@ class RelativeReward:
             `TrajectoryScores`, a number for each step and each trajectory; or of images [B].
 
         Raises:
-            InputError: data that do not suit the reward, or a reward that does not say what its
-                data are made of.
+            InputError: data that do not suit the reward, or a reward that was not fitted at t = 0
+                or does not say what its data are made of.
 
         >>> import numpy as np, rrlib, torch
         >>> network = rrlib.WindowReward(width=6, window=4, unit=torch.ones(10))
@@ -132,6 +135,7 @@ class RelativeReward:
         >>> scores.per_trajectory.shape, scores.per_step.shape
         ((2,), (350,))
         """
+        check_start(self)
         return import_module(files.scorer(self.network)).score(self, data, **options)
 
     def explained_variance(self, pairs: Comparisons, batch: int = 4096) -> Tensor:
@@ -143,12 +147,15 @@ class RelativeReward:
 
         Returns:
             1 for the exact reward, 0 for none; NaN where both models agree.
+
+        Raises:
+            InputError: comparisons of another schedule.
         """
+        check_schedule("the pairs'", pairs.reader, self)
         pool = pairs.pool(self.target, self.place)
         if (weight := next(self.network.parameters(), None)) is not None:
             pool = pool.to(weight.device)
-        steps = self.steps or pairs.reader.steps
-        return extraction.explained(self.network, pool, steps, batch)
+        return extraction.explained(self, pool, pairs.reader.steps, batch)
 
     @classmethod
     def fit(
@@ -163,14 +170,15 @@ class RelativeReward:
         learning_rate: float = 1e-3,
         seed: int = 0,
         device: str = "cpu",
-        checkpoint: Path | None = None,
+        checkpoint: str | Path | None = None,
     ) -> "RelativeReward":
         """Extract the reward of a pair of models from their comparisons (Algorithms 1 and 2).
 
         Args:
             pairs: of `compare`.
-            network: a reward network, changed in place; or what makes one, called with `width` (the
-                last side of a sample) and `unit` (see `extraction.units`), such as
+            network: a reward network, changed in place (one that is frozen whole, as a fitted or
+                loaded reward's is, learns again); or what makes one, called with `width` (the last
+                side of a sample) and `unit` (see `extraction.units`), in the pairs' precision, as
                 ``functools.partial(WindowReward, window=16)``. None takes a `WindowReward` that
                 sees whole plans [H, D], or points [D], as Table 2's perceptron does. Of models
                 that were told a condition it sees that, too (`ContextReward`).
@@ -199,12 +207,13 @@ class RelativeReward:
         (2, 'mu_base')
         """
         pool = pairs.pool(target, place).to(device)
-        made = _made(network, pairs, target, seed).to(device)
-        trained, windows = made, getattr(made, "windows", None)
+        fitted = _fitted(network, pairs, target, seed).to(device)
+        check_beside("pairs", pool.x, fitted)
+        trained, windows = fitted, getattr(fitted, "windows", None)
         if windows and pool.x.ndim == 3:
             pool = pool.cut(*windows)
-            if (count := getattr(made, "average", 1)) > 1:
-                pool, trained = pool.average(count), made.averaged()
+            if (count := getattr(fitted, "average", 1)) > 1:
+                pool, trained = pool.average(count), fitted.averaged()
         progress = extraction.fit(
             trained,
             pool,
@@ -215,7 +224,8 @@ class RelativeReward:
             checkpoint=checkpoint,
         )
         training.finish(progress, "reward")
-        return cls(made.eval().requires_grad_(False), target, place)
+        about = noted(pairs.reader, pairs.span)
+        return cls(fitted.eval().requires_grad_(False), target, place, about)
 
     def save(self, path: str | Path, about: Mapping | None = None) -> None:
         """Write the reward to a safetensors file, weights rounded to float16; see `load_reward`.
@@ -231,7 +241,7 @@ class RelativeReward:
         files.write(path, {"reward": files.Entry(self.network, self.target, self.place, told)})
 
 
-def _made(
+def _fitted(
     network: Callable[..., nn.Module] | nn.Module | None,
     pairs: Comparisons,
     target: Target,
@@ -239,26 +249,11 @@ def _made(
 ) -> nn.Module:
     """The network that is fitted: the given one, or one that is made for the pair."""
     if isinstance(network, nn.Module):
-        return network
-    torch.manual_seed(seed)
+        check_unit(unit_of(network), pairs.reader)
+        return learning(network)
     unit = extraction.units(pairs.reader, target)
-    make, told = network or _default(pairs.x), pairs.condition
-    if told is None:
-        return make(width=pairs.x.shape[-1], unit=unit)
-    context = told[0].numel()
-    inner = make(width=pairs.x.shape[-1] + context, unit=unit)
-    return import_module(files.KINDS["ContextReward"]).ContextReward(inner, context)
-
-
-def _default(x: Tensor) -> Callable[..., nn.Module]:
-    """What makes the reward network of points [N, D] or plans [N, H, D] if none is named."""
-    if x.ndim not in (2, 3):
-        raise InputError(
-            f"network=None is not allowed for samples of shape {tuple(x.shape[1:])}: a network "
-            "(x [B, ...], t [B]) -> rho [B] is needed."
-        )
-    made = import_module(files.KINDS["WindowReward"]).WindowReward
-    return partial(made, window=x.shape[1] if x.ndim == 3 else 1)
+    context = 0 if pairs.condition is None else pairs.condition[0].numel()
+    return made(network, pairs.x, unit, context, seed)
 
 
 def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> RelativeReward:
@@ -280,4 +275,5 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
     """
     check_summands(rewards, weights)
     networks = [reward.network for reward in rewards]
-    return RelativeReward(WeightedSum(networks, weights), rewards[0].target, rewards[0].place)
+    kind = rewards[0].target, rewards[0].place
+    return RelativeReward(WeightedSum(networks, weights), *kind, summed(rewards))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rrlib.errors import InputError, shown
+from rrlib.method.checks.levels import check_start
 from rrlib.method.networks.sums import per_step
 from rrlib.method.rewards import RelativeReward
 from rrlib.plans.layouts import PlanLayout
@@ -28,8 +29,8 @@ class RelativeRewardWrapper(gym.Wrapper):
 
     Raises:
         InputError: spaces of other widths than the reward's, or a reward that values whole plans
-            only, or does not say what a step is made of; when stepped, an observation or action of
-            another form.
+            only, was not fitted at t = 0, or does not say what a step is made of; when stepped, an
+            observation or action of another form.
 
     >>> import gymnasium as gym, numpy as np, rrlib, torch
     >>> env = gym.make("MountainCarContinuous-v0")  # observations of 2 numbers, actions of 1
@@ -46,6 +47,7 @@ class RelativeRewardWrapper(gym.Wrapper):
 
     def __init__(self, env: gym.Env, reward: RelativeReward, layout: PlanLayout | None = None):
         super().__init__(env)
+        check_start(reward)
         self.relative_reward = reward
         self.layout = layout or PlanLayout.of(reward.about)
         self.window = steps_seen(reward.network, self.layout)

@@ -292,7 +292,8 @@ class ContextReward(nn.Module):
         context: c, numbers of a condition.
 
     Raises:
-        InputError: the network averages steps.
+        InputError: the network averages steps, or takes the last numbers of a step, where the
+            condition is put, for its observation.
 
     >>> rho = ContextReward(WindowReward(width=5, window=4, unit=torch.ones(10)), context=3)
     >>> rho(torch.zeros(2, 8, 2), torch.tensor([0, 9]), torch.ones(2, 3)).shape
@@ -306,6 +307,13 @@ class ContextReward(nn.Module):
         super().__init__()
         if getattr(network, "average", 1) != 1:
             raise InputError("average: a network of averaged steps is not allowed under a context.")
+        for part in network.modules():
+            if getattr(part, "observation", None) is not None:
+                raise InputError(
+                    f"network: {type(part).__name__} is not allowed for models that are told a "
+                    "condition, which would stand in its first observation's place: a network that "
+                    "gives none, such as a WindowReward, is needed."
+                )
         self.network, self.context = network, context
 
     @property

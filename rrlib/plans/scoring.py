@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rrlib.errors import InputError, shown, warn
+from rrlib.method.checks.levels import check_start
 from rrlib.method.networks.sums import Rescaled, WeightedSum
 from rrlib.method.rewards import RelativeReward
 from rrlib.plans import trajectories
@@ -67,7 +68,8 @@ def score(
 
     Raises:
         InputError: data of another width, not finite, or far outside of the reward's own; a reward
-            that does not say what a step is made of, or how many steps it sees.
+            that was not fitted at t = 0, or does not say what a step is made of, or how many it
+            sees.
 
     >>> import numpy as np, rrlib, torch
     >>> reward = rrlib.RelativeReward(rrlib.WindowReward(3, 4, torch.ones(10)), "score", "x_t")
@@ -79,6 +81,7 @@ def score(
     >>> bool(np.allclose(found, reward(x, torch.zeros(5, dtype=torch.long)).detach(), atol=1e-6))
     True
     """
+    check_start(reward)
     layout = layout or PlanLayout.of(reward.about)
     found = recorded(data, layout)
     layout.check(found)

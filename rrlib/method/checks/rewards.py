@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rrlib.errors import InputError, check_one_of, shown
+from rrlib.method.checks.levels import check_schedule
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.networks.calls import check_beside, third_argument
 from rrlib.method.pools import Place, Target, check_kind
@@ -42,6 +43,11 @@ def check_pool(network: nn.Module, pool: Any, unit: Tensor | None) -> None:
                 f"pool: windows of {_windows(*cut)} are not allowed: the network's own, of "
                 f"{_windows(*own)}, are needed."
             )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(
+            "network: none but frozen parameters are not allowed: some that require gradients are "
+            "needed."
+        )
 
 
 def _windows(window: int, strided: bool) -> str:
@@ -106,11 +112,7 @@ def check_summands(rewards: Sequence[Any], weights: Sequence[float]) -> None:
 
 def check_reward(denoiser: Denoiser, reward: Any) -> None:
     """Raise InputError unless a reward can steer a denoiser: one schedule, scores that it has."""
-    if reward.steps not in (None, denoiser.steps):
-        raise InputError(
-            f"reward: {reward.steps} diffusion steps are not allowed: it was fitted on another "
-            f"schedule than the denoiser's of {denoiser.steps}, and one for both is needed."
-        )
+    check_schedule("the denoiser's", denoiser, reward)
     if reward.target == "score":
         denoiser.mean_per_score(torch.zeros(1, dtype=torch.long), torch.zeros(1))
 

@@ -115,6 +115,22 @@ def answer(
     return out
 
 
+def valued(network: Callable[..., Any], x: Tensor, t: Tensor, *told: Any) -> Tensor:
+    """What a reward network says of x [B, ...] at t [B], [B].
+
+    Raises:
+        InputError: its answer has another shape; one of [B, 1] would be taken for a table [B, B].
+    """
+    out = network(x, t, *told)
+    if not isinstance(out, Tensor) or out.shape != (len(x),):
+        what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise InputError(
+            f"network: an answer of {what} to {len(x)} points is not allowed: one number for each, "
+            f"of shape ({len(x)},), is needed."
+        )
+    return out
+
+
 def check_still(name: str, network: Any) -> None:
     """Raise InputError if a network is in training mode, and that changes what it says.
 

@@ -6,14 +6,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
-from rrlib.method.networks.calls import third_argument
+from rrlib.method.networks.calls import third_argument, valued
 
 
 def asked(network: nn.Module, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-    """rho, [B], told the condition if the network takes one."""
+    """rho, [B], told the condition if the network takes one; InputError for another shape."""
     if third_argument(network) is None:
-        return network(x, t)
-    return network(x, t, condition)
+        return valued(network, x, t)
+    return valued(network, x, t, condition)
 
 
 def per_step(network: nn.Module, plans: Tensor) -> Tensor:
