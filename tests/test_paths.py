@@ -57,9 +57,9 @@ def vp_model(law, table: str, steps: int, kind: str) -> Denoiser:
     return Denoiser(network, scheduler)
 
 
-def flow_model(law, scheduler) -> Denoiser:
+def flow_model(law, scheduler, time_scale: float = 1000.0) -> Denoiser:
     def network(x, t):
-        s = (t.double() / 1000).reshape(-1, *[1] * (x.ndim - 1))
+        s = (t.double() / time_scale).reshape(-1, *[1] * (x.ndim - 1))
         x0 = posterior(law, x.double(), 1 - s, s)
         return ((x - (1 - s) * x0) / s - x0).to(x.dtype)  # eps - x_0
 
@@ -81,7 +81,9 @@ MODELS = {
     "sample": lambda law: vp_model(law, "cosine", 100, "sample"),
     "epsilon": lambda law: vp_model(law, "linear", 1000, "epsilon"),
     "v": lambda law: vp_model(law, "cosine", 50, "v_prediction"),
-    "flow": lambda law: flow_model(law, diffusers.FlowMatchEulerDiscreteScheduler(100, shift=3.0)),
+    "flow": lambda law: flow_model(
+        law, diffusers.FlowMatchEulerDiscreteScheduler(100, shift=3.0), time_scale=100.0
+    ),
     "edm": lambda law: edm_model(law, diffusers.EDMEulerScheduler(num_train_timesteps=100)),
 }
 PAIRS = list(itertools.product(MODELS, MODELS))
@@ -184,8 +186,9 @@ class Quadratic(torch.nn.Module):
 # Against diffusers' own schedulers
 
 
-def test_the_levels_of_a_flow_are_those_of_diffusers():
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_the_levels_of_a_flow_are_those_of_diffusers(steps):
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(steps, shift=3.0)
     ours = schedule_of(theirs)
     s = theirs.sigmas.double().flip(0)
     abar = torch.tensor(ours.abar)
@@ -197,11 +200,16 @@ def test_the_levels_of_a_flow_are_those_of_diffusers():
     assert s[-1] == 1 and 0 < ours.abar[-1] < ours.abar[-2]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within diffusers
 def test_a_dpm_solver_on_flow_sigmas_is_read_as_a_flow():
     theirs = diffusers.DPMSolverMultistepScheduler(
         100, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
     )
-    assert schedule_of(theirs).abar == flow_schedule(100, shift=3.0).abar
+    ours = schedule_of(theirs)
+    assert ours.abar == flow_schedule(100, shift=3.0).abar
+    theirs.set_timesteps(50)  # whole ones, rounded down
+    told = ours.path.time_scale * theirs.sigmas[:-1]
+    assert ((told - theirs.timesteps >= 0) & (told - theirs.timesteps < 1)).all()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

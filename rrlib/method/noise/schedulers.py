@@ -75,7 +75,8 @@ def schedule_of(scheduler: "Schedule | SchedulerMixin") -> Schedule:
     steps, kind = setting("num_train_timesteps"), setting("prediction_type")
     if path == "flow":
         shift = setting("shift", setting("flow_shift", 1.0))
-        return flow_schedule(steps, 1.0 if setting("use_dynamic_shifting") else shift)
+        shift = 1.0 if setting("use_dynamic_shifting") else shift
+        return flow_schedule(steps, shift, float(steps))  # diffusers tells s times its own steps
     if path == "edm":
         low, high, data = (float(setting(f"sigma_{part}")) for part in ("min", "max", "data"))
         sign = -1 if kind == "v_prediction" else 1

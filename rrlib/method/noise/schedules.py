@@ -30,7 +30,8 @@ def flow_schedule(
     Args:
         steps: T, at least 2.
         shift: s = shift u / (1 + (shift - 1) u) of evenly spaced u (Stable Diffusion 3: 3).
-        time_scale: diffusers' networks are told 1000 s, others s.
+        time_scale: diffusers' networks are told s times `num_train_timesteps`, 1000 s as a rule;
+            others s.
         prediction: of the network; "flow_prediction" is eps - x_0.
 
     >>> schedule = flow_schedule(4)
