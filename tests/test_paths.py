@@ -252,6 +252,46 @@ def test_other_samplers_of_one_ddpm_are_one_model(scheduler):
     assert torch.equal(Denoiser(network, scheduler).x0(x, t), Denoiser(network, plain).x0(x, t))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within diffusers
+@pytest.mark.parametrize(
+    "kind", ["EulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"]
+)
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+def test_zero_terminal_snr_is_read_from_samplers_that_have_no_zero(kind, betas):
+    """Trained with a last alpha-bar of 0, in whose place these have 2^-24, more than before it."""
+    options = {"prediction_type": "v_prediction", "beta_schedule": betas, "clip_sample": False}
+    trained = DDPMScheduler(1000, rescale_betas_zero_snr=True, **options).alphas_cumprod.double()
+    theirs = getattr(diffusers, kind)(
+        1000, rescale_betas_zero_snr=True, prediction_type="v_prediction", beta_schedule=betas
+    )
+
+    def network(law, x, t):
+        assert not t.is_floating_point()
+        alpha, sigma = (part[t][:, None] for part in (trained.sqrt(), (1 - trained).sqrt()))
+        x0 = posterior(law, x.double(), alpha, sigma)
+        eps = (x - alpha * x0) / sigma
+        return (alpha * eps - sigma * x0).to(x.dtype)
+
+    base, expert = (Denoiser(partial(network, law), theirs) for law in (BASE, EXPERT))
+    table = base.schedule
+    assert 0 < table.abar[-1] < table.abar[-2] and table.abar[-1] < 1e-7
+    assert_close(torch.tensor(table.abar)[:-1], trained[:-1].float())
+    t = torch.arange(0, 1000, 3)
+    x = torch.randn(len(t), 2, generator=stream(0, 0), dtype=torch.float64)
+    abar = torch.tensor(table.abar).double()[t][:, None]
+    exact = posterior(EXPERT, x, abar.sqrt(), (1 - abar).sqrt())
+    assert_close(expert.x0(x, t), exact, rtol=0, atol=5e-4)
+    assert extraction.units(base, "mean").isfinite().all()
+    steered = rrlib.sample(
+        base,
+        (2_000, 2),
+        seed=1,
+        reward=rrlib.ExactDifference(base, expert),
+        num_inference_steps=100,
+    )
+    assert_close(steered.mean(0), EXPERT[0], rtol=0, atol=0.06)
+
+
 # Ends, precision, scale
 
 
