@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from rrlib.errors import check_one_of
 from rrlib.method.checks.numbers import check_step
+from rrlib.method.checks.pairs import check_known
 from rrlib.method.comparisons import Condition, aligned
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.pools import Place
@@ -45,13 +47,14 @@ def difference_jacobians(
     Args:
         base, expert: models of one space, read at the base's levels.
         x_t: noised samples, [B, ...]; of what the models are given they hold the values.
-        step: t.
+        step: t, one that both models know.
         place: x is "x_t", or "mu_base" (the chain rule turns one into the other).
         condition: gives both models a part of each x_t, see `comparisons.algorithm1`.
         free: bool [...], the numbers of a sample that can move, n of them; None takes all.
 
     Raises:
-        InputError: `step` is no step of the schedule, or models of no common level.
+        InputError: a `step` that not both models know, another place than there are, or models of
+            no common level.
 
     >>> import rrlib
     >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
@@ -61,7 +64,9 @@ def difference_jacobians(
     (torch.Size([2, 3, 3]), 0.0)
     """
     expert = aligned(base, expert)
+    check_one_of("place", place, Place)
     check_step("step", step, base.steps)
+    check_known("step", step, expert)
     t = torch.tensor([step], device=x_t.device)
     moving = torch.ones_like(x_t[0], dtype=torch.bool) if free is None else free.to(x_t.device)
     numbers = moving.flatten().nonzero().squeeze(1)

@@ -7,7 +7,7 @@ from torch import Tensor
 from rrlib.errors import InputError
 from rrlib.estimators.levels import Estimate, Levels, asked, checked, inner, summary
 from rrlib.method.checks.numbers import check_finite, check_step
-from rrlib.method.checks.pairs import check_answers
+from rrlib.method.checks.pairs import check_answers, check_known
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.training import stream
@@ -30,6 +30,7 @@ def ode_difference(
     log p(x) = log N(x_T) - int div_y x0 dlog sigma, up to what both models have in common. Heun's
     steps go from the least noise, where x is taken to be, to the most; the divergence is read by
     Hutchinson's probes z^T (dx0 / dy) z, of random signs, one set for both, fresh at each step.
+    Both ends are taken for noise alone: of means that differ, the share sqrt(abar_T) is missed.
 
     Calls: 2 (2 K - 1), one after another, and 2 K backward passes for each probe. Variance: of the
     probes, by the Jacobians' entries off the diagonal; both models share most of it.
@@ -91,7 +92,7 @@ def line_integral(
     Args:
         base, expert, samples, batch: see `noised.elbo_difference`.
         reference: x_ref, [...], where the value is 0; None takes the samples' mean.
-        step: t.
+        step: t, one that both models know.
         steps: nodes on the line.
 
     Raises:
@@ -107,6 +108,7 @@ def line_integral(
     """
     expert = checked(base, expert, samples, steps=steps, batch=batch)
     check_step("step", step, base.steps)
+    check_known("step", step, expert)
     start = samples.mean(0) if reference is None else reference
     if start.shape != samples.shape[1:]:
         raise InputError(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_counts, check_finite, check_samples
+from rrlib.method.checks.pairs import check_ends
 from rrlib.method.comparisons import Comparisons, aligned, compare_at, joined
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.noise.precision import wide
@@ -41,7 +42,10 @@ class Levels:
 
     @classmethod
     def of(cls, base: Denoiser, expert: Denoiser, samples: Tensor, steps: int | None) -> "Levels":
-        """`steps` of the base's levels that the expert knows, spaced evenly; None takes all."""
+        """`steps` of the base's levels that the expert knows, spaced evenly; None takes all.
+
+        InputError where the last of them is not nearly noise alone, at which a ratio is 0.
+        """
         first, last = expert.schedule.span
         most = last + 1 - first
         if steps is not None and not (isinstance(steps, int) and 2 <= steps <= most):
@@ -49,8 +53,9 @@ class Levels:
                 f"steps={shown(steps)} is not allowed: a number from 2 to {most}, the steps "
                 "that both models know, is needed."
             )
-        t = torch.linspace(first, last, steps or most, dtype=torch.float64)
-        t = t.round().long().to(samples.device)
+        t = torch.linspace(first, last, steps or most, dtype=torch.float64).round().long()
+        check_ends(base, expert, max(k for k in t.tolist() if k == first or base.schedule.abar[k]))
+        t = t.to(samples.device)
         like = samples.new_empty(len(t))
         abar, rest = base.abar(t, like), base.rest(t, like)
         return cls(t[abar > 0], abar[abar > 0], rest[abar > 0])

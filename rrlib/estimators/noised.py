@@ -15,7 +15,7 @@ from rrlib.estimators.levels import (
     repeated,
     summary,
 )
-from rrlib.method.checks.pairs import check_answers
+from rrlib.method.checks.pairs import check_answers, check_known
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.rewards import RelativeReward
@@ -63,7 +63,8 @@ def elbo_difference(
 
     Raises:
         InputError: models without a schedule or of no common level; samples that do not suit them,
-            or are not finite; a number out of range; an answer that is not finite.
+            or are not finite; a number out of range; an answer that is not finite; a last common
+            level that is not nearly noise (alpha-bar over 0.05), where the sum would break off.
 
     >>> import rrlib, torch
     >>> scheduler = rrlib.cosine_scheduler(50, clip=False)
@@ -185,7 +186,8 @@ def level(
             error.
 
     Raises:
-        InputError: see `elbo_difference`; a reward that was fitted at "mu_base".
+        InputError: see `elbo_difference`; a reward that was fitted at "mu_base"; an expert that
+            does not know t = 0, where the reward was then fitted to nothing.
 
     >>> import rrlib, torch
     >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
@@ -201,6 +203,7 @@ def level(
             f"reward: place={reward.place!r} is not allowed: one fitted at 'x_t', whose values are "
             "log ratios, is needed."
         )
+    check_known("t of rho(x, t)", 0, checked(base, expert, anchors))
     given = elbo_difference(
         base, expert, anchors, steps=steps, probes=probes, seed=seed, batch=batch
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_counts
+from rrlib.method.checks.pairs import check_begins
 from rrlib.method.checks.rewards import check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
@@ -111,6 +112,7 @@ def sample_weighted(
     (torch.Size([3, 16, 2]), torch.Size([20, 3]), torch.Size([3, 2]))
     """
     check_reward(denoiser, reward)
+    check_begins(reward)
     check_scale(guidance_scale)
     if not isinstance(particles, int) or particles < 2:
         raise InputError(f"particles={shown(particles)} is not allowed: at least 2 are needed.")

@@ -261,9 +261,9 @@ def algorithm2(
         conditions: rows [m, ...] that the base's runs and the expert's draw theirs from.
 
     Raises:
-        InputError: models of no common level, or an expert that has never seen noise, a number of
-            runs that cannot be halved, a shape that is none, an answer that is not finite, or
-            models that agree everywhere.
+        InputError: models of no common level, or whose last one is not nearly noise (alpha-bar over
+            0.05), a number of runs that cannot be halved, a shape that is none, an answer that is
+            not finite, or models that agree everywhere.
     """
     expert = aligned(base, expert)
     first, last = expert.schedule.span

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of
 from rrlib.method.checks.numbers import check_counts, check_step
+from rrlib.method.checks.pairs import check_begins
 from rrlib.method.checks.rewards import check_place, check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
@@ -69,6 +70,7 @@ def denoise(
     """
     if reward:
         check_reward(denoiser, reward)
+        check_begins(reward)
     scales = guidance_scale.tolist() if isinstance(guidance_scale, Tensor) else [guidance_scale]
     for scale in scales:
         check_scale(scale)

@@ -11,7 +11,7 @@ from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_finite, check_samples
 from rrlib.method.denoisers import Denoiser
 
-NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at
+NOISE = 0.05  # alpha-bar at most of a level that stands for noise alone, where all data look alike
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
 # How torch says that a network and its input do not belong together.
 _SHAPES = re.compile("shape|size|channels|dimension|groups")
@@ -103,14 +103,57 @@ def check_levels(base: Denoiser, expert: Denoiser, found: Denoiser) -> None:
         )
 
 
+def check_noise(
+    base: Denoiser, expert: Denoiser, use: str, needed: str, last: int | None = None
+) -> None:
+    """Raise InputError unless the noisiest level that both models know is noise, or nearly.
+
+    Args:
+        base, expert: the expert at the base's levels.
+        use, needed: what takes that level for noise, and what it wants, for the message.
+        last: the noisiest t that is asked; None for the noisiest that is known.
+    """
+    known = expert.schedule.span[1]
+    abar = base.schedule.abar[known if last is None else last]
+    if abar > NOISE:
+        name = "expert" if known < base.steps - 1 else "base"
+        raise InputError(
+            f"{name}: a noisiest level of alpha-bar {abar:.2g} is not allowed where {use}: "
+            f"{needed} needed."
+        )
+
+
+def check_ends(base: Denoiser, expert: Denoiser, last: int) -> None:
+    """Raise InputError unless a way from data to the level `last` ends in noise, as a ratio's."""
+    use = "a log ratio is summed from data to noise"
+    check_noise(base, expert, use, f"models trained to {NOISE} or below are", last)
+
+
+def check_begins(reward: Any) -> None:
+    """Raise InputError for the difference of two models whose expert knows no noise to begin at.
+
+    An expert that knows all of the base's levels steers as it samples by itself; so does a fitted
+    reward, which has no models.
+    """
+    base, expert = (getattr(reward, name, None) for name in ("base", "expert"))
+    if base is not None and expert is not None and expert.schedule.span[1] < base.steps - 1:
+        use = "it steers samples drawn from noise"
+        check_noise(base, expert, use, f"one trained to {NOISE} or below, or a fitted reward, is")
+
+
+def check_known(name: str, step: int, expert: Denoiser) -> None:
+    """Raise InputError unless a step of the base's is one that the expert, too, was trained at."""
+    first, last = expert.schedule.span
+    if not first <= step <= last:
+        raise InputError(
+            f"{name}={step} is not allowed: a step from {first} to {last}, which both models know, "
+            "is needed."
+        )
+
+
 def check_runs(base: Denoiser, expert: Denoiser, runs: Any, shape: Any) -> None:
     """Raise InputError unless both models can begin at noise, half of the runs each."""
-    last = expert.schedule.span[1]
-    if last < base.steps - 1 and base.schedule.abar[last] > NOISE:
-        raise InputError(
-            f"expert: a noisiest level of alpha-bar {base.schedule.abar[last]:.2g} is not allowed "
-            "where samples are drawn from noise: data are needed."
-        )
+    check_noise(base, expert, "samples are drawn from noise", "data are")
     if not isinstance(runs, int) or runs < 2 or runs % 2:
         raise InputError(
             f"runs={shown(runs)} is not allowed: an even number of at least 2 is needed."
