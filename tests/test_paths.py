@@ -411,6 +411,18 @@ def test_an_expert_that_has_never_seen_noise_draws_no_samples():
         (lambda: flow_schedule(1), "^steps=1 is not allowed: at least 2"),
         (lambda: flow_schedule(10, shift=0.0), "^shift=0.0 is not allowed: a positive"),
         (lambda: flow_schedule(10, prediction="velocity"), "^prediction='velocity' is not allowed"),
+        (
+            lambda: flow_schedule(10, prediction="edm"),
+            "^prediction='edm' is not allowed: 'sample' or 'epsilon' or 'v_prediction' or 'flow_p",
+        ),
+        (
+            lambda: Denoiser(
+                lambda x, t: x,
+                replace(schedule_of(cosine_scheduler(5)), prediction="edm", copies={}),
+            ).x0(torch.zeros(1, 2), torch.tensor([1])),
+            "^prediction='edm' is not allowed: 'sample' or",
+        ),
+        (lambda: edm_schedule(10, prediction="eps"), "^prediction='eps' is not allowed"),
         (lambda: edm_schedule(10, sigma_min=3.0, sigma_max=2.0), "^sigma_max=2.0 is not allowed"),
         (lambda: edm_schedule(10, sigma_data=float("inf")), "^sigma_data=inf is not allowed"),
         (lambda: Denoiser(lambda x, t: x, flow_schedule(10), scale=0), "^scale=0 is not allowed"),
