@@ -380,6 +380,7 @@ def shifted(mean: float, steps: int) -> rrlib.Denoiser:
     return GaussianMixture(torch.ones(1).double(), at, torch.eye(2)[None].double()).denoiser(table)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["elbo", "path", "ode"])
 def test_a_log_ratio_is_whole_where_its_last_level_is_nearly_noise(name):
     """300 steps end at alpha-bar 0.049, near the most that is allowed: that share is left out.

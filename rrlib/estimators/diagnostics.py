@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from rrlib.errors import check_one_of
+from rrlib.estimators.levels import check_told, of_rows
 from rrlib.method.checks.numbers import check_step
 from rrlib.method.checks.pairs import check_known
 from rrlib.method.comparisons import Condition, aligned
@@ -45,7 +46,8 @@ def difference_jacobians(
     """d (expert's mean - base's mean) / dx, [B, n, n].
 
     Args:
-        base, expert: models of one space, read at the base's levels.
+        base, expert: models of one space, read at the base's levels; of those that are told a
+            condition, a row of it for each x_t.
         x_t: noised samples, [B, ...]; of what the models are given they hold the values.
         step: t, one that both models know.
         place: x is "x_t", or "mu_base" (the chain rule turns one into the other).
@@ -64,6 +66,8 @@ def difference_jacobians(
     (torch.Size([2, 3, 3]), 0.0)
     """
     expert = aligned(base, expert)
+    for name, model in (("base", base), ("expert", expert)):
+        check_told(name, model, len(x_t))
     check_one_of("place", place, Place)
     check_step("step", step, base.steps)
     check_known("step", step, expert)
@@ -71,15 +75,17 @@ def difference_jacobians(
     moving = torch.ones_like(x_t[0], dtype=torch.bool) if free is None else free.to(x_t.device)
     numbers = moving.flatten().nonzero().squeeze(1)
 
-    def means(x: Tensor) -> Tensor:
+    def means(x: Tensor, row: Tensor) -> Tensor:
         """Both models' means of one sample [...], [2, n] of the numbers that can move."""
         x = x[None]
-        models: Sequence[Denoiser] = (base, expert)
+        models: Sequence[Denoiser] = [of_rows(model, row[None]) for model in (base, expert)]
         if condition:
             x, models = condition(x, x, *models)
         return torch.stack([model.mean(x, t).flatten()[numbers] for model in models])
 
-    found = vmap(jacrev(means, chunk_size=512))(x_t).flatten(3)[..., numbers]  # [B, 2, n, n]
+    rows = torch.arange(len(x_t), device=x_t.device)
+    found = vmap(jacrev(means, chunk_size=512))(x_t, rows)
+    found = found.flatten(3)[..., numbers]  # [B, 2, n, n]
     mine, other = found.unbind(1)
     if place == "x_t":
         return other - mine

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError
-from rrlib.estimators.levels import Estimate, Levels, asked, checked, inner, summary
+from rrlib.estimators.levels import Estimate, Levels, asked, checked, inner, of_rows, summary
 from rrlib.method.checks.numbers import check_finite, check_step
 from rrlib.method.checks.pairs import check_answers, check_known
 from rrlib.method.denoisers import Denoiser
@@ -60,9 +60,11 @@ def ode_difference(
     parts = []
     for start in range(0, len(samples), batch):
         x = samples[start : start + batch]
+        rows = torch.arange(start, start + len(x), device=x.device)
+        pair = (("base", of_rows(base, rows)), ("expert", of_rows(expert, rows)))
         mine, other = (
             _flow(name, model, x, levels, probes, stream(seed, f"probes {start}", str(x.device)))
-            for name, model in (("base", base), ("expert", expert))
+            for name, model in pair
         )
         parts.append(other - mine)
     return summary(torch.cat(parts, 1), 2 * (2 * len(levels.t) - 1))
@@ -120,11 +122,13 @@ def line_integral(
     places, weights = (torch.from_numpy(part).to(samples.device, wide(samples)) for part in rule)
     parts: list[Tensor] = []
     seen: list[Tensor] = []
-    for x in samples.split(max(1, batch // steps)):
+    few = max(1, batch // steps)
+    for k, x in enumerate(samples.split(few)):
+        rows = torch.arange(k * few, k * few + len(x), device=x.device).repeat(steps)
         way = (x - start).expand(steps, *x.shape)
         points = narrow(start + beside((places + 1) / 2, way) * way, x).flatten(0, 1)
         t = torch.full((len(points),), step, device=x.device)
-        slope = asked(base, expert, points, t, batch, seen).pool("score", "x_t").target
+        slope = asked(base, expert, points, t, rows, batch, seen).pool("score", "x_t").target
         parts.append((weights / 2) @ inner(slope, way.flatten(0, 1), len(x)))
     check_answers(seen)
     return summary(torch.cat(parts)[None], 2 * steps)

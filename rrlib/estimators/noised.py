@@ -53,7 +53,8 @@ def elbo_difference(
     energy, summed over the noise: this is an estimate on paths, not one of densities.
 
     Args:
-        base, expert: diffusion models of one space, read at the base's levels.
+        base, expert: diffusion models of one space, read at the base's levels; of models that are
+            told a condition, a row of it for each sample.
         samples: x_0, [B, ...]; models are asked in their precision, float64 if they have it.
         weights: see above.
         steps: noise levels K, spaced evenly over the T; None takes all.
@@ -83,13 +84,14 @@ def elbo_difference(
 
     seen: list[Tensor] = []
 
-    def one(x: Tensor, generator: torch.Generator) -> Tensor:
+    def one(x: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         shape = ((count + 1) // 2, *x.shape)
         draw = torch.randn(shape, generator=generator, device=x.device, dtype=wide(x))
         draw = torch.stack([draw, -draw], 1).flatten(0, 1)[:count]
         clean, noise = (beside(part.sqrt(), draw) for part in (levels.abar, levels.rest))
         x_t = narrow(clean * x + noise * draw, x).flatten(0, 1)
-        both = asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch, seen)
+        t = levels.t.repeat_interleave(len(x))
+        both = asked(base, expert, x_t, t, rows.repeat(len(levels.t)), batch, seen)
         far = 2 * x.expand_as(draw).flatten(0, 1) - both.base - both.expert
         return factors @ inner(both.expert - both.base, far, len(x))
 
@@ -145,13 +147,14 @@ def path_difference(
 
     seen: list[Tensor] = []
 
-    def one(x: Tensor, generator: torch.Generator) -> Tensor:
+    def one(x: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(levels.t), *x.shape)
         draw = torch.randn(shape, generator=generator, device=x.device, dtype=wide(x))
         moves = beside(increments.sqrt(), draw) * draw
         y = x + moves.cumsum(0)
         x_t = narrow(beside(levels.abar.sqrt(), y) * y, x).flatten(0, 1)
-        both = asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch, seen)
+        t = levels.t.repeat_interleave(len(x))
+        both = asked(base, expert, x_t, t, rows.repeat(len(levels.t)), batch, seen)
         share = beside(increments / sigma2, y)  # of the way to x0 that a step leads back
         far = share * (2 * y - (both.base + both.expert).reshape(shape)) - 2 * moves
         terms = inner(both.expert - both.base, far.flatten(0, 1), len(x))
@@ -183,7 +186,7 @@ def level(
         reward: of these two models, fitted at "x_t"; only there its values are log ratios.
         base, expert, steps, probes, seed, batch: see `elbo_difference`.
         anchors: samples x_0, [B, ...], such as the base's own; a single one gives no standard
-            error.
+            error. A reward of a condition is told the base's.
 
     Raises:
         InputError: see `elbo_difference`; a reward that was fitted at "mu_base"; an expert that
@@ -208,8 +211,9 @@ def level(
         base, expert, anchors, steps=steps, probes=probes, seed=seed, batch=batch
     )
     t = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
-    pairs = zip(anchors.split(batch), t.split(batch), strict=True)
+    told = () if base.condition is None else (base.condition.split(batch),)
+    parts = zip(anchors.split(batch), t.split(batch), *told, strict=True)
     with torch.no_grad():
-        rho = torch.cat([reward(*pair) for pair in pairs])
+        rho = torch.cat([reward(*part) for part in parts])
     unit = base.mean_per_score(t[:1], rho) if reward.target == "mean" else 1.0
     return summary(given.value - rho / unit, given.calls)
