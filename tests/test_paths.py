@@ -292,6 +292,49 @@ def test_zero_terminal_snr_is_read_from_samplers_that_have_no_zero(kind, betas):
     assert_close(steered.mean(0), EXPERT[0], rtol=0, atol=0.06)
 
 
+class Table(torch.nn.Module):
+    """x0 at whole steps, looked up after its time is rounded in a way of its own."""
+
+    def __init__(self, law, rounding):
+        super().__init__()
+        self.inner, self.rounding = vp_model(law, "cosine", 50, "sample").network, rounding
+
+    def forward(self, x, t):
+        return self.inner(x, self.rounding(t))
+
+
+SCHEDULE = TABLES["cosine"](50, "sample")
+ROUNDINGS = {"floor": torch.Tensor.long, "nearest": torch.round, "up": torch.ceil}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_network_that_rounds_its_time_is_refused_at_the_levels_of_another_schedule(
+    rounding, dtype
+):
+    table = Denoiser(Table(EXPERT, ROUNDINGS[rounding]), DDPMScheduler.from_config(SCHEDULE))
+    data = samples(BASE, 500, 1, dtype), samples(EXPERT, 500, 2, dtype)
+    other = vp_model(BASE, "cosine", 80, "sample")
+    with pytest.raises(InputError, match=r"^expert: a network that rounds its time to whole steps"):
+        rrlib.compare(other, table, data, n=300)
+    with pytest.raises(InputError, match=r"^expert: a network that rounds its time to whole steps"):
+        rrlib.elbo_difference(other, table, data[0], steps=5)
+    # At its own levels its times are whole.
+    assert len(rrlib.compare(table, other, data, n=300).x) == 300
+    same = vp_model(BASE, "cosine", 50, "sample")
+    assert len(rrlib.compare(same, table, data, n=300).x) == 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-8, 1e-4, 1e-3, 1e-2, 1.0])
+def test_a_network_of_all_times_is_not_taken_for_one_that_rounds(size, dtype):
+    """However little it makes of its time, in any precision."""
+    expert = Denoiser(lambda x, t: x + size * t[:, None].sin().to(x.dtype), cosine_scheduler(50))
+    data = (samples(BASE, 50, 1, dtype) / 9, samples(EXPERT, 50, 2, dtype) / 9)
+    base = Denoiser(lambda x, t: 0.5 * x, cosine_scheduler(80))
+    assert len(rrlib.compare(base, expert, data, n=60).x) == 60
+
+
 # Ends, precision, scale
 
 

@@ -92,7 +92,8 @@ def compare_at(
             The first is looked at at once, for most that is wrong with a model is wrong there.
 
     Raises:
-        InputError: a model cannot take samples of this shape, or its answer is not finite.
+        InputError: a model cannot take samples of this shape, its answer is not finite, or its
+            network rounds times between its steps.
     """
     found, seen = asked(base, expert, x_t, t), [] if seen is None else seen
     # The last t at which an answer is not finite, -1 where all are.
@@ -100,6 +101,8 @@ def compare_at(
     seen.append(torch.stack([torch.where(rows, t, -1).max() for rows in bad]))
     if len(seen) == 1:
         checks.check_answers(seen)
+        checks.check_between("base", base, x_t)
+        checks.check_between("expert", expert, x_t)
     return found
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_finite, check_samples
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks import calls
+from rrlib.method.noise.paths import VariancePreserving
 
 NOISE = 0.05  # alpha-bar at most of a level that stands for noise alone, where all data look alike
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
@@ -183,6 +185,37 @@ def answer(name: str, model: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
             f"{name}: samples of shape {shape} are not allowed by its network: "
             f"models and data of one space are needed ({shown(reason)})."
         ) from error
+
+
+@torch.no_grad()
+def check_between(name: str, model: Denoiser, x: Tensor) -> None:
+    """Raise InputError if a DDPM's network that is asked between its steps rounds its time itself.
+
+    One that looks whole steps up (`table[t.long()]`) answers there without a word, at a level that
+    x_t does not have. It is asked about some samples x [B, ...] at a step, a quarter of a step
+    after it and at the next: a network of all times makes a quarter of the way or so. A difference
+    of steps that rounding hides, as in bfloat16, says nothing.
+    """
+    path = model.schedule.path
+    if model.schedule.own or not isinstance(path, VariancePreserving):
+        return
+    step = min(4, len(path.abar) - 2)  # early, where half precision has quarters, too
+    times = torch.tensor([step, step + 0.25, step + 1], device=x.device)
+    marks = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if model.known else None
+    told = calls.told(calls.third_argument(model.network), model.condition, marks, len(x))
+    here, between, there = (
+        calls.answer(
+            model.network, x, times, torch.full((len(x),), k, device=x.device), told, False
+        )
+        for k in range(3)
+    )
+    least = 64 * torch.finfo(x.dtype).eps * here.abs().max()
+    if (there - here).abs().max() > least and any(torch.equal(between, o) for o in (here, there)):
+        raise InputError(
+            f"{name}: a network that rounds its time to whole steps is not allowed at the levels "
+            "of another schedule: a network of times in between, or two models of one schedule, "
+            "are needed."
+        )
 
 
 def check_answers(seen: Sequence[Tensor]) -> None:
