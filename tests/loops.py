@@ -92,10 +92,13 @@ def weighted(device: str, n: int) -> particles.Particles:
     return particles.sample_weighted(model(n, device), (3, H, D), both, **options)
 
 
-def ratio(way, device: str, n: int) -> levels.Estimate:
-    """At n levels, two rows at a time."""
+def ratio(way, device: str, n: int, start: bool = False) -> levels.Estimate:
+    """At n levels, two rows at a time; each sample's own start is given, or not."""
     x = torch.randn(2, H, D, generator=stream(0, 0)).to(device)
-    return way(model(n, device), model(n, device, 1), x, batch=2)
+    pair = model(n, device), model(n, device, 1)
+    if start:
+        pair = tuple(given(one, x[:, 0, -OBSERVATION:]) for one in pair)
+    return way(*pair, x, batch=2)
 
 
 def line(device: str, n: int) -> levels.Estimate:
@@ -171,6 +174,7 @@ LOOPS: dict[str, Loop] = {
     "best of n": chosen,
     "weighted particles": weighted,
     "bounds": partial(ratio, ratios.elbo_difference),
+    "bounds, first given": partial(ratio, ratios.elbo_difference, start=True),
     "paths": partial(ratio, ratios.path_difference),
     "flows": partial(ratio, integrals.ode_difference),
     "lines": line,

@@ -248,3 +248,113 @@ def test_what_is_given_of_a_plan_is_a_condition_that_stands_in_x():
     for name, model in zip(("base", "expert"), models, strict=True):
         asked = rrlib.given(model, first).x0(found.x, found.t)
         assert torch.equal(getattr(found, name), asked)
+
+
+# Estimates: the log ratio of N(c, S) and N(-c, S) is 2 c x / S, of each sample under its own c.
+
+WAYS = {  # and how far 30 steps are from the whole
+    "elbo": (partial(rrlib.elbo_difference, probes=64), 0.02),
+    "path": (partial(rrlib.path_difference, probes=64), 0.15),
+    "ode": (rrlib.ode_difference, 0.03),
+    "line": (partial(rrlib.line_integral, reference=torch.zeros(2)), 0.02),
+}
+
+
+@pytest.mark.lengthy
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("batch", [256, 12])
+def test_estimates_are_of_each_sample_under_its_own_condition(name, batch):
+    (x, _), (c, _) = drawn(7, 5)
+    whole = 2 * (c * x).sum(1) / SPREAD
+    way, share = WAYS[name]
+    found = way(BASE.told(c), EXPERT.told(c), x, batch=batch).value
+    assert_close(found, whole, atol=0.08, rtol=share)
+    (one,) = way(BASE.told(c[3:4]), EXPERT.told(c[3:4]), x[3:4]).value
+    assert_close(found[3], one, atol=0.08, rtol=0.05)
+    with pytest.raises(InputError, match="base: a condition of 3 rows is not allowed for 7 sam"):
+        way(BASE.told(c[:3]), EXPERT.told(c[:3]), x)
+
+
+@pytest.mark.lengthy
+@pytest.mark.parametrize("name", WAYS)
+def test_estimates_of_plans_whose_start_is_given_are_those_of_single_ones(name):
+    """Each plan has another first observation; it was told one at a time before."""
+
+    def planner(side: float) -> rrlib.Denoiser:
+        def network(x, t, given):
+            return 0.5 * x + side * x[:, :1].tanh()
+
+        return rrlib.Denoiser(network, SCHEDULER)
+
+    plans, pair = torch.randn(5, 4, 3, generator=stream(0, "plans")), (planner(0.1), planner(0.3))
+    way = WAYS[name][0]
+    asked = {"reference": torch.zeros(4, 3)} if name == "line" else {}
+
+    def found(x, batch=256):
+        return way(*(rrlib.given(model, x[:, 0, 1:]) for model in pair), x, batch=batch, **asked)
+
+    together, parts = found(plans), found(plans, batch=70)
+    alone = torch.cat([found(x).value for x in plans.split(1)])
+    for value in (together.value, parts.value):
+        assert_close(value, alone, atol=0.5, rtol=0.1)
+    assert (alone[:, None] - alone).abs().max() > 2
+
+
+class Exact(nn.Module):
+    """The log ratio under a condition, 7 too low."""
+
+    def forward(self, x, t, condition):
+        a = SCHEDULER.alphas_cumprod.to(x)[t]
+        return 2 * a.sqrt() * (condition * x).sum(1) / (a * SPREAD + 1 - a) - 7
+
+
+@pytest.mark.lengthy
+def test_a_reward_of_a_condition_has_its_level():
+    (x, _), (c, _) = drawn(60, 6)
+    reward = rrlib.RelativeReward(Exact(), "score", "x_t")
+    for batch in (256, 25):
+        found = rrlib.level(reward, BASE.told(c), EXPERT.told(c), x, probes=8, batch=batch)
+        assert_close(found.value, torch.tensor(7.0), atol=0.1, rtol=0)
+
+
+def test_jacobians_are_those_under_each_ones_condition():
+    def model(side: float) -> rrlib.Denoiser:
+        return rrlib.Denoiser(lambda x, t, c: (side * c * x).sin(), SCHEDULER)
+
+    (x, _), (c, _) = drawn(4, 7)
+    base, expert = model(1.0), model(3.0)
+    for place in ("x_t", "mu_base"):
+        found = rrlib.difference_jacobians(base.told(c), expert.told(c), x, 9, place)
+        for k in range(4):
+            pair = (m.told(c[k : k + 1]) for m in (base, expert))
+            alone = rrlib.difference_jacobians(*pair, x[k : k + 1], 9, place)
+            assert_close(found[k], alone[0])
+    with pytest.raises(InputError, match="base: a condition of 4 rows is not allowed for 2 sam"):
+        rrlib.difference_jacobians(base.told(c), expert.told(c), x[:2], 9, "x_t")
+
+
+def test_each_sample_has_particles_under_its_own_condition():
+    """The product p1^(1 - w) p2^w at w = 2 is N(3 c, S)."""
+    c = torch.tensor([[0.5, -0.2], [-0.4, 0.3], [0.1, 0.6]])
+    rewards = rrlib.RelativeReward(Exact(), "score", "x_t"), rrlib.ExactDifference(BASE, EXPERT)
+    for reward in rewards:
+        options = {"particles": 2_000, "guidance_scale": 2.0}
+        found = rrlib.sample_weighted(BASE.told(c), (3, 2), reward, **options)
+        means = (found.weights[..., None] * found.samples).sum(1)
+        assert_close(means.float(), 3 * c, atol=0.12, rtol=0.05)
+        again = BASE.told(c.repeat_interleave(2_000, 0))  # one row for each particle
+        assert torch.equal(
+            rrlib.sample_weighted(again, (3, 2), reward, **options).samples, found.samples
+        )
+
+
+def test_the_best_of_several_is_chosen_under_its_condition():
+    c = torch.tensor([[0.5, -0.2], [-0.4, 0.3]])
+    reward = rrlib.RelativeReward(Exact(), "score", "x_t")
+    generator = stream(0, "candidates")
+    candidates = torch.stack([rrlib.sample(BASE.told(c), (2, 2), generator) for _ in range(5)])
+    best = (candidates * c).sum(-1).argmax(0)
+    wanted = candidates[best, torch.arange(2)]
+    for way in (reward, lambda x, t, told: (x * told).sum(1), lambda x, t: (x * c).sum(1)):
+        found = rrlib.best_of(BASE.told(c), (2, 2), way, 5, stream(0, "candidates"))
+        assert torch.equal(found, wanted)

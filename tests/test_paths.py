@@ -57,9 +57,9 @@ def vp_model(law, table: str, steps: int, kind: str) -> Denoiser:
     return Denoiser(network, scheduler)
 
 
-def flow_model(law, scheduler) -> Denoiser:
+def flow_model(law, scheduler, time_scale: float = 1000.0) -> Denoiser:
     def network(x, t):
-        s = (t.double() / 1000).reshape(-1, *[1] * (x.ndim - 1))
+        s = (t.double() / time_scale).reshape(-1, *[1] * (x.ndim - 1))
         x0 = posterior(law, x.double(), 1 - s, s)
         return ((x - (1 - s) * x0) / s - x0).to(x.dtype)  # eps - x_0
 
@@ -81,7 +81,9 @@ MODELS = {
     "sample": lambda law: vp_model(law, "cosine", 100, "sample"),
     "epsilon": lambda law: vp_model(law, "linear", 1000, "epsilon"),
     "v": lambda law: vp_model(law, "cosine", 50, "v_prediction"),
-    "flow": lambda law: flow_model(law, diffusers.FlowMatchEulerDiscreteScheduler(100, shift=3.0)),
+    "flow": lambda law: flow_model(
+        law, diffusers.FlowMatchEulerDiscreteScheduler(100, shift=3.0), time_scale=100.0
+    ),
     "edm": lambda law: edm_model(law, diffusers.EDMEulerScheduler(num_train_timesteps=100)),
 }
 PAIRS = list(itertools.product(MODELS, MODELS))
@@ -184,8 +186,9 @@ class Quadratic(torch.nn.Module):
 # Against diffusers' own schedulers
 
 
-def test_the_levels_of_a_flow_are_those_of_diffusers():
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_the_levels_of_a_flow_are_those_of_diffusers(steps):
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(steps, shift=3.0)
     ours = schedule_of(theirs)
     s = theirs.sigmas.double().flip(0)
     abar = torch.tensor(ours.abar)
@@ -197,11 +200,16 @@ def test_the_levels_of_a_flow_are_those_of_diffusers():
     assert s[-1] == 1 and 0 < ours.abar[-1] < ours.abar[-2]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within diffusers
 def test_a_dpm_solver_on_flow_sigmas_is_read_as_a_flow():
     theirs = diffusers.DPMSolverMultistepScheduler(
         100, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
     )
-    assert schedule_of(theirs).abar == flow_schedule(100, shift=3.0).abar
+    ours = schedule_of(theirs)
+    assert ours.abar == flow_schedule(100, shift=3.0).abar
+    theirs.set_timesteps(50)  # whole ones, rounded down
+    told = ours.path.time_scale * theirs.sigmas[:-1]
+    assert ((told - theirs.timesteps >= 0) & (told - theirs.timesteps < 1)).all()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -242,6 +250,89 @@ def test_other_samplers_of_one_ddpm_are_one_model(scheduler):
     x, t = torch.randn(50, 3, generator=stream(0, 0)), torch.arange(50)
     network = partial(lambda x, t: x.tanh() + 0.01 * t[:, None])
     assert torch.equal(Denoiser(network, scheduler).x0(x, t), Denoiser(network, plain).x0(x, t))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within diffusers
+@pytest.mark.parametrize(
+    "kind", ["EulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"]
+)
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+def test_zero_terminal_snr_is_read_from_samplers_that_have_no_zero(kind, betas):
+    """Trained with a last alpha-bar of 0, in whose place these have 2^-24, more than before it."""
+    options = {"prediction_type": "v_prediction", "beta_schedule": betas, "clip_sample": False}
+    trained = DDPMScheduler(1000, rescale_betas_zero_snr=True, **options).alphas_cumprod.double()
+    theirs = getattr(diffusers, kind)(
+        1000, rescale_betas_zero_snr=True, prediction_type="v_prediction", beta_schedule=betas
+    )
+
+    def network(law, x, t):
+        assert not t.is_floating_point()
+        alpha, sigma = (part[t][:, None] for part in (trained.sqrt(), (1 - trained).sqrt()))
+        x0 = posterior(law, x.double(), alpha, sigma)
+        eps = (x - alpha * x0) / sigma
+        return (alpha * eps - sigma * x0).to(x.dtype)
+
+    base, expert = (Denoiser(partial(network, law), theirs) for law in (BASE, EXPERT))
+    table = base.schedule
+    assert 0 < table.abar[-1] < table.abar[-2] and table.abar[-1] < 1e-7
+    assert_close(torch.tensor(table.abar)[:-1], trained[:-1].float())
+    t = torch.arange(0, 1000, 3)
+    x = torch.randn(len(t), 2, generator=stream(0, 0), dtype=torch.float64)
+    abar = torch.tensor(table.abar).double()[t][:, None]
+    exact = posterior(EXPERT, x, abar.sqrt(), (1 - abar).sqrt())
+    assert_close(expert.x0(x, t), exact, rtol=0, atol=5e-4)
+    assert extraction.units(base, "mean").isfinite().all()
+    steered = rrlib.sample(
+        base,
+        (2_000, 2),
+        seed=1,
+        reward=rrlib.ExactDifference(base, expert),
+        num_inference_steps=100,
+    )
+    assert_close(steered.mean(0), EXPERT[0], rtol=0, atol=0.06)
+
+
+class Table(torch.nn.Module):
+    """x0 at whole steps, looked up after its time is rounded in a way of its own."""
+
+    def __init__(self, law, rounding):
+        super().__init__()
+        self.inner, self.rounding = vp_model(law, "cosine", 50, "sample").network, rounding
+
+    def forward(self, x, t):
+        return self.inner(x, self.rounding(t))
+
+
+SCHEDULE = TABLES["cosine"](50, "sample")
+ROUNDINGS = {"floor": torch.Tensor.long, "nearest": torch.round, "up": torch.ceil}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_network_that_rounds_its_time_is_refused_at_the_levels_of_another_schedule(
+    rounding, dtype
+):
+    table = Denoiser(Table(EXPERT, ROUNDINGS[rounding]), DDPMScheduler.from_config(SCHEDULE))
+    data = samples(BASE, 500, 1, dtype), samples(EXPERT, 500, 2, dtype)
+    other = vp_model(BASE, "cosine", 80, "sample")
+    with pytest.raises(InputError, match=r"^expert: a network that rounds its time to whole steps"):
+        rrlib.compare(other, table, data, n=300)
+    with pytest.raises(InputError, match=r"^expert: a network that rounds its time to whole steps"):
+        rrlib.elbo_difference(other, table, data[0], steps=5)
+    # At its own levels its times are whole.
+    assert len(rrlib.compare(table, other, data, n=300).x) == 300
+    same = vp_model(BASE, "cosine", 50, "sample")
+    assert len(rrlib.compare(same, table, data, n=300).x) == 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-8, 1e-4, 1e-3, 1e-2, 1.0])
+def test_a_network_of_all_times_is_not_taken_for_one_that_rounds(size, dtype):
+    """However little it makes of its time, in any precision."""
+    expert = Denoiser(lambda x, t: x + size * t[:, None].sin().to(x.dtype), cosine_scheduler(50))
+    data = (samples(BASE, 50, 1, dtype) / 9, samples(EXPERT, 50, 2, dtype) / 9)
+    base = Denoiser(lambda x, t: 0.5 * x, cosine_scheduler(80))
+    assert len(rrlib.compare(base, expert, data, n=60).x) == 60
 
 
 # Ends, precision, scale
@@ -363,6 +454,18 @@ def test_an_expert_that_has_never_seen_noise_draws_no_samples():
         (lambda: flow_schedule(1), "^steps=1 is not allowed: at least 2"),
         (lambda: flow_schedule(10, shift=0.0), "^shift=0.0 is not allowed: a positive"),
         (lambda: flow_schedule(10, prediction="velocity"), "^prediction='velocity' is not allowed"),
+        (
+            lambda: flow_schedule(10, prediction="edm"),
+            "^prediction='edm' is not allowed: 'sample' or 'epsilon' or 'v_prediction' or 'flow_p",
+        ),
+        (
+            lambda: Denoiser(
+                lambda x, t: x,
+                replace(schedule_of(cosine_scheduler(5)), prediction="edm", copies={}),
+            ).x0(torch.zeros(1, 2), torch.tensor([1])),
+            "^prediction='edm' is not allowed: 'sample' or",
+        ),
+        (lambda: edm_schedule(10, prediction="eps"), "^prediction='eps' is not allowed"),
         (lambda: edm_schedule(10, sigma_min=3.0, sigma_max=2.0), "^sigma_max=2.0 is not allowed"),
         (lambda: edm_schedule(10, sigma_data=float("inf")), "^sigma_data=inf is not allowed"),
         (lambda: Denoiser(lambda x, t: x, flow_schedule(10), scale=0), "^scale=0 is not allowed"),

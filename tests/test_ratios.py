@@ -368,3 +368,104 @@ def test_a_standard_error_is_that_of_a_mean_of_draws():
     found = levels.summary(draws, 7)
     assert found.value.tolist() == [3.0, 1.0] and found.calls == 7
     assert_close(found.standard_error, torch.tensor([2.0, 3**0.5]) / 3**0.5)
+
+
+# The ends of the way from data to noise.
+
+
+def shifted(mean: float, steps: int) -> rrlib.Denoiser:
+    """N((mean, 0), I) under diffusers' default betas, which are for 1000 steps."""
+    table = DDPMScheduler(steps, clip_sample=False, prediction_type="sample")
+    at = torch.tensor([[mean, 0.0]]).double()
+    return GaussianMixture(torch.ones(1).double(), at, torch.eye(2)[None].double()).denoiser(table)
+
+
+@pytest.mark.lengthy
+@pytest.mark.parametrize("name", ["elbo", "path", "ode"])
+def test_a_log_ratio_is_whole_where_its_last_level_is_nearly_noise(name):
+    """300 steps end at alpha-bar 0.049, near the most that is allowed: that share is left out.
+
+    A flow's end differs by the root of it, which is the share of the means that is left there.
+    """
+    base, expert = shifted(0.0, 300), shifted(1.5, 300)
+    left = base.schedule.abar[-1]
+    assert 0.04 < left < 0.05
+    x = torch.randn(60, 2, generator=stream(0, "x"), dtype=torch.float64)
+    truth = 1.5 * x[:, 0] - 1.5**2 / 2
+    slope = float(np.polyfit(truth, WAYS[name](base, expert, x).value, 1)[0])
+    assert slope == pytest.approx(1 - (left**0.5 if name == "ode" else left), abs=0.06)
+
+
+LINES = [lambda x, t, a=a: 0.5 * x + a for a in (0.0, 0.2)]
+ENDS = {
+    "base: a noisiest level of alpha-bar 0.36": [DDPMScheduler(100, clip_sample=False)] * 2,
+    "expert: a noisiest level of alpha-bar 0.2": [
+        rrlib.edm_schedule(100),
+        rrlib.edm_schedule(100, sigma_max=2.0),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["elbo", "path", "ode", "level", "algorithm 2"])
+@pytest.mark.parametrize("message", ENDS)
+def test_an_estimate_that_would_break_off_before_noise_is_refused(message, name):
+    """At alpha-bar 0.36 elbo would have 0.64 of the truth, and ode 0.40."""
+    base, expert = (rrlib.Denoiser(*pair) for pair in zip(LINES, ENDS[message], strict=True))
+    data = torch.randn(50, 2), torch.randn(50, 2)
+    pairs = rrlib.compare(base, expert, data, n=100)  # which needs no noise
+    with pytest.raises(InputError, match=message) as caught:
+        if name == "level":
+            reward = rrlib.RelativeReward.fit(pairs, steps=2)
+            rrlib.level(reward, base, expert, data[0])
+        elif name == "algorithm 2":
+            rrlib.compare(base, expert, shape=(2,), n=100)
+        else:
+            WAYS[name](base, expert, data[0], steps=5)
+    assert str(caught.value).count(". ") == 0
+    assert rrlib.line_integral(base, expert, data[0]).value.isfinite().all()  # at one level
+    assert rrlib.sample(expert, (3, 2)).isfinite().all()
+
+
+def test_levels_that_leave_only_noise_alone_out_are_looked_at_without_it():
+    table = DDPMScheduler(
+        20, rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=False
+    )
+    pair = [rrlib.Denoiser(line, table) for line in LINES]
+    with pytest.raises(InputError, match=r"base: a noisiest level of alpha-bar 1 "):
+        rrlib.elbo_difference(*pair, torch.zeros(2, 3), steps=2)
+
+
+def test_an_expert_of_too_little_noise_steers_no_samples_from_noise():
+    base, expert = (
+        rrlib.Denoiser(line, rrlib.edm_schedule(50, sigma_max=most))
+        for line, most in zip(LINES, (80.0, 2.0), strict=True)
+    )
+    both = rrlib.ExactDifference(base, expert)
+    message = "expert: a noisiest level of alpha-bar 0.2.* where it steers samples"
+    with pytest.raises(InputError, match=message):
+        rrlib.sample(base, (3, 2), reward=both)
+    with pytest.raises(InputError, match=message):
+        rrlib.sample_weighted(base, (3, 2), both, particles=2)
+    # One that knows all of the base's levels steers as it samples by itself.
+    short = [
+        rrlib.Denoiser(line, ENDS["base: a noisiest level of alpha-bar 0.36"][0]) for line in LINES
+    ]
+    assert rrlib.sample(short[0], (3, 2), reward=rrlib.ExactDifference(*short)).isfinite().all()
+
+
+def test_a_step_that_the_expert_does_not_know_is_refused():
+    base, expert = (
+        rrlib.Denoiser(line, rrlib.edm_schedule(50, sigma_min=least))
+        for line, least in zip(LINES, (0.002, 0.5), strict=True)
+    )
+    first, last = expert.at(base).schedule.span
+    x = torch.randn(20, 2)
+    message = f"=0 is not allowed: a step from {first} to {last}, which both models know"
+    reward = rrlib.RelativeReward.fit(rrlib.compare(base, expert, (x, x), n=100), steps=2)
+    with pytest.raises(InputError, match="^step" + message):
+        rrlib.line_integral(base, expert, x)
+    with pytest.raises(InputError, match="^step" + message):
+        rrlib.difference_jacobians(base, expert, x, 0, "x_t")
+    with pytest.raises(InputError, match=r"^t of rho\(x, t\)" + message):
+        rrlib.level(reward, base, expert, x)
+    assert rrlib.line_integral(base, expert, x, step=first).value.isfinite().all()

@@ -90,6 +90,12 @@ def test_a_step_out_of_range_is_refused(step):
         jacobians(step, "x_t")
 
 
+def test_another_place_is_refused():
+    """It was taken for "mu_base"."""
+    with pytest.raises(InputError, match="place='xt' is not allowed: 'x_t' or 'mu_base' is needed"):
+        jacobians(3, "xt")
+
+
 def test_without_a_condition_every_number_moves():
     plain = [
         Denoiser(lambda x, t, m=m: (x.flatten(1) @ m.T).reshape(x.shape), BASE.scheduler)

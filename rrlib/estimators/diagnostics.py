@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from rrlib.errors import check_one_of
+from rrlib.estimators.levels import check_told, of_rows
 from rrlib.method.checks.numbers import check_step
+from rrlib.method.checks.pairs import check_known
 from rrlib.method.comparisons import Condition, aligned
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.pools import Place
@@ -43,15 +46,17 @@ def difference_jacobians(
     """d (expert's mean - base's mean) / dx, [B, n, n].
 
     Args:
-        base, expert: models of one space, read at the base's levels.
+        base, expert: models of one space, read at the base's levels; of those that are told a
+            condition, a row of it for each x_t.
         x_t: noised samples, [B, ...]; of what the models are given they hold the values.
-        step: t.
+        step: t, one that both models know.
         place: x is "x_t", or "mu_base" (the chain rule turns one into the other).
         condition: gives both models a part of each x_t, see `comparisons.algorithm1`.
         free: bool [...], the numbers of a sample that can move, n of them; None takes all.
 
     Raises:
-        InputError: `step` is no step of the schedule, or models of no common level.
+        InputError: a `step` that not both models know, another place than there are, or models of
+            no common level.
 
     >>> import rrlib
     >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
@@ -61,20 +66,26 @@ def difference_jacobians(
     (torch.Size([2, 3, 3]), 0.0)
     """
     expert = aligned(base, expert)
+    for name, model in (("base", base), ("expert", expert)):
+        check_told(name, model, len(x_t))
+    check_one_of("place", place, Place)
     check_step("step", step, base.steps)
+    check_known("step", step, expert)
     t = torch.tensor([step], device=x_t.device)
     moving = torch.ones_like(x_t[0], dtype=torch.bool) if free is None else free.to(x_t.device)
     numbers = moving.flatten().nonzero().squeeze(1)
 
-    def means(x: Tensor) -> Tensor:
+    def means(x: Tensor, row: Tensor) -> Tensor:
         """Both models' means of one sample [...], [2, n] of the numbers that can move."""
         x = x[None]
-        models: Sequence[Denoiser] = (base, expert)
+        models: Sequence[Denoiser] = [of_rows(model, row[None]) for model in (base, expert)]
         if condition:
             x, models = condition(x, x, *models)
         return torch.stack([model.mean(x, t).flatten()[numbers] for model in models])
 
-    found = vmap(jacrev(means, chunk_size=512))(x_t).flatten(3)[..., numbers]  # [B, 2, n, n]
+    rows = torch.arange(len(x_t), device=x_t.device)
+    found = vmap(jacrev(means, chunk_size=512))(x_t, rows)
+    found = found.flatten(3)[..., numbers]  # [B, 2, n, n]
     mine, other = found.unbind(1)
     if place == "x_t":
         return other - mine

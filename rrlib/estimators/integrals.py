@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError
-from rrlib.estimators.levels import Estimate, Levels, asked, checked, inner, summary
+from rrlib.estimators.levels import Estimate, Levels, asked, checked, inner, of_rows, summary
 from rrlib.method.checks.numbers import check_finite, check_step
-from rrlib.method.checks.pairs import check_answers
+from rrlib.method.checks.pairs import check_answers, check_known
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.training import stream
@@ -30,6 +30,7 @@ def ode_difference(
     log p(x) = log N(x_T) - int div_y x0 dlog sigma, up to what both models have in common. Heun's
     steps go from the least noise, where x is taken to be, to the most; the divergence is read by
     Hutchinson's probes z^T (dx0 / dy) z, of random signs, one set for both, fresh at each step.
+    Both ends are taken for noise alone: of means that differ, the share sqrt(abar_T) is missed.
 
     Calls: 2 (2 K - 1), one after another, and 2 K backward passes for each probe. Variance: of the
     probes, by the Jacobians' entries off the diagonal; both models share most of it.
@@ -59,9 +60,11 @@ def ode_difference(
     parts = []
     for start in range(0, len(samples), batch):
         x = samples[start : start + batch]
+        rows = torch.arange(start, start + len(x), device=x.device)
+        pair = (("base", of_rows(base, rows)), ("expert", of_rows(expert, rows)))
         mine, other = (
             _flow(name, model, x, levels, probes, stream(seed, f"probes {start}", str(x.device)))
-            for name, model in (("base", base), ("expert", expert))
+            for name, model in pair
         )
         parts.append(other - mine)
     return summary(torch.cat(parts, 1), 2 * (2 * len(levels.t) - 1))
@@ -91,7 +94,7 @@ def line_integral(
     Args:
         base, expert, samples, batch: see `noised.elbo_difference`.
         reference: x_ref, [...], where the value is 0; None takes the samples' mean.
-        step: t.
+        step: t, one that both models know.
         steps: nodes on the line.
 
     Raises:
@@ -107,6 +110,7 @@ def line_integral(
     """
     expert = checked(base, expert, samples, steps=steps, batch=batch)
     check_step("step", step, base.steps)
+    check_known("step", step, expert)
     start = samples.mean(0) if reference is None else reference
     if start.shape != samples.shape[1:]:
         raise InputError(
@@ -118,11 +122,13 @@ def line_integral(
     places, weights = (torch.from_numpy(part).to(samples.device, wide(samples)) for part in rule)
     parts: list[Tensor] = []
     seen: list[Tensor] = []
-    for x in samples.split(max(1, batch // steps)):
+    few = max(1, batch // steps)
+    for k, x in enumerate(samples.split(few)):
+        rows = torch.arange(k * few, k * few + len(x), device=x.device).repeat(steps)
         way = (x - start).expand(steps, *x.shape)
         points = narrow(start + beside((places + 1) / 2, way) * way, x).flatten(0, 1)
         t = torch.full((len(points),), step, device=x.device)
-        slope = asked(base, expert, points, t, batch, seen).pool("score", "x_t").target
+        slope = asked(base, expert, points, t, rows, batch, seen).pool("score", "x_t").target
         parts.append((weights / 2) @ inner(slope, way.flatten(0, 1), len(x)))
     check_answers(seen)
     return summary(torch.cat(parts)[None], 2 * steps)

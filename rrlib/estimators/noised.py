@@ -16,7 +16,7 @@ from rrlib.estimators.levels import (
     summary,
 )
 from rrlib.method.checks.levels import check_schedule, check_start
-from rrlib.method.checks.pairs import check_answers
+from rrlib.method.checks.pairs import check_answers, check_known
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.noise.precision import beside, narrow, wide
 from rrlib.method.rewards import RelativeReward
@@ -54,7 +54,8 @@ def elbo_difference(
     energy, summed over the noise: this is an estimate on paths, not one of densities.
 
     Args:
-        base, expert: diffusion models of one space, read at the base's levels.
+        base, expert: diffusion models of one space, read at the base's levels; of models that are
+            told a condition, a row of it for each sample.
         samples: x_0, [B, ...]; models are asked in their precision, float64 if they have it.
         weights: see above.
         steps: noise levels K, spaced evenly over the T; None takes all.
@@ -64,7 +65,8 @@ def elbo_difference(
 
     Raises:
         InputError: models without a schedule or of no common level; samples that do not suit them,
-            or are not finite; a number out of range; an answer that is not finite.
+            or are not finite; a number out of range; an answer that is not finite; a last common
+            level that is not nearly noise (alpha-bar over 0.05), where the sum would break off.
 
     >>> import rrlib, torch
     >>> scheduler = rrlib.cosine_scheduler(50, clip=False)
@@ -83,13 +85,14 @@ def elbo_difference(
 
     seen: list[Tensor] = []
 
-    def one(x: Tensor, generator: torch.Generator) -> Tensor:
+    def one(x: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         shape = ((count + 1) // 2, *x.shape)
         draw = torch.randn(shape, generator=generator, device=x.device, dtype=wide(x))
         draw = torch.stack([draw, -draw], 1).flatten(0, 1)[:count]
         clean, noise = (beside(part.sqrt(), draw) for part in (levels.abar, levels.rest))
         x_t = narrow(clean * x + noise * draw, x).flatten(0, 1)
-        both = asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch, seen)
+        t = levels.t.repeat_interleave(len(x))
+        both = asked(base, expert, x_t, t, rows.repeat(len(levels.t)), batch, seen)
         far = 2 * x.expand_as(draw).flatten(0, 1) - both.base - both.expert
         return factors @ inner(both.expert - both.base, far, len(x))
 
@@ -145,13 +148,14 @@ def path_difference(
 
     seen: list[Tensor] = []
 
-    def one(x: Tensor, generator: torch.Generator) -> Tensor:
+    def one(x: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(levels.t), *x.shape)
         draw = torch.randn(shape, generator=generator, device=x.device, dtype=wide(x))
         moves = beside(increments.sqrt(), draw) * draw
         y = x + moves.cumsum(0)
         x_t = narrow(beside(levels.abar.sqrt(), y) * y, x).flatten(0, 1)
-        both = asked(base, expert, x_t, levels.t.repeat_interleave(len(x)), batch, seen)
+        t = levels.t.repeat_interleave(len(x))
+        both = asked(base, expert, x_t, t, rows.repeat(len(levels.t)), batch, seen)
         share = beside(increments / sigma2, y)  # of the way to x0 that a step leads back
         far = share * (2 * y - (both.base + both.expert).reshape(shape)) - 2 * moves
         terms = inner(both.expert - both.base, far.flatten(0, 1), len(x))
@@ -183,11 +187,11 @@ def level(
         reward: of these two models, fitted at "x_t"; only there its values are log ratios.
         base, expert, steps, probes, seed, batch: see `elbo_difference`.
         anchors: samples x_0, [B, ...], such as the base's own; a single one gives no standard
-            error.
+            error. A reward of a condition is told the base's.
 
     Raises:
         InputError: see `elbo_difference`; a reward that was fitted at "mu_base", on another
-            schedule than the base's, or not at t = 0.
+            schedule than the base's, or not at t = 0; an expert that does not know t = 0.
 
     >>> import rrlib, torch
     >>> scheduler = rrlib.cosine_scheduler(20, clip=False)
@@ -205,12 +209,14 @@ def level(
         )
     check_schedule("the base's", base, reward)
     check_start(reward)
+    check_known("t of rho(x, t)", 0, checked(base, expert, anchors))
     given = elbo_difference(
         base, expert, anchors, steps=steps, probes=probes, seed=seed, batch=batch
     )
     t = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
-    pairs = zip(anchors.split(batch), t.split(batch), strict=True)
+    told = () if base.condition is None else (base.condition.split(batch),)
+    parts = zip(anchors.split(batch), t.split(batch), *told, strict=True)
     with torch.no_grad():
-        rho = torch.cat([reward(*pair) for pair in pairs])
+        rho = torch.cat([reward(*part) for part in parts])
     unit = base.mean_per_score(t[:1], rho) if reward.target == "mean" else 1.0
     return summary(given.value - rho / unit, given.calls)

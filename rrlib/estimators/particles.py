@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, shown
+from rrlib.estimators.levels import retold
 from rrlib.method.checks.levels import check_start
 from rrlib.method.checks.numbers import check_counts, check_seen
+from rrlib.method.checks.pairs import check_begins
 from rrlib.method.checks.rewards import check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
 from rrlib.method.guidance import lengthened, sample, shift_of_mean
 from rrlib.method.networks.calls import check_still
-from rrlib.method.networks.sums import WeightedSum
+from rrlib.method.networks.sums import WeightedSum, asked
 from rrlib.method.noise.precision import beside, narrow, stalls
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.rewards import RelativeReward
@@ -87,7 +89,7 @@ def sample_weighted(
     percent at a hundred steps, which the weights amplify.
 
     Args:
-        denoiser: the base.
+        denoiser: the base; what it is told, a row for each of the B samples or B N particles.
         shape: of all samples together, (B, ...).
         reward: steers; one that `compose` made stands for p1 prod_k (p_k / p1)^(w_k), its parts'.
         particles: N for each of the B samples; the more, the further w is from 1 and the more
@@ -114,6 +116,7 @@ def sample_weighted(
     """
     check_still("denoiser", denoiser.network)
     check_reward(denoiser, reward)
+    check_begins(reward)
     check_scale(guidance_scale)
     if not isinstance(particles, int) or particles < 2:
         raise InputError(f"particles={shown(particles)} is not allowed: at least 2 are needed.")
@@ -125,6 +128,10 @@ def sample_weighted(
     _check_memory(shape, particles, len(parts), device, dtype)
     taken = denoiser.steps if num_inference_steps is None else num_inference_steps
     steps = kept_steps(denoiser.steps, taken)
+    denoiser = retold(
+        denoiser,
+        lambda part: part.repeat_interleave(particles, 0) if len(part) == shape[0] else part,
+    )
     keep = keep or (lambda x: x)
     generator = torch.Generator(device).manual_seed(seed)
     rows = (shape[0] * particles, *shape[1:])
@@ -151,7 +158,7 @@ def sample_weighted(
 def best_of(
     denoiser: Denoiser,
     shape: tuple[int, ...],
-    reward: Callable[[Tensor, Tensor], Tensor],
+    reward: Callable[..., Tensor],
     n: int,
     generator: torch.Generator | None = None,
     *,
@@ -171,7 +178,8 @@ def best_of(
     Args:
         denoiser: the base.
         shape: of all samples together, (B, ...).
-        reward: (x [B, ...], t [B]) -> [B], such as a RelativeReward.
+        reward: (x [B, ...], t [B]) -> [B], such as a RelativeReward; one that takes a condition as
+            its third argument is told the denoiser's, if it has one.
         n: samples to choose from, for each of the B; drawn one after another.
         generator, seed, device, dtype, keep, num_inference_steps: see `sample`.
 
@@ -200,7 +208,9 @@ def best_of(
             num_inference_steps=num_inference_steps,
         )
         with torch.no_grad():
-            value = reward(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+            t = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            told = denoiser.condition
+            value = reward(x, t) if told is None else asked(reward, x, t, told)
         if value.shape != x.shape[:1]:
             raise InputError(
                 f"reward: values of shape {tuple(value.shape)} are not allowed: one for each of "

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rrlib import training
+from rrlib.errors import check_one_of
 from rrlib.lab import recipes, store
 from rrlib.method import comparisons, extraction
 from rrlib.method.denoisers import Denoiser
@@ -34,6 +35,7 @@ def mixture(side: Side) -> sde.GaussianMixture:
     time = torch.linspace(0, 1, HORIZON, dtype=torch.float64)
     early, late = 1 - (1 - time) ** 2, time**2
     rough = 0.09 * (-(time[:, None] - time).abs() * 3).exp()
+    check_one_of("side", side, Side)
     if side == "base":
         means, weights = [early, late, -early, -late], [0.25] * 4
     else:

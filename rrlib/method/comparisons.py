@@ -95,7 +95,8 @@ def compare_at(
             The first is looked at at once, for most that is wrong with a model is wrong there.
 
     Raises:
-        InputError: a model cannot take samples of this shape, or its answer is not finite.
+        InputError: a model cannot take samples of this shape, its answer is not finite, or its
+            network rounds times between its steps.
     """
     found, seen = asked(base, expert, x_t, t), [] if seen is None else seen
     # The last t at which an answer is not finite, -1 where all are.
@@ -103,6 +104,8 @@ def compare_at(
     seen.append(torch.stack([torch.where(rows, t, -1).max() for rows in bad]))
     if len(seen) == 1:
         checks.check_answers(seen)
+        checks.check_between("base", base, x_t)
+        checks.check_between("expert", expert, x_t)
     return found
 
 
@@ -265,9 +268,9 @@ def algorithm2(
         conditions: rows [m, ...] that the base's runs and the expert's draw theirs from.
 
     Raises:
-        InputError: models of no common level, or an expert that has never seen noise, a number of
-            runs that cannot be halved, a shape that is none, an answer that is not finite, or
-            models that agree everywhere.
+        InputError: models of no common level, or whose last one is not nearly noise (alpha-bar over
+            0.05), a number of runs that cannot be halved, a shape that is none, an answer that is
+            not finite, or models that agree everywhere.
     """
     expert = aligned(base, expert)
     first, last = expert.schedule.span

@@ -34,8 +34,8 @@ class Denoiser:
     Attributes:
         network: (x [B, ...], time [B]) -> prediction [B, ...], or an object with it as `sample` (as
             diffusers' networks answer). It is asked in its own numbers, as it was trained: x as
-            its own path has it, times as its scheduler counts them (int64 steps of a DDPM; 1000 s
-            of a flow; log(sigma) / 4 of EDM), and predicts what its scheduler says. A third
+            its own path has it, times as its scheduler counts them (int64 steps k of T of a DDPM;
+            s T of a flow; log(sigma) / 4 of EDM), and predicts what its scheduler says. A third
             argument, if it takes one, is the condition.
         scheduler: diffusers' DDPMScheduler or another of models with E[x_0 | x_t] (DDIM, Euler,
             DPM-Solver, flow matching, EDM), or a `Schedule`, such as `flow_schedule(100)`; t runs

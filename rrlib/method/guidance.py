@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of
 from rrlib.method.checks.numbers import check_counts, check_seen, check_step
+from rrlib.method.checks.pairs import check_begins
 from rrlib.method.checks.rewards import check_place, check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
@@ -73,6 +74,7 @@ def denoise(
     check_still("denoiser", denoiser.network)
     if reward:
         check_reward(denoiser, reward)
+        check_begins(reward)
     each = guidance_scale if isinstance(guidance_scale, Tensor) and guidance_scale.ndim else None
     scales = [guidance_scale] if each is None else each.tolist()
     for scale in scales:

@@ -10,9 +10,11 @@ from torch import Tensor
 from rrlib.errors import InputError, shown
 from rrlib.method.checks.numbers import check_finite, check_samples
 from rrlib.method.denoisers import Denoiser
+from rrlib.method.networks import calls
 from rrlib.method.networks.calls import check_still, same_device
+from rrlib.method.noise.paths import VariancePreserving
 
-NOISE = 0.05  # alpha-bar at most of the level that an expert's own sampling may begin at
+NOISE = 0.05  # alpha-bar at most of a level that stands for noise alone, where all data look alike
 BEYOND = 0.01  # share of numbers beyond the clip's range that new data of an old range may have
 # How torch says that a network and its input do not belong together.
 _SHAPES = re.compile("shape|size|channels|dimension|groups")
@@ -109,14 +111,57 @@ def check_levels(base: Denoiser, expert: Denoiser, found: Denoiser) -> None:
         )
 
 
+def check_noise(
+    base: Denoiser, expert: Denoiser, use: str, needed: str, last: int | None = None
+) -> None:
+    """Raise InputError unless the noisiest level that both models know is noise, or nearly.
+
+    Args:
+        base, expert: the expert at the base's levels.
+        use, needed: what takes that level for noise, and what it wants, for the message.
+        last: the noisiest t that is asked; None for the noisiest that is known.
+    """
+    known = expert.schedule.span[1]
+    abar = base.schedule.abar[known if last is None else last]
+    if abar > NOISE:
+        name = "expert" if known < base.steps - 1 else "base"
+        raise InputError(
+            f"{name}: a noisiest level of alpha-bar {abar:.2g} is not allowed where {use}: "
+            f"{needed} needed."
+        )
+
+
+def check_ends(base: Denoiser, expert: Denoiser, last: int) -> None:
+    """Raise InputError unless a way from data to the level `last` ends in noise, as a ratio's."""
+    use = "a log ratio is summed from data to noise"
+    check_noise(base, expert, use, f"models trained to {NOISE} or below are", last)
+
+
+def check_begins(reward: Any) -> None:
+    """Raise InputError for the difference of two models whose expert knows no noise to begin at.
+
+    An expert that knows all of the base's levels steers as it samples by itself; so does a fitted
+    reward, which has no models.
+    """
+    base, expert = (getattr(reward, name, None) for name in ("base", "expert"))
+    if base is not None and expert is not None and expert.schedule.span[1] < base.steps - 1:
+        use = "it steers samples drawn from noise"
+        check_noise(base, expert, use, f"one trained to {NOISE} or below, or a fitted reward, is")
+
+
+def check_known(name: str, step: int, expert: Denoiser) -> None:
+    """Raise InputError unless a step of the base's is one that the expert, too, was trained at."""
+    first, last = expert.schedule.span
+    if not first <= step <= last:
+        raise InputError(
+            f"{name}={step} is not allowed: a step from {first} to {last}, which both models know, "
+            "is needed."
+        )
+
+
 def check_runs(base: Denoiser, expert: Denoiser, runs: Any, shape: Any) -> None:
     """Raise InputError unless both models can begin at noise, half of the runs each."""
-    last = expert.schedule.span[1]
-    if last < base.steps - 1 and base.schedule.abar[last] > NOISE:
-        raise InputError(
-            f"expert: a noisiest level of alpha-bar {base.schedule.abar[last]:.2g} is not allowed "
-            "where samples are drawn from noise: data are needed."
-        )
+    check_noise(base, expert, "samples are drawn from noise", "data are")
     if not isinstance(runs, int) or runs < 2 or runs % 2:
         raise InputError(
             f"runs={shown(runs)} is not allowed: an even number of at least 2 is needed."
@@ -146,6 +191,37 @@ def answer(name: str, model: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
             f"{name}: samples of shape {shape} are not allowed by its network: "
             f"models and data of one space are needed ({shown(reason)})."
         ) from error
+
+
+@torch.no_grad()
+def check_between(name: str, model: Denoiser, x: Tensor) -> None:
+    """Raise InputError if a DDPM's network that is asked between its steps rounds its time itself.
+
+    One that looks whole steps up (`table[t.long()]`) answers there without a word, at a level that
+    x_t does not have. It is asked about some samples x [B, ...] at a step, a quarter of a step
+    after it and at the next: a network of all times makes a quarter of the way or so. A difference
+    of steps that rounding hides, as in bfloat16, says nothing.
+    """
+    path = model.schedule.path
+    if model.schedule.own or not isinstance(path, VariancePreserving):
+        return
+    step = min(4, len(path.abar) - 2)  # early, where half precision has quarters, too
+    times = torch.tensor([step, step + 0.25, step + 1], device=x.device)
+    marks = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if model.known else None
+    told = calls.told(calls.third_argument(model.network), model.condition, marks, len(x))
+    here, between, there = (
+        calls.answer(
+            model.network, x, times, torch.full((len(x),), k, device=x.device), told, False
+        )
+        for k in range(3)
+    )
+    least = 64 * torch.finfo(x.dtype).eps * here.abs().max()
+    if (there - here).abs().max() > least and any(torch.equal(between, o) for o in (here, there)):
+        raise InputError(
+            f"{name}: a network that rounds its time to whole steps is not allowed at the levels "
+            "of another schedule: a network of times in between, or two models of one schedule, "
+            "are needed."
+        )
 
 
 def check_answers(seen: Sequence[Tensor]) -> None:

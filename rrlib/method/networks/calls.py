@@ -90,7 +90,8 @@ def answer(
         network: answers with a tensor, or an object that has it as `sample`.
         x, t, told: what it is asked.
         times: its own time of each step, [T].
-        own: whether the times are whole steps, as it was trained.
+        own: whether the times are whole steps, as it was trained. If they are not, a network that
+            refuses fractions is named; one that rounds them by itself answers, see `check_between`.
 
     Raises:
         InputError: x is of another kind than its weights, or its answer is none.

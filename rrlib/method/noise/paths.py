@@ -11,7 +11,10 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Prediction = Literal["sample", "epsilon", "v_prediction", "flow_prediction", "edm"]
+from rrlib.errors import check_one_of
+
+Plain = Literal["sample", "epsilon", "v_prediction", "flow_prediction"]  # on every path
+Prediction = Literal[Plain, "edm"]
 
 
 class Asked(NamedTuple):
@@ -138,7 +141,8 @@ class EDM:
 
 
 def _asked(time: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Asked:
-    """Of a network that sees x itself."""
+    """Of a network that sees x itself; InputError for a prediction that is EDM's, or none."""
+    check_one_of("prediction", prediction, Plain)
     one = torch.ones_like(alpha)
     if prediction == "sample":
         skip, gain = 0 * one, one

@@ -75,12 +75,13 @@ def schedule_of(scheduler: "Schedule | SchedulerMixin") -> Schedule:
     steps, kind = setting("num_train_timesteps"), setting("prediction_type")
     if path == "flow":
         shift = setting("shift", setting("flow_shift", 1.0))
-        return flow_schedule(steps, 1.0 if setting("use_dynamic_shifting") else shift)
+        shift = 1.0 if setting("use_dynamic_shifting") else shift
+        return flow_schedule(steps, shift, float(steps))  # diffusers tells s times its own steps
     if path == "edm":
         low, high, data = (float(setting(f"sigma_{part}")) for part in ("min", "max", "data"))
         sign = -1 if kind == "v_prediction" else 1
         return replace(edm_schedule(steps, low, high, data), path=EDM(low, high, data, sign))
-    abar = tuple(scheduler.alphas_cumprod.detach().float().tolist())
+    abar = tuple(_table(scheduler, setting).tolist())
     return Schedule(
         abar,
         tuple(1 - a for a in abar),
@@ -91,6 +92,22 @@ def schedule_of(scheduler: "Schedule | SchedulerMixin") -> Schedule:
         str(setting("beta_schedule", "its own")),
         own=True,
     )
+
+
+def _table(scheduler, setting: Setting) -> Tensor:
+    """alpha-bar [T] of a scheduler that has a table of it, float32.
+
+    Of zero terminal SNR the samplers with sigmas (Euler, DPM-Solver, UniPC) have 2^-24 in the place
+    of a last 0, so that sigma is finite. Linear betas fall below that before: then a half of the
+    level before stands for it, noise all but alone as well. It is the network's own last step
+    either way, and told so.
+    """
+    table = scheduler.alphas_cumprod.detach().float()
+    if not setting("rescale_betas_zero_snr") or len(table) < 2 or table[-1] <= table[-2]:
+        return table
+    table = table.clone()
+    table[-1] = table[-2] / 2
+    return table
 
 
 def _other_path(name: str, setting: Setting) -> Literal["flow", "edm", ""]:
@@ -151,6 +168,7 @@ def _reason_of_table(scheduler, setting: Setting) -> str:
     if setting("variance_type", "fixed_small") not in (None, *VARIANCES):
         found, allowed = setting("variance_type"), ", ".join(map(repr, VARIANCES))
         return f"variance_type={found!r} is none of {allowed}, one of which is needed"
+    table = _table(scheduler, setting)
     inside = bool(((table[:-1] > 0) & (table[:-1] < 1)).all()) and 0 <= float(table[-1]) < 1
     if not inside or not bool((table.diff() <= 0).all()):
         return "its alphas_cumprod do not fall from below 1 towards 0, as is needed"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rrlib.errors import InputError, check_one_of, shown
-from rrlib.method.noise.paths import EDM, Flow, Path, Prediction, VariancePreserving
+from rrlib.method.noise.paths import EDM, Flow, Path, Plain, Prediction, VariancePreserving
 from rrlib.method.noise.precision import stalls, wide
 
 
@@ -21,7 +21,7 @@ def flow_schedule(
     steps: int,
     shift: float = 1.0,
     time_scale: float = 1000.0,
-    prediction: Prediction = "flow_prediction",
+    prediction: Plain = "flow_prediction",
 ) -> "Schedule":
     """Levels of a model of flow matching: x = (1 - s) x_0 + s eps, told s times `time_scale`.
 
@@ -30,14 +30,19 @@ def flow_schedule(
     Args:
         steps: T, at least 2.
         shift: s = shift u / (1 + (shift - 1) u) of evenly spaced u (Stable Diffusion 3: 3).
-        time_scale: diffusers' networks are told 1000 s, others s.
-        prediction: of the network; "flow_prediction" is eps - x_0.
+        time_scale: diffusers' networks are told s times `num_train_timesteps`, 1000 s as a rule;
+            others s.
+        prediction: of the network; "flow_prediction" is eps - x_0. "edm" is on EDM's path alone.
+
+    Raises:
+        InputError: fewer steps, another prediction, or a number that is not positive.
 
     >>> schedule = flow_schedule(4)
     >>> [round(a, 3) for a in schedule.abar]  # s = 1/4, 1/2, 3/4, 7/8
     [0.9, 0.5, 0.1, 0.02]
     """
-    _check_made(steps, prediction, shift=shift, time_scale=time_scale)
+    check_one_of("prediction", prediction, Plain)
+    _check_made(steps, shift=shift, time_scale=time_scale)
     u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     u[-1] -= 0.5 / steps
     s = shift * u / (1 + (shift - 1) * u)
@@ -62,7 +67,8 @@ def edm_schedule(
     >>> edm_schedule(3, sigma_min=0.5, sigma_max=2.0).abar[0]
     0.8
     """
-    _check_made(steps, prediction, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
+    check_one_of("prediction", prediction, Prediction)
+    _check_made(steps, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
     if sigma_max <= sigma_min:
         raise InputError(f"sigma_max={sigma_max} is not allowed: more than sigma_min is needed.")
     ends = (sigma_min ** (1 / 7), sigma_max ** (1 / 7))
@@ -70,10 +76,9 @@ def edm_schedule(
     return Schedule.on(EDM(sigma_min, sigma_max, sigma_data), -sigma.log(), prediction, "EDM")
 
 
-def _check_made(steps: int, prediction: str, **positive: float) -> None:
+def _check_made(steps: int, **positive: float) -> None:
     if not isinstance(steps, int) or steps < 2:
         raise InputError(f"steps={shown(steps)} is not allowed: at least 2 levels are needed.")
-    check_one_of("prediction", prediction, Prediction)
     for name, value in positive.items():
         if not 0 < value < float("inf"):
             raise InputError(f"{name}={shown(value)} is not allowed: a positive number is needed.")
