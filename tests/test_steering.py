@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from rrlib.errors import InputError
 from rrlib.method.denoisers import Denoiser, between
 from rrlib.method.exact import ExactDifference
-from rrlib.method.guidance import denoise, lengthened, noised_on, sample
+from rrlib.method.guidance import denoise, noised_on, sample
 from rrlib.method.noise.schedulers import cosine_scheduler
 from rrlib.method.noise.schedules import kept_steps
 from rrlib.method.rewards import RelativeReward
@@ -427,7 +427,7 @@ def test_what_x0_weighs_in_a_step_of_any_length_is_what_its_mean_has_of_it():
             weight = base.schedule.weight_of_x0(t, before)
             assert weight == pytest.approx(float(mean), rel=1e-12)
             if before == t - 1:
-                assert lengthened(base, t, before) == 1
+                assert base.schedule.lengthened(t, before) == 1
 
 
 def test_in_the_authors_form_a_longer_step_moves_x_t_as_far_as_a_short_one():

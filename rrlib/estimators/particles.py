@@ -16,7 +16,7 @@ from rrlib.method.checks.pairs import check_begins
 from rrlib.method.checks.rewards import check_reward, check_scale
 from rrlib.method.denoisers import Denoiser, between, step_between
 from rrlib.method.exact import ExactDifference
-from rrlib.method.guidance import lengthened, sample, shift_of_mean
+from rrlib.method.guidance import sample, shift_of_mean
 from rrlib.method.networks.calls import check_still
 from rrlib.method.networks.sums import WeightedSum, asked
 from rrlib.method.noise.precision import beside, narrow, stalls
@@ -244,7 +244,7 @@ def _moved(denoiser, x, step, before, parts, free) -> tuple[Tensor, Tensor, Tens
     x0 = denoiser.answer(x, t)
     mean, _ = between(denoiser, x0, x, step, before)
     one = narrow(denoiser.mean_from_x0(x0, x, t), x)
-    ahead = lengthened(denoiser, step, before)
+    ahead = denoiser.schedule.lengthened(step, before)
     total, energies = torch.zeros_like(mean), torch.zeros_like(mean)
     for weight, reward in parts:
         point = x if reward.place == "x_t" else one

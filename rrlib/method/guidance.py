@@ -139,7 +139,7 @@ def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Call
     if steers and steers.apply_to == "mean":
         one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
         shift = steers.shift(denoiser, x if steers.place == "x_t" else narrow(one, x), t)
-        mean = mean + shift * lengthened(denoiser, step, before)
+        mean = mean + shift * denoiser.schedule.lengthened(step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return narrow(mean + deviation * draw, x)
 
@@ -151,12 +151,6 @@ def noised_on(
     way = step_between(denoiser, x, step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return narrow((way.abar / way.before).sqrt() * x + way.beta.sqrt() * draw, x)
-
-
-def lengthened(denoiser: Denoiser, step: int, before: int) -> float:
-    """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1."""
-    near, far = (denoiser.schedule.weight_of_x0(step, to) for to in (step - 1, before))
-    return far / near
 
 
 def sample(

@@ -179,6 +179,11 @@ class Schedule:
         fallen = earlier - self.abar[t] if earlier < 0.5 else self.rest[t] - rest
         return fallen / (earlier**0.5 * self.rest[t])
 
+    def lengthened(self, t: int, before: int) -> float:
+        """By how much a shift of x0 moves the mean of the step to `before`, over that to t - 1."""
+        near, far = (self.weight_of_x0(t, to) for to in (t - 1, before))
+        return far / near
+
     def tables(self, like: Tensor) -> Tables:
         """All tables on the device of `like`, in its precision but no less than float32."""
         key = like.device, wide(like)
