@@ -170,7 +170,7 @@ def test_a_clone_learns_what_was_done_where_it_was_done(calls, tmp_path, monkeyp
     torch.testing.assert_close(loss(training.stream(0, 1)), wanted)
     # Loaded, it sees observations as it did when it learnt.
     (saved,) = calls.files
-    monkeypatch.setattr(cloning, "load_file", lambda file, device: dict(saved))
+    monkeypatch.setattr(cloning, "load_file", lambda file: dict(saved))
     act = recipe.load(tmp_path, "cpu")
     torch.testing.assert_close(torch.from_numpy(act(x.numpy())), network(seen).clamp(-1, 1))
     weights = [first(replace(recipe, seed=seed).blank(2, 4)) for seed in (0, 0, 1)]
