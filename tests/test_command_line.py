@@ -288,9 +288,9 @@ def planner(folder, shift: float, seed: int = 0):
     with torch.no_grad():
         network.out_block.final_conv1d_2.bias += shift
     network.save_pretrained(folder / "unet")
-    DDPMScheduler(20, prediction_type="sample", clip_sample=False).save_pretrained(
-        folder / "scheduler"
-    )
+    options = {"prediction_type": "sample", "clip_sample": False}
+    scheduler = DDPMScheduler(20, beta_schedule="squaredcos_cap_v2", **options)
+    scheduler.save_pretrained(folder / "scheduler")
     return str(folder)
 
 
@@ -342,6 +342,14 @@ def test_with_data_and_layout_the_reward_scores_raw_data(planners, tmp_path, cap
     assert reward.network.window == 4 and reward.about["widths"] == layout["widths"]
     assert main(["score", data[0], "--reward", out, "--out", str(tmp_path / "s.csv")]) == 0
     assert len(rows(tmp_path / "s.csv")) == 31
+
+
+def test_planners_that_know_no_noise_want_data(planners, tmp_path, capsys):
+    for folder in planners:  # twenty of a thousand steps' betas
+        short = DDPMScheduler(20, prediction_type="sample", clip_sample=False)
+        short.save_pretrained(Path(folder, "scheduler"))
+    command = ["extract", *planners, "--out", tmp_path / "r.safetensors", "--horizon", "8"]
+    assert "base: a noisiest level of alpha-bar 0.82" in sentence(command, capsys)
 
 
 @pytest.mark.lengthy
