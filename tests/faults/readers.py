@@ -21,6 +21,7 @@ from rrlib import load_reward
 from rrlib.command_line import inputs, networks
 from rrlib.images import pictures, pipelines
 from rrlib.images.miniature import weights as miniature
+from rrlib.images.prompts import read_prompts
 from rrlib.images.shards import Shards
 from rrlib.lab import results, store
 from rrlib.lab.agents import evidence as agents
@@ -218,7 +219,7 @@ def others(folder: Path) -> dict[str, Reader]:
     (folder / "results").mkdir()
     (folder / "results" / "full").symlink_to(config.parent)
     return {
-        "prompts": Reader(prompts, lambda: prompts.read_prompts(prompts), 500),
+        "prompts": Reader(prompts, lambda: read_prompts(prompts), 500),
         "pictures": Reader(
             picture, lambda: [p.tobytes() for p in pictures.pictures([str(picture)])], 400
         ),
