@@ -224,3 +224,14 @@ def test_long_values_are_cut():
     assert shown("short") == "'short'"
     assert len(shown("9" * 5000)) < 180 and "5002 characters" in shown("9" * 5000)
     assert shown(10**5000).endswith(" bits")
+
+
+def test_a_checksum_under_a_damaged_name_is_no_file_of_before_there_was_one(tmp_path):
+    path = tmp_path / "a.json"
+    write_sealed(path, {"sha": "0" * 64, "b": [1, 2]})
+    assert read_sealed(path, allow_unsealed=True) == {"sha": "0" * 64, "b": [1, 2]}
+    path.write_text(path.read_text("utf-8").replace("checksum", "chebksum"), encoding="utf-8")
+    with pytest.raises(InputError, match="is damaged"):
+        read_sealed(path, allow_unsealed=True)
+    write_json(path, {"sha": "0" * 64, "b": [1, 2]})  # of before there was one
+    assert read_sealed(path, allow_unsealed=True)["b"] == [1, 2]
