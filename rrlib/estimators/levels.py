@@ -1,7 +1,7 @@
 """What all log ratios share: the levels that are visited, how models are asked, the errors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,8 +120,7 @@ def retold(model: Denoiser, pick: Callable[[Tensor], Tensor]) -> Denoiser:
         return model
     condition = None if model.condition is None else pick(model.condition)
     known = tuple((step, pick(seen)) for step, seen in model.known)
-    # Read at its own schedule, whose tables it keeps.
-    return replace(model, scheduler=model.schedule, scale=1.0, condition=condition, known=known)
+    return model.altered(condition=condition, known=known)
 
 
 def asked(

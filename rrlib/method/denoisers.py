@@ -89,9 +89,9 @@ class Denoiser:
 
     def told(self, condition: Tensor | None) -> "Denoiser":
         """The same model under a condition [B, ...]."""
-        return self if condition is None else self.beside(condition=condition)
+        return self if condition is None else self.altered(condition=condition)
 
-    def beside(self, **fields) -> "Denoiser":
+    def altered(self, **fields) -> "Denoiser":
         """The same model with other fields than its schedule's: it keeps its tables."""
         made = copy.copy(self)
         made.__dict__.update(fields)

@@ -27,7 +27,7 @@ def given(denoiser: Denoiser, first: Tensor, last: Tensor | None = None) -> Deno
     tensor([ 0.0000,  0.7000, -0.2000])
     """
     ends = ((0, first),) if last is None else ((0, first), (-1, last))
-    return denoiser.beside(known=(*denoiser.known, *ends))
+    return denoiser.altered(known=(*denoiser.known, *ends))
 
 
 def held(x: Tensor, first: Tensor) -> Tensor:
