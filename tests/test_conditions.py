@@ -104,7 +104,7 @@ def test_a_pool_of_windows_repeats_the_condition():
 def reward():
     samples, conditions = drawn(4_000, 1)
     found = rrlib.compare(BASE, EXPERT, samples, n=8_000, conditions=conditions)
-    return rrlib.RelativeReward.fit(found, steps=1_500, learning_rate=3e-3)
+    return rrlib.RelativeReward.fit(found, steps=600, learning_rate=5e-3)
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def log_density(law, x, abar, rest) -> torch.Tensor:
 def test_the_reward_of_two_kinds_of_models_is_the_log_ratio_of_their_densities(base, expert):
     """R² of rho, its constant left open, at every fourth level that both models know."""
     found, _ = pairs_of(base, expert, n=6_000)
-    reward = rrlib.RelativeReward.fit(found, Quadratic, steps=1_000, learning_rate=2e-2)
+    reward = rrlib.RelativeReward.fit(found, Quadratic, steps=300, learning_rate=5e-2)
     model = found.model
     first, last = MODELS[expert](EXPERT).at(model).schedule.span
     levels = torch.arange(first, last + 1, max(1, (last - first) // 25))
