@@ -69,7 +69,7 @@ help:  ## list the commands
 	@echo "make release               build the distributions, install the wheel, use it"
 	@echo "make slurm                 the quick mazes' diffusers as jobs of a SLURM on this machine"
 	@echo "make verify [SEED=2]       judge the shipped rewards on fresh draws (ten minutes)"
-	@echo "make faults [SEED=2]       kill runs, damage files, fill disks: one table (half an hour)"
+	@echo "make faults [SEED=2]       kill runs, damage files, fill disks: one table (a quarter of an hour)"
 	@echo "make check                 lint, and the tests of less than a fifth of a second (a minute)"
 	@echo "make mutants [ONLY=words]  60 meant defects: which a quick test sees (minutes)"
 	@echo "make smoke                 every chapter of full and paper, its own sizes, two steps (minutes)"
