@@ -4,6 +4,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from torch.func import jacrev, vmap
+from torch.nn import functional
 from torch.testing import assert_close
 
 from rrlib.errors import InputError
@@ -11,6 +13,7 @@ from rrlib.method import guidance as steering
 from rrlib.method.denoisers import Denoiser
 from rrlib.method.guidance import sample
 from rrlib.method.noise.schedulers import cosine_scheduler
+from rrlib.plans.activations import mish
 from rrlib.plans.conditioning import control_loss, given, plan_loss
 from rrlib.plans.networks import ChannelsFirst, PlanNetwork, check_horizon
 from rrlib.training import stream, train
@@ -709,3 +712,22 @@ def test_control_loss_holds_the_first_observation_and_weighs_the_first_action():
     noised = Denoiser(network, scheduler).noise(x0, t, generator)
     assert torch.equal(seen["t"], t)
     assert torch.equal(seen["x"][:, 1:], noised[:, 1:])
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_mish_without_a_gradient_is_torchs_own_in_all_digits(dtype, near):
+    x = torch.linspace(-60, 200, 5201, dtype=dtype)
+    own = functional.mish(x.double()).to(dtype)
+    assert_close(mish(x), own, rtol=near, atol=0)
+    assert torch.equal(mish(x.requires_grad_()), functional.mish(x))
+    slope = vmap(jacrev(mish))(x.detach())
+    assert_close(slope, vmap(jacrev(functional.mish))(x.detach()), rtol=near, atol=near)
+
+
+def test_a_plan_network_says_the_same_whether_or_not_it_is_asked_for_a_gradient():
+    torch.manual_seed(0)
+    network, t = PlanNetwork(3, (8, 16)), torch.tensor([2, 9])
+    x = torch.randn(2, 8, 3, generator=stream(0, 0))
+    asked = network(x.requires_grad_(), t)
+    with torch.no_grad():
+        assert_close(network(x, t), asked, rtol=1e-5, atol=1e-6)

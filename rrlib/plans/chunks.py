@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rrlib.errors import InputError
 from rrlib.method.denoisers import Denoiser
+from rrlib.plans.activations import Mish, mish
 from rrlib.plans.trajectories import Trajectories
 
 TIME_FEATURES = 32
@@ -28,8 +28,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         scale, shift = self.film(context)[..., None].chunk(2, 1)
-        inner = functional.mish(self.norms[0](self.first(x))) * (1 + scale) + shift
-        return functional.mish(self.norms[1](self.second(inner))) + self.skip(x)
+        inner = mish(self.norms[0](self.first(x))) * (1 + scale) + shift
+        return mish(self.norms[1](self.second(inner))) + self.skip(x)
 
 
 class ChunkNetwork(nn.Module):
@@ -50,7 +50,7 @@ class ChunkNetwork(nn.Module):
         outer, inner = channels
         told = TIME_FEATURES + context
         self.context = context
-        self.told = nn.Sequential(nn.Linear(told, inner), nn.Mish(), nn.Linear(inner, inner))
+        self.told = nn.Sequential(nn.Linear(told, inner), Mish(), nn.Linear(inner, inner))
         self.down = _Block(width, outer, inner)
         self.narrow = nn.Conv1d(outer, outer, 3, 2, 1)
         self.middle = _Block(outer, inner, inner)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rrlib.errors import InputError
+from rrlib.plans.activations import Mish, replace_mish
 
 if TYPE_CHECKING:
     from diffusers import UNet1DModel
@@ -55,6 +56,7 @@ class PlanNetwork(nn.Module):
             mid_block_type="MidResTemporalBlock1D",
             out_block_type="OutConv1DBlock",
         )
+        replace_mish(self.unet, Mish)
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """Prediction [B, H, D] for x [B, H, D] at t [B].

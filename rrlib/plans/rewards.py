@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rrlib.errors import InputError, check_one_of
 from rrlib.method.networks.sums import per_step
 from rrlib.method.pools import windows
+from rrlib.plans.activations import replace_mish
 from rrlib.plans.networks import temporal_unet
 from rrlib.plans.shapes import check_shape
 
@@ -228,7 +229,7 @@ class PlanValue(nn.Module):
             mid_block_type="ValueFunctionMidBlock1D",
             out_block_type="ValueFunction",
         )
-        _replace_mish(self.unet)
+        replace_mish(self.unet, nn.SiLU)
         self.register_buffer("unit", unit.clone())
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -246,14 +247,6 @@ class PlanValue(nn.Module):
         patches = x_t.unflatten(1, (-1, self.patch)).flatten(2)
         out = self.unet(patches.mT, t * (100.0 / len(self.unit))).sample.squeeze(-1)
         return out * self.unit.to(out)[t]
-
-
-def _replace_mish(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.Mish):
-            setattr(module, name, nn.SiLU())
-        else:
-            _replace_mish(child)
 
 
 class ConditionalReward(nn.Module):
