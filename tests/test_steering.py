@@ -449,3 +449,21 @@ def test_a_told_model_keeps_its_tables():
     for told in (base.told(START), base.told(START).told(2 * START)):
         assert told.schedule.tables(START) is tables
     assert base.condition is None and torch.equal(told.condition, 2 * START)
+
+
+@pytest.mark.parametrize("apply_to", ["mean", "x_t"])
+def test_the_exact_difference_asks_its_base_once_a_step_and_says_the_same(apply_to):
+    asked = []
+
+    def model(slope: float) -> Denoiser:
+        return Denoiser(lambda x, t: asked.append(slope) or slope * x, SCHEDULER)
+
+    def steered(base: Denoiser, from_base: Denoiser) -> torch.Tensor:
+        difference = ExactDifference(from_base, expert)
+        return path(base, reward=difference, apply_to=apply_to)[-1]
+
+    base, alike, expert = model(0.5), model(0.5), model(0.4)
+    found = steered(base, base)
+    counts = asked.count(0.5), asked.count(0.4)
+    assert counts == (STEPS if apply_to == "mean" else 2 * STEPS, STEPS)
+    assert torch.equal(found, steered(base, alike))

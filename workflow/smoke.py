@@ -34,7 +34,7 @@ CAPS = {
     **{"n_prompts": 20, "style_prompts": 64, "steered": 10, "scenes_seen": 50},
     **{"transitions": 5_000, "robot_steps": 5_000, "world_steps": 2, "paths": 1_000},
 }
-KEPT = {"maze": 2, "weights": 1, "untils": 1, "transitions": 1}
+KEPT = {"maze": 1, "weights": 1, "untils": 1, "transitions": 1}
 # What a chapter means otherwise by a name, or needs more of.
 OWN = {
     "03_conservative_projection": {"pool": 10_000, "steps": 2},

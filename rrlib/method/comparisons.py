@@ -1,8 +1,7 @@
 """Where base and expert differ: Algorithms 1 and 2, which ask both models at the same points.
 
 The target is *expert minus base*, for scores (Eq. 14) and for means alike.
-Both algorithms fill a pool of (where, t, target) once; training reads the pool and never calls the
-diffusion models again.
+Both algorithms fill a pool of (where, t, target) once; training reads that and asks no model again.
 """
 
 from collections.abc import Callable, Sequence

@@ -141,8 +141,7 @@ def fit(
     """Fit `network` to a pool by L_RRF, each t weighed by the square of its `step_weights`.
 
     Weighing changes no minimiser (each t has its own), only how well a finite network meets each.
-    At a step where both models agree throughout nothing is fitted: there the reward says what its
-    neighbours in t say.
+    Where both models agree throughout, nothing is fitted, and the reward says what nearby t say.
 
     Args:
         network: a reward, changed in place.

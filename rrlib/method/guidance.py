@@ -104,17 +104,21 @@ class _Guide:
     apply_to: ApplyTo
     stop_step: int
 
-    def shift(self, denoiser: Denoiser, point: Tensor, t: Tensor) -> Tensor:
+    def shift(self, denoiser: Denoiser, point: Tensor, t: Tensor, *mean: Tensor) -> Tensor:
         """w c_t grad rho at a point."""
-        return self.guidance_scale * shift_of_mean(denoiser, self.reward, point, t)
+        return self.guidance_scale * shift_of_mean(denoiser, self.reward, point, t, *mean)
 
 
 def shift_of_mean(
-    denoiser: Denoiser, reward: RelativeReward | ExactDifference, point: Tensor, t: Tensor
+    denoiser: Denoiser, reward: RelativeReward | ExactDifference, point: Tensor, t: Tensor, *mean
 ) -> Tensor:
-    """c_t grad rho at a point, [B, ...]: expert's mean minus base's, of the step to t - 1."""
+    """c_t grad rho at a point, [B, ...]: expert's mean minus base's, of the step to t - 1.
+
+    mean: the denoiser's there, if it is known; the exact difference from it need not ask again.
+    """
     unit = denoiser.mean_per_score(t, point) if reward.target == "score" else 1.0
-    return unit * reward.gradient(point, t, denoiser.condition)
+    known = mean if isinstance(reward, ExactDifference) and reward.base is denoiser else ()
+    return unit * reward.gradient(point, t, denoiser.condition, *known)
 
 
 def _denoise(denoiser, x, generator, steps, guide, keep, resamplings):
@@ -137,8 +141,8 @@ def _step(denoiser, x, step, before, generator, guide: _Guide | None, keep: Call
     x0 = denoiser.answer(x, t)
     mean, deviation = between(denoiser, x0, x, step, before)
     if steers and steers.apply_to == "mean":
-        one = denoiser.mean_from_x0(x0, x, t)  # the mean of the step to t - 1
-        shift = steers.shift(denoiser, x if steers.place == "x_t" else narrow(one, x), t)
+        one = narrow(denoiser.mean_from_x0(x0, x, t), x)  # the mean of the step to t - 1
+        shift = steers.shift(denoiser, *((x, t, one) if steers.place == "x_t" else (one, t)))
         mean = mean + shift * denoiser.schedule.lengthened(step, before)
     draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return narrow(mean + deviation * draw, x)

@@ -91,8 +91,7 @@ class RelativeReward:
             states: [B, H, do], normalised.
             actions: [B, H, da], normalised.
 
-        A step is laid out as `about` says, actions first where it says nothing. Of a sum it is the
-        sum of its rewards' own.
+        A step is laid out as `about` says, actions first where it says nothing. Sums add.
 
         Raises:
             InputError: the horizon is no multiple of the reward's window, states and actions do not
@@ -264,8 +263,7 @@ def compose(rewards: Sequence[RelativeReward], weights: Sequence[float]) -> Rela
         weights: one for each; a negative one steers away.
 
     Raises:
-        InputError: another number of weights than rewards, or rewards of two targets, places or
-            schedules.
+        InputError: another number of weights than rewards, or two targets, places or schedules.
 
     >>> import rrlib, torch
     >>> networks = [rrlib.WindowReward(3, 4, torch.ones(10)) for _ in range(2)]
