@@ -88,6 +88,7 @@ def train(
     device = str(next(module.parameters()).device)
     average = copy.deepcopy(module)
     averages, weights = (list(m.parameters()) for m in (average, module))  # it takes time: once
+    learning = [weight for weight in weights if weight.requires_grad]
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
     settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
     settings |= {"ema": ema, "decay": decay, **(about or {})}
@@ -101,7 +102,7 @@ def train(
         with torch.enable_grad():  # whatever the caller's own mode
             value = loss(stream(seed, step, device))
             optimiser.zero_grad(set_to_none=True)
-            value.backward()
+            value.backward(inputs=learning)  # not of the batch, where a reward's gradient is taken
         optimiser.step()
         _follow(averages, weights, min(ema, step / (9 + step)) if step > 1 else 0.0)
         if step % every == 0 or step == steps:

@@ -564,3 +564,19 @@ def test_a_stopped_fit_of_a_stack_goes_on_to_the_same_bytes(tmp_path):
     assert (first, next_) == (1, 501)
     assert resumed == whole
     assert len({*whole}) == K
+
+
+def test_a_step_asks_for_the_gradient_of_what_learns_and_of_nothing_else():
+    torch.manual_seed(0)
+    module, batches = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)), []
+    module[0].requires_grad_(False)
+    before = copy.deepcopy(module.state_dict())
+
+    def loss(draws: torch.Generator) -> torch.Tensor:
+        batches.append(torch.randn(5, 3, generator=draws).requires_grad_())
+        return module(batches[-1]).square().mean()
+
+    finish(train(module, loss, steps=3, learning_rate=0.1, seed=0), "frozen")
+    assert [x.grad for x in batches] == [None] * 3
+    moved = {name for name, value in module.state_dict().items() if (value != before[name]).any()}
+    assert moved == {"1.weight", "1.bias"}
