@@ -724,6 +724,13 @@ def test_mish_without_a_gradient_is_torchs_own_in_all_digits(dtype, near):
     assert_close(slope, vmap(jacrev(functional.mish))(x.detach()), rtol=near, atol=near)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mish_in_half_precision_is_torchs_own(dtype):
+    """e^x is beyond float16 from 11.1 on."""
+    x = torch.linspace(-60, 200, 5201).to(dtype)
+    assert torch.equal(mish(x), functional.mish(x)) and mish(x).isfinite().all()
+
+
 def test_a_plan_network_says_the_same_whether_or_not_it_is_asked_for_a_gradient():
     torch.manual_seed(0)
     network, t = PlanNetwork(3, (8, 16)), torch.tensor([2, 9])
