@@ -25,7 +25,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "_run" / "smoke"
 PROFILES = "full", "paper"
-# Name of a parameter -> what it is at most; of a list, how many of its parts are kept.
+# Name of a parameter -> what it is at most; of the lists in KEPT, the first part is kept.
 CAPS = {
     **dict.fromkeys(("diffuser_steps", "reward_steps", "fit_steps", "cloning_steps"), 2),
     **dict.fromkeys(("n_goals", "n_seeds", "rounds", "selected"), 1),
@@ -34,7 +34,7 @@ CAPS = {
     **{"n_prompts": 20, "style_prompts": 64, "steered": 10, "scenes_seen": 50},
     **{"transitions": 5_000, "robot_steps": 5_000, "world_steps": 2, "paths": 1_000},
 }
-KEPT = {"maze": 1, "weights": 1, "untils": 1, "transitions": 1}
+KEPT = "maze", "weights", "untils", "transitions"
 # What a chapter means otherwise by a name, or needs more of.
 OWN = {
     "03_conservative_projection": {"pool": 10_000, "steps": 2},
@@ -66,7 +66,7 @@ def _capped(name: str, value: object, caps: dict) -> object:
     if name == "device":
         return "cpu"
     if isinstance(value, str) and name in KEPT:
-        return ",".join(value.split(",")[: KEPT[name]])
+        return value.split(",")[0]
     return min(value, caps[name]) if isinstance(value, int) and name in caps else value
 
 

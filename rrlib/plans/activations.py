@@ -11,8 +11,8 @@ def mish(x: Tensor) -> Tensor:
     """x tanh(log(1 + e^x)), elementwise: `torch.nn.functional.mish`.
 
     With n = e^x (e^x + 2) the hyperbolic tangent is n / (n + 2): one exponential in place of
-    torch's three functions, which take a quarter of a small U-Net's time. Half precision cannot
-    hold n; there, and where a gradient is asked for, it is torch's own.
+    torch's three functions. Half precision cannot hold n; there, and where a gradient is asked
+    for, it is torch's own.
     """
     if (torch.is_grad_enabled() and x.requires_grad) or x.element_size() < 4:
         return functional.mish(x)
